@@ -1,0 +1,1 @@
+"""What training and evaluation both need: configuration, data files, errors, run records."""

@@ -1,0 +1,130 @@
+"""What a run was made with, written as ``run.json`` beside what it made."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from common.config import ROOT
+
+PACKAGES = ("torch", "transformers", "sentence-transformers", "datasets", "mteb", "accelerate", "numpy", "scipy", "tokenizers")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write ``text`` to a temporary file beside ``path`` and move it into place: a reader sees all of it or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def command_line() -> str:
+    """The command as typed, with the script's path relative to the repository where it lies inside."""
+    script = Path(sys.argv[0])
+    if script.is_absolute() and script.is_relative_to(ROOT):
+        script = script.relative_to(ROOT)
+    return shlex.join(["python", str(script), *sys.argv[1:]])
+
+
+def git_state() -> dict[str, Any]:
+    """The commit that the code is at, and whether tracked files differ from it; empty outside a checkout."""
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = git("rev-parse", "HEAD")
+    return {} if commit is None else {"commit": commit, "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python and of the libraries that a score can depend on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def hardware() -> dict[str, Any]:
+    """The processor, the cores that this process may use, the memory in GiB, and the accelerators."""
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    found: dict[str, Any] = {"cpu": cpu_name(), "cores": cores, "system": platform.system()}
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        found["memory_gib"] = round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
+    if torch.cuda.is_available():
+        found["accelerators"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    elif torch.backends.mps.is_available():
+        found["accelerators"] = ["Apple MPS"]
+    return found
+
+
+class RunRecord:
+    """Collects what is known of a run and writes it: at the start as ``running``, at the end as ``finished``.
+
+    Args:
+        path: The ``run.json`` to write.
+        config: The resolved configuration, as JSON values.
+        **facts: Anything else that is known at the start.
+    """
+
+    def __init__(self, path: Path, config: dict[str, Any], **facts: Any):
+        self.path = path
+        self._start = time.monotonic()
+        self.values: dict[str, Any] = {
+            "status": "running",
+            "command": command_line(),
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "git": git_state(),
+            "config": config,
+            "versions": versions(),
+            "hardware": hardware(),
+            **facts,
+        }
+
+    def write(self, **facts: Any) -> None:
+        self.values.update(facts)
+        self.values["wall_time_s"] = round(time.monotonic() - self._start, 2)
+        write_atomically(self.path, json.dumps(self.values, indent=2, ensure_ascii=False, default=str) + "\n")
+
+    def finish(self, **facts: Any) -> None:
+        self.write(status="finished", **facts)

@@ -1,0 +1,1 @@
+"""Evaluation scripts for truncated sentence embeddings."""

@@ -1,0 +1,260 @@
+"""Loading a model under an identity of its own, and scoring sentence pairs at every prefix of its embeddings.
+
+A Matryoshka embedding's prefix is the smaller embedding (Kusupati et al., 2022, https://arxiv.org/abs/2205.13147), so one
+encode at full width serves every dimension. Scores are taken on the raw prefix, as ``truncate_dim`` gives it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from common.data_files import check_scores, explain_hub_error, read_pairs
+from common.errors import RunError, UsageError, one_line
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+logger = logging.getLogger(__name__)
+
+SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
+DTYPES = ("float32", "bfloat16", "float16")
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """Whose score a score is: the name and the revision that results are filed under.
+
+    Attributes:
+        name: The Hub's ``organisation/model``, or ``local/<folder>`` for a model on disk.
+        revision: The Hub commit, or a hash of all the local model's files but its README.
+        source: What loads it: the Hub name or the path.
+    """
+
+    name: str
+    revision: str
+    source: str
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}@{self.revision[:8]}"
+
+
+def local_name(folder: Path) -> str:
+    """``local/<name>``, where the models that a run leaves (``final``, ``checkpoint-100``) are named after the run too."""
+    folder = folder.resolve()
+    name = folder.name
+    if name == "final":
+        name = folder.parent.name
+    elif name == "untrained" or name.startswith("checkpoint-"):
+        name = f"{folder.parent.name}-{name}"
+    return "local/" + (re.sub(r"[^\w.-]+", "_", name) or "model")
+
+
+def hash_folder(folder: Path) -> str:
+    """SHA-1 (40 hexadecimal digits) of the names and contents of all files in a folder but its ``README.md``.
+
+    Hidden files are left out: they are an editor's or a client's, never the model's.
+    """
+    digest = hashlib.sha1()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        relative = path.relative_to(folder)
+        if relative.as_posix() == "README.md" or any(part.startswith(".") for part in relative.parts):
+            continue
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha1").hexdigest()
+        digest.update(f"{relative.as_posix()}\0{content}\n".encode())
+    return digest.hexdigest()
+
+
+def identify(source: str) -> ModelIdentity:
+    """The identity of a model on disk or on the Hub.
+
+    Raises:
+        RunError: There is no such model, or it is neither on disk nor in the cache and the Hub cannot be reached.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        if not any(folder.iterdir()):
+            raise RunError(f"model {source}: the folder is empty")
+        return ModelIdentity(local_name(folder), hash_folder(folder), source)
+    if folder.exists():
+        raise RunError(f"model {source} is a file: give the model's folder or its name on the Hub")
+    if not HUB_NAME.fullmatch(source) or ".." in source:
+        raise RunError(f"model {source}: no such folder, and not a name that the Hub has (organisation/model)")
+    return _identify_on_hub(source)
+
+
+def _identify_on_hub(source: str) -> ModelIdentity:
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    # "all-MiniLM-L6-v2" means sentence-transformers/all-MiniLM-L6-v2, as it does to SentenceTransformer
+    names = [source] if "/" in source else [source, f"sentence-transformers/{source}"]
+    failure: BaseException | None = None
+    for name in names:
+        try:
+            info = HfApi().model_info(name)
+            return ModelIdentity(name, info.sha, name)
+        except Exception as error:
+            failure = failure or error
+    for name in names:
+        for file in ("modules.json", "config.json"):
+            cached = try_to_load_from_cache(name, file)
+            if isinstance(cached, str):
+                commit = Path(cached).relative_to(Path(cached).parents[len(Path(file).parts)]).parts[0]
+                logger.warning("the Hub did not answer for %s: using the copy in the cache, commit %s", name, commit)
+                return ModelIdentity(name, commit, name)
+    raise RunError(f"model {source}: {explain_hub_error(failure, source)}") from None
+
+
+def load_model(source: str, identity: ModelIdentity | None = None, dtype: str = "float32", device: str | None = None) -> SentenceTransformer:
+    """Load a model by path or Hub name, at the commit of ``identity`` where it comes from the Hub.
+
+    No code from the repository is run and no pickled weights are unpacked into anything but tensors.
+
+    Raises:
+        RunError: It cannot be loaded; the message says why in one line.
+    """
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # loading weights takes a second
+    identity = identity or identify(source)
+    revision = None if Path(source).is_dir() else identity.revision
+    try:
+        model = SentenceTransformer(
+            identity.source, revision=revision, device=device, model_kwargs={"dtype": getattr(torch, dtype)}
+        )
+    except Exception as error:
+        raise RunError(f"model {source}: cannot be loaded: {_why_not_loaded(error, source)}") from None
+    if model.get_embedding_dimension() is None:
+        raise RunError(f"model {source}: it does not say how wide its embeddings are")
+    if model.truncate_dim is not None:
+        logger.warning("%s truncates its embeddings to %d by itself; evaluating from its full width", source, model.truncate_dim)
+        model.truncate_dim = None
+    return model
+
+
+def _why_not_loaded(error: BaseException, source: str) -> str:
+    try:
+        return explain_hub_error(error, source)
+    except Exception:  # whatever a stranger's files can make the libraries raise ends in one line
+        return f"{type(error).__name__}: {one_line(error, 200)}"
+
+
+def pairwise_similarities(first: np.ndarray, second: np.ndarray) -> dict[str, np.ndarray]:
+    """Similarity of each row of ``first`` with the same row of ``second``; distances are negated.
+
+    Args:
+        first, second: Arrays of shape ``[n, dim]``, not normalised.
+
+    Returns:
+        For ``cosine``, ``dot``, ``euclidean`` and ``manhattan`` an array of shape ``[n]``.
+    """
+    from sentence_transformers.util import pairwise_dot_score
+    from sklearn.metrics import pairwise
+
+    # The same float32 arithmetic as mteb and sentence-transformers: pairs that tie but for rounding tie as they do there.
+    return {
+        "cosine": 1 - pairwise.paired_cosine_distances(first, second),
+        "dot": pairwise_dot_score(first, second).numpy(),
+        "euclidean": -pairwise.paired_euclidean_distances(first, second),
+        "manhattan": -pairwise.paired_manhattan_distances(first, second),
+    }
+
+
+def sts_scores(first: np.ndarray, second: np.ndarray, gold: Sequence[float]) -> dict[str, float]:
+    """Spearman and Pearson correlation of each similarity with the gold scores.
+
+    Args:
+        first, second: Embeddings of the pairs' sentences, shape ``[n, dim]``, the raw prefix.
+        gold: The ``n`` gold scores.
+
+    Returns:
+        ``{"cosine_spearman": ..., "cosine_pearson": ..., "dot_spearman": ...}``, each from -1 to 1.
+
+    Raises:
+        RunError: A correlation is undefined, since all similarities (or all scores) are alike.
+    """
+    from scipy.stats import pearsonr, spearmanr
+
+    found: dict[str, float] = {}
+    for name, similarity in pairwise_similarities(first, second).items():
+        if np.ptp(similarity) == 0 or np.ptp(np.asarray(gold)) == 0:
+            raise RunError(f"the {name} correlation is undefined: every pair has the same {'similarity' if np.ptp(similarity) == 0 else 'score'}")
+        found[f"{name}_spearman"] = float(spearmanr(gold, similarity).statistic)
+        found[f"{name}_pearson"] = float(pearsonr(gold, similarity).statistic)
+    return found
+
+
+def choose_subsets(wanted: list[str], defaults: list[str], offered: list[str]) -> list[str]:
+    """The subsets of a task to score: those wanted that it has, else the default ones that it has, else all."""
+    for names in (wanted, defaults):
+        if chosen := [name for name in names if name in offered]:
+            return chosen
+    return offered
+
+
+def get_task(name: str, wanted: list[str], defaults: list[str]) -> Any:
+    """The mteb task ``name``, restricted to the subsets of :func:`choose_subsets`.
+
+    Raises:
+        UsageError: mteb has no such task.
+    """
+    import mteb
+
+    try:
+        task = mteb.get_task(name)
+    except KeyError:
+        from difflib import get_close_matches
+
+        close = get_close_matches(name, [t.metadata.name for t in mteb.get_tasks()], n=1)
+        raise UsageError(f"unknown task {name!r}" + (f"; did you mean {close[0]}?" if close else "")) from None
+    return mteb.get_task(name, hf_subsets=choose_subsets(wanted, defaults, list(task.hf_subsets)))
+
+
+def load_task_data(task: Any) -> None:
+    """Download a task's data, once. Raises :class:`RunError` where that fails."""
+    try:
+        task.load_data()
+    except Exception as error:
+        raise RunError(f"task {task.metadata.name}: {explain_hub_error(error, task.metadata.dataset['path'])}") from None
+
+
+def load_pairs(
+    task_name: str | None, data: str | None, wanted: list[str], defaults: list[str], explicit: bool
+) -> tuple[str, dict[str, dict[str, list[Any]]], str]:
+    """The scored pairs of an mteb STS task, or of a user's file.
+
+    Returns:
+        The task's name, for each subset its ``sentence1``, ``sentence2`` and ``score`` lists, and the revision of the
+        data (for a file, a hash of it).
+    """
+    if data is not None:
+        subsets = read_pairs(Path(data))
+        if explicit:
+            if missing := [name for name in wanted if name not in subsets]:
+                raise UsageError(f"{data}: no subset {missing[0]!r}; found {', '.join(subsets)}")
+            subsets = {name: subsets[name] for name in wanted}
+        with Path(data).open("rb") as file:
+            return Path(data).stem, subsets, hashlib.file_digest(file, "sha1").hexdigest()
+    assert task_name is not None
+    task = get_task(task_name, wanted, defaults)
+    load_task_data(task)
+    subsets = {}
+    for subset in task.hf_subsets:
+        splits = task.dataset[subset] if task.metadata.is_multilingual else task.dataset
+        split = splits[task.eval_splits[0]]
+        first, second = task.column_names
+        subsets[subset] = {"sentence1": list(split[first]), "sentence2": list(split[second]), "score": list(split["score"])}
+        check_scores(f"task {task_name}, subset {subset}", subsets[subset]["score"])
+    return task_name, subsets, task.metadata.dataset["revision"]

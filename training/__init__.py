@@ -1,0 +1,1 @@
+"""Training scripts for Matryoshka sentence embeddings."""

@@ -1,0 +1,82 @@
+"""Train a Matryoshka model on a mixture of data sets, each with the loss that fits it.
+
+    python training/hybrid_training.py                                  # the mixture of configs/training_config.json
+    python training/hybrid_training.py --config configs/quickstart.json
+    python training/hybrid_training.py MODEL --config my_mixture.json
+
+Which data sets, which loss, how often each is drawn: in the configuration's "datasets", by name. Every loss is applied at
+every dimension; a classification loss has a head for each, which is left out of the final model. The path of the final
+model is the last line of standard output.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a file: import from the repository root, as `python -m` does
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from common.config import check_dims, fit_dims, load_config
+from common.errors import run
+from common.script import set_up_logging
+from training.utils.options import HybridConfig, MatryoshkaNLIConfig, check_mixture
+
+
+def main(argv: list[str] | None = None) -> None:
+    # 1. The configuration: configs/training_config.json, then --config, then the flags
+    config, chosen = load_config(HybridConfig, "training_config.json", __doc__, argv, (MatryoshkaNLIConfig,), positional="model_name")
+    check_dims("--matryoshka_dims", config.matryoshka_dims)
+    check_mixture(config)
+    set_up_logging()
+
+    from datasets import DatasetDict
+    from transformers import set_seed
+
+    from evaluation.utils.sts_evaluator import MatryoshkaSTSEvaluator
+    from training.utils.data_loading import load_dev_sets, load_training_data
+    from training.utils.losses import make_loss
+    from training.utils.model_utils import choose_precision, load_base_model, prepare_run_folder, run_folder
+    from training.utils.runs import finish, fit_weights, resume_command, start_record, texts_of
+    from training.utils.sampling import make_mixture_sampler
+    from training.utils.trainer import MatryoshkaTrainer, make_training_arguments
+
+    folder = run_folder(config, "hybrid_training")
+    checkpoint = prepare_run_folder(folder, config, resume_command())
+    set_seed(config.seed)
+
+    # 2. The data: a data set for each entry of the mixture, scored pairs to choose the best checkpoint on
+    train_datasets = DatasetDict({name: load_training_data(entry, config.max_train_samples) for name, entry in config.datasets.items()})
+    dev_sets, test_sets = load_dev_sets(config.dev_data, "en")
+
+    # 3. The model
+    model = load_base_model(config, texts_of(*train_datasets.values()))
+
+    # 4. The dimensions: those named that the model has, and its full width
+    width = model.get_embedding_dimension()
+    dims = fit_dims("--matryoshka_dims", config.matryoshka_dims, width, "matryoshka_dims" in chosen)
+    weights = fit_weights(config, dims)
+
+    # 5. The losses: for each data set the one that fits it, at every dimension
+    losses = {name: make_loss(model, entry, train_datasets[name], dims, weights) for name, entry in config.datasets.items()}
+
+    # 6. The evaluator: dev scores at every dimension, and their mean
+    evaluator = MatryoshkaSTSEvaluator(dev_sets, dims) if dev_sets else None
+
+    # 7. The training arguments, and how the data sets take turns
+    metric = evaluator.primary_metric if evaluator else None
+    sampler = make_mixture_sampler(config)
+    args = make_training_arguments(config, folder, choose_precision(config.precision, model), metric, multi_dataset_batch_sampler=sampler)
+    entries = {name: (entry, train_datasets[name]) for name, entry in config.datasets.items()}
+    record = start_record(folder, config, model, dims, entries, dev_sets | test_sets)
+
+    # 8. Train
+    trainer = MatryoshkaTrainer(model=model, args=args, train_dataset=train_datasets, loss=losses, evaluator=evaluator)
+    result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+    # 9. Score the final model, save it with its card, and say where it is
+    finish(trainer, result, record, config, dims, dev_sets, test_sets)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,82 @@
+"""Train a Matryoshka sentence embedding model on NLI triplets, or on your own triplets or pairs.
+
+    python training/matryoshka_nli.py                                          # distilroberta-base on AllNLI
+    python training/matryoshka_nli.py aubmindlab/bert-base-arabertv02 --language ar
+    python training/matryoshka_nli.py MODEL --train_data my_triplets.csv
+
+MultipleNegativesRankingLoss inside MatryoshkaLoss; the checkpoint with the best mean dev score over the dimensions becomes
+<output_dir>/final, whose path is the last line of standard output.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a file: import from the repository root, as `python -m` does
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from common.config import check_dims, fit_dims, load_config
+from common.errors import run
+from common.script import set_up_logging
+from training.utils.options import DatasetEntry, HybridConfig, MatryoshkaNLIConfig
+
+
+def main(argv: list[str] | None = None) -> None:
+    # 1. The configuration: configs/training_config.json, then --config, then the flags
+    config, chosen = load_config(MatryoshkaNLIConfig, "training_config.json", __doc__, argv, (HybridConfig,), positional="model_name")
+    check_dims("--matryoshka_dims", config.matryoshka_dims)
+    set_up_logging()
+
+    from transformers import set_seed
+
+    from evaluation.utils.sts_evaluator import MatryoshkaSTSEvaluator
+    from training.utils.data_loading import NLI_TRIPLETS, load_dev_sets, load_training_data
+    from training.utils.losses import make_loss
+    from training.utils.model_utils import choose_precision, load_base_model, prepare_run_folder, run_folder
+    from training.utils.runs import finish, fit_weights, resume_command, start_record, texts_of
+    from training.utils.trainer import MatryoshkaTrainer, make_training_arguments
+
+    folder = run_folder(config, "matryoshka_nli")
+    checkpoint = prepare_run_folder(folder, config, resume_command())
+    set_seed(config.seed)
+
+    # 2. The data: triplets (or pairs) to train on, scored pairs to choose the best checkpoint on
+    if config.train_data is not None:
+        entry = DatasetEntry(config.train_data, "mnrl", scale=config.scale)
+    else:
+        entry = NLI_TRIPLETS[config.language]
+        entry.scale = config.scale
+    train_dataset = load_training_data(entry, config.max_train_samples)
+    dev_sets, test_sets = load_dev_sets(config.dev_data, config.language)
+
+    # 3. The model
+    model = load_base_model(config, texts_of(train_dataset))
+    model.model_card_data.language = [config.language]
+
+    # 4. The dimensions: those named that the model has, and its full width
+    width = model.get_embedding_dimension()
+    dims = fit_dims("--matryoshka_dims", config.matryoshka_dims, width, "matryoshka_dims" in chosen)
+    weights = fit_weights(config, dims)
+
+    # 5. The loss: the contrastive loss at every dimension
+    loss = make_loss(model, entry, train_dataset, dims, weights)
+
+    # 6. The evaluator: dev scores at every dimension, and their mean
+    evaluator = MatryoshkaSTSEvaluator(dev_sets, dims) if dev_sets else None
+
+    # 7. The training arguments
+    metric = evaluator.primary_metric if evaluator else None
+    args = make_training_arguments(config, folder, choose_precision(config.precision, model), metric)
+    record = start_record(folder, config, model, dims, {entry.path: (entry, train_dataset)}, dev_sets | test_sets)
+
+    # 8. Train
+    trainer = MatryoshkaTrainer(model=model, args=args, train_dataset=train_dataset, loss=loss, evaluator=evaluator)
+    result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+    # 9. Score the final model, save it with its card, and say where it is
+    finish(trainer, result, record, config, dims, dev_sets, test_sets)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,142 @@
+"""The Matryoshka loss: one forward pass, and the wrapped loss at every prefix of its embeddings.
+
+Kusupati et al., Matryoshka Representation Learning, 2022, https://arxiv.org/abs/2205.13147
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from sentence_transformers.sentence_transformer import losses as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from training.utils.options import DatasetEntry
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from sentence_transformers import SentenceTransformer
+
+
+class MatryoshkaLoss(st.MatryoshkaLoss):
+    """The sum over ``matryoshka_dims`` of the weighted loss on the first ``dim`` numbers of each embedding, normalised.
+
+    It has the value and the gradients of the library's ``MatryoshkaLoss``, and differs in three ways: each dimension may
+    have a loss of its own (a classification head is as wide as its input); all columns of a batch are embedded in one
+    forward pass; and the loss at each dimension is kept for the log, in ``components``.
+
+    Args:
+        model: The model to train.
+        loss: The loss to wrap, or one for each dimension.
+        matryoshka_dims: Dimensions, each at most the width of the embeddings.
+        matryoshka_weights: A weight for each dimension, in the same order; 1 by default.
+        n_dims_per_step: How many dimensions, drawn at random, a step trains; -1 for all.
+
+    Raises:
+        ValueError: A dimension is not positive or above the width, or the weights do not match.
+    """
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        loss: nn.Module | dict[int, nn.Module],
+        matryoshka_dims: Sequence[int],
+        matryoshka_weights: Sequence[float] | None = None,
+        n_dims_per_step: int = -1,
+    ):
+        per_dim = loss if isinstance(loss, dict) else None
+        super().__init__(model, next(iter(loss.values())) if per_dim else loss, matryoshka_dims, matryoshka_weights, n_dims_per_step)
+        if per_dim is not None:
+            self.loss = nn.ModuleDict({str(dim): per_dim[dim] for dim in self.matryoshka_dims})
+        self.components: dict[int, Tensor] = {}
+
+    def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> Tensor:
+        """The loss of a batch: a scalar.
+
+        Args:
+            sentence_features: The tokenised texts of each column, ``batch`` rows each.
+            labels: What the wrapped loss wants: scores or classes of shape ``[batch]``, or embeddings to copy of shape
+                ``[batch, width]`` or ``[batch, columns, width]``, which are cut to each dimension.
+        """
+        if self.uses_gradient_cache:  # embeds in small batches by itself, twice
+            return super().forward(sentence_features, labels)
+        features = list(sentence_features)
+        embeddings = [self.model(dict(column))["sentence_embedding"] for column in features]
+        width = embeddings[0].shape[-1]
+        labels_are_embeddings = isinstance(labels, Tensor) and labels.ndim in (2, 3) and labels.shape[-1] == width
+
+        chosen = range(len(self.matryoshka_dims))
+        if 0 < self.n_dims_per_step < len(chosen):
+            chosen = sorted(random.sample(chosen, self.n_dims_per_step))
+        losses: dict[int, Tensor] = {}
+        with already_embedded(self.model):
+            for index in chosen:
+                dim, weight = self.matryoshka_dims[index], self.matryoshka_weights[index]
+                prefixes = [
+                    {**column, "sentence_embedding": F.normalize(embedding[..., :dim], dim=-1)}
+                    for column, embedding in zip(features, embeddings, strict=True)
+                ]
+                losses[dim] = weight * self.loss_at(dim)(prefixes, labels[..., :dim] if labels_are_embeddings else labels)
+        self.components = {dim: loss.detach() for dim, loss in losses.items()}
+        return torch.stack(list(losses.values())).sum()
+
+    def loss_at(self, dim: int) -> nn.Module:
+        return self.loss[str(dim)] if isinstance(self.loss, nn.ModuleDict) else self.loss
+
+    def get_config_dict(self) -> dict[str, Any]:
+        inner = self.loss_at(self.matryoshka_dims[0])
+        return {
+            "loss": type(inner).__name__,
+            "matryoshka_dims": self.matryoshka_dims,
+            "matryoshka_weights": self.matryoshka_weights,
+            "n_dims_per_step": self.n_dims_per_step,
+        }
+
+
+@contextmanager
+def already_embedded(model: nn.Module) -> Iterator[None]:
+    """While this lasts, calling ``model`` on features gives them back: the wrapped loss finds its embeddings in them."""
+    own = model.__dict__.get("forward")
+    model.forward = lambda features, **_: features
+    try:
+        yield
+    finally:
+        if own is None:
+            del model.forward
+        else:
+            model.forward = own
+
+
+def make_loss(model: SentenceTransformer, entry: DatasetEntry, dataset: Dataset, dims: list[int], weights: list[float] | None) -> MatryoshkaLoss:
+    """The loss of a data set of a mixture, at every dimension.
+
+    ``mnrl`` is MultipleNegativesRankingLoss, on pairs or triplets; ``cosent``, ``angle`` and ``cosine`` compare the cosine
+    similarity with a score; ``softmax`` classifies pairs (Reimers and Gurevych, 2019), with a head for each dimension, which
+    is trained along and left out of the final model.
+    """
+    inner: nn.Module | dict[int, nn.Module]
+    if entry.loss == "mnrl":
+        inner = st.MultipleNegativesRankingLoss(model, scale=entry.scale)
+    elif entry.loss == "cosent":
+        inner = st.CoSENTLoss(model, scale=entry.scale)
+    elif entry.loss == "angle":
+        inner = st.AnglELoss(model, scale=entry.scale)
+    elif entry.loss == "cosine":
+        inner = st.CosineSimilarityLoss(model)
+    else:
+        num_labels = max(dataset["label"]) + 1
+        inner = {dim: st.SoftmaxLoss(model, dim, num_labels) for dim in dims}
+    return MatryoshkaLoss(model, inner, dims, weights)
+
+
+def loss_parameters(loss: nn.Module | dict[str, nn.Module], model: nn.Module) -> dict[str, Tensor]:
+    """The parameters of the losses that are not the model's own, by name; these belong into a checkpoint too."""
+    losses = loss if isinstance(loss, dict) else {"loss": loss}
+    own = {id(parameter) for parameter in model.parameters()}
+    return {
+        f"{name}.{key}": parameter for name, module in losses.items() for key, parameter in module.named_parameters() if id(parameter) not in own
+    }

@@ -1,0 +1,168 @@
+"""The model to train, the folder of its run, and the precision that the hardware is good at."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from common.errors import RunError
+from evaluation.utils.evaluation_utils import identify, load_model
+from training.utils.options import TrainingConfig
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+logger = logging.getLogger(__name__)
+
+STATIC = "static"
+FINAL = "final"
+UNTRAINED = "untrained"
+
+
+def load_base_model(config: TrainingConfig, texts: Iterable[str]) -> SentenceTransformer:
+    """The model to start from: one from the Hub or a folder, or a static one, made from the training ``texts``.
+
+    A transformer without pooling gets mean pooling over its tokens.
+    """
+    if config.model_name == STATIC:
+        return make_static_model(texts, config.static_embedding_dim, config.static_vocab_size, config.seed)
+    model = load_model(config.model_name, identify(config.model_name))
+    if config.max_seq_length is not None:
+        limit = model.max_seq_length
+        if limit is not None and config.max_seq_length > limit:
+            raise RunError(f"--max_seq_length {config.max_seq_length} is above the {limit} tokens that {config.model_name} can take")
+        model.max_seq_length = config.max_seq_length
+    return model
+
+
+def make_static_model(texts: Iterable[str], embedding_dim: int, vocab_size: int, seed: int) -> SentenceTransformer:
+    """Static embeddings with random weights: a text's embedding is the mean of its word pieces' vectors.
+
+    Trains in minutes without a GPU (Aarsen, 2025, https://huggingface.co/blog/static-embeddings). The word pieces are
+    learnt from ``texts``, so that nothing needs to be downloaded.
+
+    Args:
+        texts: What to learn the word pieces from.
+        embedding_dim: Width of the embeddings.
+        vocab_size: How many word pieces at most.
+    """
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    # NFKD splits letters from their accents and Arabic vowel signs, which then go, as does the tatweel.
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFKD(), normalizers.StripAccents(), normalizers.Replace("\u0640", ""), normalizers.Lowercase()]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=["[PAD]", "[UNK]"], show_progress=False))
+    generator = torch.Generator().manual_seed(seed)
+    weights = torch.randn(tokenizer.get_vocab_size(), embedding_dim, generator=generator)
+    logger.info("static embeddings: %d word pieces of %d dimensions", *weights.shape)
+    return SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_weights=weights)], device="cpu")
+
+
+def is_static(model: SentenceTransformer) -> bool:
+    return type(model[0]).__name__ == "StaticEmbedding"
+
+
+def choose_precision(wanted: str, model: SentenceTransformer) -> dict[str, bool]:
+    """The ``bf16``, ``fp16`` and ``tf32`` training arguments for ``--precision``.
+
+    ``auto`` takes bfloat16 where the processor multiplies it natively, float16 on older GPUs, and float32 elsewhere and for
+    static embeddings, which multiply nothing.
+
+    Raises:
+        RunError: The hardware cannot do what was asked for.
+    """
+    import torch
+
+    device = model.device.type
+    if wanted == "auto":
+        if is_static(model):
+            wanted = "fp32"
+        elif device == "cuda":
+            wanted = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+        else:
+            wanted = "bf16" if device == "cpu" and cpu_has_bfloat16() else "fp32"
+    if wanted == "fp16" and device != "cuda":
+        raise RunError(f"--precision fp16 needs a GPU, and the device is {device}: use bf16 or fp32")
+    if device == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32 where there is
+    logger.info("training on %s in %s", device, wanted)
+    return {"bf16": wanted == "bf16", "fp16": wanted == "fp16"}
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether the processor has instructions for bfloat16 products (AVX512-BF16 or AMX)."""
+    import torch
+
+    return any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+
+
+def run_folder(config: TrainingConfig, script: str) -> Path:
+    """The folder of the run: ``output_dir``, or ``output/<script>-<model>``."""
+    return Path(config.output_dir or f"output/{script}-{Path(config.model_name).name}")
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a run's folder, oldest first."""
+    found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+
+
+def prepare_run_folder(folder: Path, config: TrainingConfig, resume_command: str) -> Path | None:
+    """Make sure that no earlier run is lost, and find the checkpoint to go on from.
+
+    Returns:
+        The checkpoint to resume from, or None for a fresh start.
+
+    Raises:
+        RunError: The folder holds a finished or an unfinished run and the flags do not say what to do with it.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"--output_dir {folder} is a file")
+    found = checkpoints(folder)
+    if config.resume_from_checkpoint is not None:
+        if (folder / FINAL).exists():
+            raise RunError(f"{folder} holds a finished run: there is nothing to resume; --overwrite_output_dir starts it anew")
+        return _checkpoint_to_resume(folder, config.resume_from_checkpoint, found)
+    if config.overwrite_output_dir:
+        for path in (folder / FINAL, folder / UNTRAINED, folder / "run.json", folder / "eval", *found):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+    elif (folder / FINAL).exists():
+        raise RunError(f"{folder} holds a finished run: choose another --output_dir, or replace it with --overwrite_output_dir")
+    elif found:
+        raise RunError(f"{folder} holds an unfinished run: resume it with `{resume_command}`, or replace it with --overwrite_output_dir")
+    folder.mkdir(parents=True, exist_ok=True)
+    return None
+
+
+def _checkpoint_to_resume(folder: Path, wanted: str, found: list[Path]) -> Path:
+    if wanted.lower() in ("latest", "true"):
+        if not found:
+            raise RunError(f"{folder} has no checkpoint to resume from")
+        return found[-1]
+    path = Path(wanted)
+    if not (path / "trainer_state.json").is_file():
+        listed = f"; {folder} has {', '.join(c.name for c in found)}" if found else ""
+        raise RunError(f"--resume_from_checkpoint {wanted} is not a checkpoint{listed}")
+    return path
+
+
+def save_final(model: SentenceTransformer, folder: Path) -> Path:
+    """Save the model, with its card, as ``<folder>/final``; it appears there whole or not at all."""
+    partial, final = folder / f".{FINAL}.partial", folder / FINAL
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(str(partial))
+    partial.rename(final)
+    return final

@@ -1,0 +1,125 @@
+"""The beginning and the end of a training run, which both scripts share: its record, its last scores, its final model."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common.config import as_dict
+from common.data_files import dataset_revision
+from common.errors import RunError, UsageError, one_line
+from common.records import RunRecord, command_line
+from evaluation.utils.sts_evaluator import PRIMARY_METRIC, MatryoshkaSTSEvaluator
+from training.utils.model_utils import FINAL, STATIC, UNTRAINED, save_final
+from training.utils.options import DatasetEntry, TrainingConfig
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from sentence_transformers import SentenceTransformer
+
+    from training.utils.trainer import MatryoshkaTrainer
+
+logger = logging.getLogger(__name__)
+
+
+def resume_command() -> str:
+    """This command, with the flag that makes it go on from the latest checkpoint."""
+    words = shlex.split(command_line())
+    return shlex.join([*words, "--resume_from_checkpoint", "latest"])
+
+
+def texts_of(*datasets: Dataset) -> Iterator[str]:
+    """Every text of some data sets, a column at a time."""
+    for dataset in datasets:
+        for column in dataset.column_names:
+            if dataset.features[column].dtype in ("string", "large_string"):
+                yield from dataset[column]
+
+
+def fit_weights(config: TrainingConfig, dims: list[int]) -> list[float] | None:
+    """The weights of ``dims``, given for ``matryoshka_dims`` in their order; a full width that was added weighs 1."""
+    if config.matryoshka_weights is None:
+        return None
+    if len(config.matryoshka_weights) != len(config.matryoshka_dims):
+        raise UsageError(
+            f"--matryoshka_weights has {len(config.matryoshka_weights)} numbers for the {len(config.matryoshka_dims)} of --matryoshka_dims"
+        )
+    given = dict(zip(config.matryoshka_dims, config.matryoshka_weights, strict=True))
+    return [given.get(dim, 1.0) for dim in dims]
+
+
+def start_record(
+    folder: Path,
+    config: TrainingConfig,
+    model: SentenceTransformer,
+    dims: list[int],
+    datasets: dict[str, tuple[DatasetEntry, Dataset]],
+    scored: dict[str, dict[str, list[Any]]],
+) -> RunRecord:
+    """Write ``run.json`` with what is known before training; a static model is also saved untrained, as its own baseline."""
+    if int(os.environ.get("RANK", 0)) == 0 and config.model_name == STATIC and not (folder / UNTRAINED).exists():
+        model.save_pretrained(str(folder / UNTRAINED))
+    record = RunRecord(
+        folder / "run.json",
+        as_dict(config),
+        seed=config.seed,
+        matryoshka_dims=dims,
+        base_model={"name": config.model_name, "revision": getattr(model.model_card_data, "base_model_revision", None)},
+        datasets={
+            name: {"path": entry.path, "revision": dataset_revision(entry.path, dataset), "rows": len(dataset), "columns": dataset.column_names}
+            for name, (entry, dataset) in datasets.items()
+        },
+        scored_pairs={name: len(pairs["score"]) for name, pairs in scored.items()},
+    )
+    if int(os.environ.get("RANK", 0)) == 0:
+        record.write()
+    return record
+
+
+def finish(
+    trainer: MatryoshkaTrainer,
+    result: Any,
+    record: RunRecord,
+    config: TrainingConfig,
+    dims: list[int],
+    dev_sets: dict[str, dict[str, list[Any]]],
+    test_sets: dict[str, dict[str, list[Any]]],
+) -> None:
+    """Score the final model on the dev and test sets, save it with its card and the record, and print its path."""
+    if not trainer.is_world_process_zero():
+        return
+    model: SentenceTransformer = trainer.model
+    folder = Path(trainer.args.output_dir)
+    scores: dict[str, float] = {}
+    step = trainer.state.best_global_step or trainer.state.global_step
+    for sets in (dev_sets, test_sets):
+        if sets:
+            evaluator = MatryoshkaSTSEvaluator(sets, dims)
+            found = evaluator(model, epoch=trainer.state.epoch, steps=step)
+            evaluator.log(found)
+            scores |= {key: value for key, value in found.items() if key != evaluator.primary_metric}
+            scores[f"{'dev' if sets is dev_sets else 'test'}_{evaluator.primary_metric}"] = found[evaluator.primary_metric]
+    history = [entry for entry in trainer.state.log_history if f"eval_{PRIMARY_METRIC}" in entry]
+    final = save_final(model, folder)
+    record.finish(
+        steps=trainer.state.global_step,
+        best_step=step,
+        train_runtime_s=result.metrics.get("train_runtime"),
+        train_samples_per_second=result.metrics.get("train_samples_per_second"),
+        train_loss=result.metrics.get("train_loss"),
+        scores=scores,
+        dev_history=[{"step": entry["step"], PRIMARY_METRIC: entry[f"eval_{PRIMARY_METRIC}"]} for entry in history],
+        final_model=FINAL,
+    )
+    if config.push_to_hub:
+        try:
+            url = model.push_to_hub(config.hub_model_id or folder.name, exist_ok=True)
+            logger.info("uploaded to %s", url)
+        except Exception as error:
+            raise RunError(f"the model is trained and saved as {final}, but the upload failed: {one_line(error)}") from None
+    print(final)
+

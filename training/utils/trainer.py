@@ -1,0 +1,150 @@
+"""The trainer of sentence-transformers, with what a Matryoshka run needs beside."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from transformers import PrinterCallback, ProgressCallback
+
+from common.config import suggest
+from common.errors import RunError, UsageError, one_line
+from evaluation.utils.sts_evaluator import MatryoshkaSTSEvaluator
+from training.utils.losses import loss_parameters
+from training.utils.options import TrainingConfig
+
+logger = logging.getLogger(__name__)
+
+LOSS_STATE = "loss.safetensors"
+
+
+class Progress(ProgressCallback):
+    """A progress bar, and a line of the log for each report, on standard error."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
+        if state.is_world_process_zero and logs is not None and "loss" in logs:
+            parts = ", ".join(f"{key.removeprefix('loss_')}: {value:.4f}" for key, value in logs.items() if key.startswith("loss_"))
+            rate = f", learning rate {logs['learning_rate']:.2e}" if "learning_rate" in logs else ""
+            logger.info("step %d of %d, loss %.4f (%s)%s", state.global_step, state.max_steps, logs["loss"], parts, rate)
+
+
+class MatryoshkaTrainer(SentenceTransformerTrainer):
+    """Trains, and
+
+    - reports the loss at each dimension, and of each data set where there are several;
+    - keeps the parameters of the losses (classification heads) in every checkpoint, and brings them back;
+    - stops with an error where the library goes on after one: a loss that is not finite, a best checkpoint that cannot be
+      loaded.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.remove_callback(PrinterCallback)
+        self.remove_callback(ProgressCallback)
+        if not self.args.disable_tqdm:
+            self.add_callback(Progress)
+        self._sums: dict[str, torch.Tensor] = {}
+        self._counts: dict[str, int] = defaultdict(int)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        name = inputs.get("dataset_name")
+        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss = result[0] if return_outputs else result
+        if self.model.training:
+            wrapper = self.loss[name] if isinstance(self.loss, dict) else self.loss
+            prefix = f"loss_{name}_" if name else "loss_"
+            for dim, value in getattr(wrapper, "components", {}).items():
+                key = f"{prefix}{dim}"
+                self._sums[key] = self._sums.get(key, 0) + value
+                self._counts[key] += 1
+            if not torch.isfinite(loss.detach()):
+                of = f" of {name}" if name else ""
+                raise RunError(f"the loss{of} at step {self.state.global_step + 1} is {loss.item()}: lower --learning_rate, or use --precision fp32")
+        return result
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs = logs | {key: round((self._sums[key] / count).item(), 4) for key, count in self._counts.items()}
+            self._sums, self._counts = {}, defaultdict(int)
+        super().log(logs, start_time)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any):
+        output = super().evaluation_loop(*args, **kwargs)
+        if isinstance(self.evaluator, MatryoshkaSTSEvaluator) and self.is_world_process_zero():
+            self.evaluator.log(output.metrics, prefix=f"{kwargs.get('metric_key_prefix', 'eval')}_")
+        return output
+
+    def _save(self, output_dir: str | None = None, state_dict=None) -> None:
+        super()._save(output_dir, state_dict)
+        parameters = {name: value.detach().contiguous() for name, value in loss_parameters(self.loss, self.model).items()}
+        if parameters:
+            save_file(parameters, os.path.join(output_dir or self.args.output_dir, LOSS_STATE))
+
+    def _load_from_checkpoint(self, checkpoint_path: str, *args: Any) -> None:
+        super()._load_from_checkpoint(checkpoint_path)
+        parameters = loss_parameters(self.loss, self.model)
+        if parameters:
+            saved = load_file(os.path.join(checkpoint_path, LOSS_STATE))
+            with torch.no_grad():
+                for name, parameter in parameters.items():
+                    parameter.copy_(saved[name])
+
+    def _load_best_model(self) -> None:
+        best = self.state.best_model_checkpoint
+        if best is None:
+            return
+        logger.info("the best checkpoint is %s, with a dev mean of %.2f", Path(best).name, 100 * self.state.best_metric)
+        self.model.model_card_data.set_best_model_step(int(best.rsplit("-", 1)[-1]))
+        try:
+            self._load_from_checkpoint(best)
+        except Exception as error:
+            raise RunError(f"the best checkpoint, {best}, cannot be loaded ({one_line(error, 160)}); the others are in {self.args.output_dir}") from None
+
+
+def make_training_arguments(
+    config: TrainingConfig, folder: Path, precision: dict[str, bool], metric: str | None, **extra: Any
+) -> SentenceTransformerTrainingArguments:
+    """The training arguments of a configuration.
+
+    Args:
+        metric: The evaluator's metric that the best checkpoint is chosen on, or None where there is no dev set.
+
+    Raises:
+        UsageError: ``training_arguments`` has a key that is unknown, or has a place of its own.
+    """
+    known = {f.name for f in dataclasses.fields(SentenceTransformerTrainingArguments)}
+    own = set(vars(config))
+    for key in config.training_arguments:
+        if key not in known:
+            raise UsageError(f"training_arguments: unknown key {key!r}{suggest(key, known)}")
+        if key in own:
+            raise UsageError(f"training_arguments: {key!r} has a place of its own at the top of the file")
+    same_name = {key: getattr(config, key) for key in own & known - {"output_dir", "resume_from_checkpoint"}}
+    values = same_name | {
+        "output_dir": str(folder),
+        "per_device_eval_batch_size": config.per_device_train_batch_size,
+        "logging_strategy": "steps",
+        "save_strategy": "steps",
+        "save_steps": config.eval_steps,
+        "eval_strategy": "steps" if metric else "no",
+        "eval_on_start": metric is not None and config.resume_from_checkpoint is None,
+        "load_best_model_at_end": metric is not None,
+        "metric_for_best_model": metric,
+        "greater_is_better": True if metric else None,
+        "batch_sampler": "no_duplicates_hashed",
+        "use_cpu": not torch.cuda.is_available() and not torch.backends.mps.is_available(),
+        "logging_nan_inf_filter": False,
+        **precision,
+        **extra,
+    }
+    try:
+        return SentenceTransformerTrainingArguments(**(values | config.training_arguments))
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"training arguments: {one_line(error)}") from None
