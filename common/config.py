@@ -98,7 +98,9 @@ def check_value(where: str, value: Any, hint: Any, key: Key | None = None) -> An
         raise wrong
     if key is not None:
         if key.choices is not None and value not in key.choices:
-            raise UsageError(f"{where} must be one of {', '.join(key.choices)}, not {value!r}{suggest(str(value), key.choices)}")
+            raise UsageError(
+                f"{where} must be one of {', '.join(key.choices)}, not {value!r}{suggest(str(value), key.choices)}"
+            )
         if key.minimum is not None and value < key.minimum:
             raise UsageError(f"{where} must be at least {key.minimum:g}, not {value:g}")
         if key.above is not None and value <= key.above:
@@ -114,7 +116,11 @@ def build(where: str, cls: type[ConfigT], values: Any) -> ConfigT:
     for name in values:
         if name not in keys:
             raise UsageError(f"{where} has an unknown key {name!r}{suggest(name, keys)}")
-    required = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
+    required = [
+        f.name
+        for f in dataclasses.fields(cls)
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
     for name in required:
         if name not in values:
             raise UsageError(f"{where} lacks the key {name!r}")
@@ -134,7 +140,9 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: {name} is not a number that JSON has")
 
     try:
-        values = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=no_duplicates, parse_constant=no_constant)
+        values = json.loads(
+            path.read_text(encoding="utf-8-sig"), object_pairs_hook=no_duplicates, parse_constant=no_constant
+        )
     except FileNotFoundError:
         raise UsageError(f"{path}: no such configuration file") from None
     except IsADirectoryError:
@@ -183,7 +191,12 @@ def make_parser(cls: type, defaults: dict[str, Any], description: str, positiona
         argument_default=argparse.SUPPRESS,  # a flag that is not given leaves no trace
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", type=Path, metavar="FILE", help="a JSON file with any of the keys below, and those that only a file can hold")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="a JSON file with any of the keys below, and those that only a file can hold",
+    )
     for name, (hint, key) in keys_of(cls).items():
         inner, optional = without_none(hint)
         default = defaults.get(name)
@@ -195,7 +208,9 @@ def make_parser(cls: type, defaults: dict[str, Any], description: str, positiona
             parser.add_argument(f"--{name}", type=parse_bool, nargs="?", const=True, metavar="true|false", help=text)
         elif get_origin(inner) is list:
             item = get_args(inner)[0]
-            parser.add_argument(f"--{name}", type=flag_type(item, optional), nargs="+", metavar=name.upper().rstrip("S"), help=text)
+            parser.add_argument(
+                f"--{name}", type=flag_type(item, optional), nargs="+", metavar=name.upper().rstrip("S"), help=text
+            )
         elif inner in (int, float, str):
             choices = f"{{{','.join(key.choices)}}}" if key.choices else name.upper()
             parser.add_argument(f"--{name}", type=flag_type(inner, optional), metavar=choices, help=text)
@@ -240,7 +255,9 @@ def load_config(
     for text in unknown:
         flag = text.split("=")[0]
         if flag.startswith("-"):
-            raise UsageError(f"unknown flag {flag}{suggest(flag.lstrip('-'), [*keys, 'config', 'help'], '--')} (see {parser.prog} --help)")
+            raise UsageError(
+                f"unknown flag {flag}{suggest(flag.lstrip('-'), [*keys, 'config', 'help'], '--')} (see {parser.prog} --help)"
+            )
     if unknown:
         raise UsageError(f"unexpected argument {unknown[0]!r} (see {parser.prog} --help)")
 
@@ -260,7 +277,9 @@ def load_config(
         chosen[positional] = (positional.upper(), bare)
 
     sources = {name: (f"{base_path}: {name!r}", value) for name, value in values.items()} | chosen
-    return cls(**{name: check_value(where, value, *keys[name]) for name, (where, value) in sources.items()}), set(chosen)
+    return cls(**{name: check_value(where, value, *keys[name]) for name, (where, value) in sources.items()}), set(
+        chosen
+    )
 
 
 def default(defaults_file: str, name: str) -> Any:

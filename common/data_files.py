@@ -50,13 +50,17 @@ def read_rows(path: Path) -> Dataset:
             raise RunError(f"{path}: not a readable Parquet file ({one_line(error, 120)})") from None
         except Exception as error:  # datasets wraps what the readers raise in a class of its own
             if type(error).__module__.startswith("datasets."):
-                raise RunError(f"{path}: not a readable Parquet file ({one_line(error.__cause__ or error, 120)})") from None
+                raise RunError(
+                    f"{path}: not a readable Parquet file ({one_line(error.__cause__ or error, 120)})"
+                ) from None
             raise
     else:
         try:
             rows = _read_jsonl(path) if suffix == ".jsonl" else _read_delimited(path, "," if suffix == ".csv" else "\t")
         except UnicodeDecodeError as error:
-            raise RunError(f"{path}: not UTF-8 text (byte {error.start} of the file's {error.object[error.start : error.start + 1]!r})") from None
+            raise RunError(
+                f"{path}: not UTF-8 text (byte {error.start} of the file's {error.object[error.start : error.start + 1]!r})"
+            ) from None
         try:
             dataset = Dataset.from_list(rows) if rows else None
         except (pa.ArrowException, OverflowError) as error:
@@ -79,7 +83,9 @@ def _read_delimited(path: Path, delimiter: str) -> list[dict[str, str]]:
                 if not row:
                     continue
                 if len(row) != len(header):
-                    raise RunError(f"{path}, line {reader.line_num}: {len(row)} fields where the header has {len(header)}")
+                    raise RunError(
+                        f"{path}, line {reader.line_num}: {len(row)} fields where the header has {len(header)}"
+                    )
                 rows.append(dict(zip(header, row, strict=True)))
         except csv.Error as error:
             raise RunError(f"{path}, line {reader.line_num}: {error}") from None
@@ -166,7 +172,9 @@ def explain_hub_error(error: BaseException, repository: str) -> str:
         return "the Hub cannot be reached and it is not in the cache: check the network, or give a local path"
     if has(hub.HfHubHTTPError):
         return f"the Hub answered with an error, try again later ({one_line(chain[-1], 120)})"
-    if isinstance(chain[0], (ValueError, FileNotFoundError, OSError)) or type(chain[0]).__module__.startswith("datasets."):
+    if isinstance(chain[0], (ValueError, FileNotFoundError, OSError)) or type(chain[0]).__module__.startswith(
+        "datasets."
+    ):
         return one_line(chain[0], 200)
     raise chain[0]
 
@@ -184,7 +192,9 @@ def check_texts(where: str, dataset: Dataset, columns: list[str]) -> None:
         bad = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(values), ""), True)
         if pc.any(bad).as_py():
             row = pc.index(bad, True).as_py()
-            raise RunError(f"{where}, row {row + 1}: column {column!r} is {'missing' if values[row].as_py() is None else 'empty'}")
+            raise RunError(
+                f"{where}, row {row + 1}: column {column!r} is {'missing' if values[row].as_py() is None else 'empty'}"
+            )
 
 
 def check_columns(where: str, dataset: Dataset, columns: list[str]) -> None:

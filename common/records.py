@@ -17,7 +17,17 @@ from typing import Any
 
 from common.config import ROOT
 
-PACKAGES = ("torch", "transformers", "sentence-transformers", "datasets", "mteb", "accelerate", "numpy", "scipy", "tokenizers")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "sentence-transformers",
+    "datasets",
+    "mteb",
+    "accelerate",
+    "numpy",
+    "scipy",
+    "tokenizers",
+)
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -59,7 +69,11 @@ def git_state() -> dict[str, Any]:
         return done.stdout.strip() if done.returncode == 0 else None
 
     commit = git("rev-parse", "HEAD")
-    return {} if commit is None else {"commit": commit, "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
+    return (
+        {}
+        if commit is None
+        else {"commit": commit, "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
+    )
 
 
 def versions() -> dict[str, str]:

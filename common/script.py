@@ -7,7 +7,6 @@ import os
 import sys
 import warnings
 
-
 OURS = ("__main__", "common", "training", "evaluation", "benchmarks")
 
 
@@ -16,9 +15,13 @@ def set_up_logging() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(lambda record: record.levelno >= logging.WARNING or record.name.split(".")[0] in OURS)
     level = os.environ.get("LOG_LEVEL", "INFO").upper()
-    logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=[handler], force=True)
+    logging.basicConfig(
+        level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=[handler], force=True
+    )
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    logging.getLogger("mteb.abstasks.abstask").setLevel(logging.ERROR)  # "STS22 is superseded by STS22.v2", once a dimension
+    logging.getLogger("mteb.abstasks.abstask").setLevel(
+        logging.ERROR
+    )  # "STS22 is superseded by STS22.v2", once a dimension
     warnings.filterwarnings("ignore", message=".* is superseded by")
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)

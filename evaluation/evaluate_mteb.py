@@ -53,7 +53,8 @@ def main(argv: list[str] | None = None) -> None:
         as_dict(config),
         models={identity.name: identity.revision for identity in identities},
         datasets={
-            task.metadata.name: task.metadata.dataset | {"rows": {s: {k: len(v) for k, v in task.dataset[s].items()} for s in task.hf_subsets}}
+            task.metadata.name: task.metadata.dataset
+            | {"rows": {s: {k: len(v) for k, v in task.dataset[s].items()} for s in task.hf_subsets}}
             for task in tasks
         },
     )
@@ -82,7 +83,9 @@ def main(argv: list[str] | None = None) -> None:
                     if entry["hf_subset"] not in task.hf_subsets:
                         continue
                     if entry["main_score"] != entry["main_score"]:
-                        raise RunError(f"{identity.name} on {task.metadata.name} {entry['hf_subset']} at {dim}: the score is undefined (NaN)")
+                        raise RunError(
+                            f"{identity.name} on {task.metadata.name} {entry['hf_subset']} at {dim}: the score is undefined (NaN)"
+                        )
                     rows.append(
                         {
                             "model": identity.name,
@@ -94,11 +97,19 @@ def main(argv: list[str] | None = None) -> None:
                             "n": len(task.dataset[entry["hf_subset"]][next(iter(result.scores))]),
                             "dataset_revision": result.dataset_revision,
                             "mteb_version": result.mteb_version,
-                            **{key: value for key, value in entry.items() if key.startswith(("cosine_", "euclidean_", "manhattan_"))},
+                            **{
+                                key: value
+                                for key, value in entry.items()
+                                if key.startswith(("cosine_", "euclidean_", "manhattan_"))
+                            },
                         }
                     )
         encoded[identity.name] = store.encoded
-        logger.info("%s: %s", identity.label, f"{store.encoded} texts encoded" if store.encoded else "all results were there already")
+        logger.info(
+            "%s: %s",
+            identity.label,
+            f"{store.encoded} texts encoded" if store.encoded else "all results were there already",
+        )
 
     print(write_outputs(output_dir, rows))
     record.finish(texts_encoded=encoded)

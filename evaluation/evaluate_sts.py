@@ -40,14 +40,18 @@ def main(argv: list[str] | None = None) -> None:
     logger = logging.getLogger(__name__)
     output_dir = Path(config.output_dir)
     default_subsets = default("eval_config.json", "subsets")
-    task, subsets, dataset_revision = load_pairs(config.task, config.data, config.subsets, default_subsets, "subsets" in chosen)
+    task, subsets, dataset_revision = load_pairs(
+        config.task, config.data, config.subsets, default_subsets, "subsets" in chosen
+    )
     identities = [identify(name) for name in config.model_name]
 
     record = RunRecord(
         output_dir / "run.json",
         as_dict(config),
         models={identity.name: identity.revision for identity in identities},
-        datasets={task: {"revision": dataset_revision, "rows": {name: len(pairs["score"]) for name, pairs in subsets.items()}}},
+        datasets={
+            task: {"revision": dataset_revision, "rows": {name: len(pairs["score"]) for name, pairs in subsets.items()}}
+        },
     )
     rows: list[dict] = []
     for identity in identities:
@@ -66,7 +70,14 @@ def main(argv: list[str] | None = None) -> None:
                     raise RunError(f"{identity.name} on {task} {subset} at {dim}: {error}") from None
                 entries.append({"hf_subset": subset, "n": len(pairs["score"]), **scores})
             shared = {"dataset_revision": dataset_revision, "mteb_version": versions().get("mteb")}
-            path = output_dir / "sts" / identity.name.replace("/", "__") / identity.revision / f"embed_dim_{dim}" / f"{task}.json"
+            path = (
+                output_dir
+                / "sts"
+                / identity.name.replace("/", "__")
+                / identity.revision
+                / f"embed_dim_{dim}"
+                / f"{task}.json"
+            )
             write_result(path, {"task_name": task, "model": identity.name, "revision": identity.revision, "embed_dim": dim,
                                 "dtype": config.dtype, **shared, "scores": entries})  # fmt: skip
             for entry in entries:
@@ -82,7 +93,11 @@ def main(argv: list[str] | None = None) -> None:
                         **{key: value for key, value in entry.items() if key != "hf_subset"},
                     }
                 )
-        logger.info("%s: %s", identity.label, f"{store.encoded} texts encoded" if store.encoded else "all texts were encoded already")
+        logger.info(
+            "%s: %s",
+            identity.label,
+            f"{store.encoded} texts encoded" if store.encoded else "all texts were encoded already",
+        )
 
     note = "" if config.task else f"The scores are of {config.data}, not of MTEB."
     print(write_outputs(output_dir, rows, note))

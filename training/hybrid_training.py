@@ -25,7 +25,9 @@ from training.utils.options import HybridConfig, MatryoshkaNLIConfig, check_mixt
 
 def main(argv: list[str] | None = None) -> None:
     # 1. The configuration: configs/training_config.json, then --config, then the flags
-    config, chosen = load_config(HybridConfig, "training_config.json", __doc__, argv, (MatryoshkaNLIConfig,), positional="model_name")
+    config, chosen = load_config(
+        HybridConfig, "training_config.json", __doc__, argv, (MatryoshkaNLIConfig,), positional="model_name"
+    )
     check_dims("--matryoshka_dims", config.matryoshka_dims)
     check_mixture(config)
     set_up_logging()
@@ -33,6 +35,7 @@ def main(argv: list[str] | None = None) -> None:
     from datasets import DatasetDict
     from transformers import set_seed
 
+    from common.packing import pack
     from evaluation.utils.sts_evaluator import MatryoshkaSTSEvaluator
     from training.utils.data_loading import load_dev_sets, load_training_data
     from training.utils.losses import make_loss
@@ -46,7 +49,9 @@ def main(argv: list[str] | None = None) -> None:
     set_seed(config.seed)
 
     # 2. The data: a data set for each entry of the mixture, scored pairs to choose the best checkpoint on
-    train_datasets = DatasetDict({name: load_training_data(entry, config.max_train_samples) for name, entry in config.datasets.items()})
+    train_datasets = DatasetDict(
+        {name: load_training_data(entry, config.max_train_samples) for name, entry in config.datasets.items()}
+    )
     dev_sets, test_sets = load_dev_sets(config.dev_data, "en")
 
     # 3. The model
@@ -58,7 +63,9 @@ def main(argv: list[str] | None = None) -> None:
     weights = fit_weights(config, dims)
 
     # 5. The losses: for each data set the one that fits it, at every dimension
-    losses = {name: make_loss(model, entry, train_datasets[name], dims, weights) for name, entry in config.datasets.items()}
+    losses = {
+        name: make_loss(model, entry, train_datasets[name], dims, weights) for name, entry in config.datasets.items()
+    }
 
     # 6. The evaluator: dev scores at every dimension, and their mean
     evaluator = MatryoshkaSTSEvaluator(dev_sets, dims) if dev_sets else None
@@ -66,7 +73,9 @@ def main(argv: list[str] | None = None) -> None:
     # 7. The training arguments, and how the data sets take turns
     metric = evaluator.primary_metric if evaluator else None
     sampler = make_mixture_sampler(config)
-    args = make_training_arguments(config, folder, choose_precision(config.precision, model), metric, multi_dataset_batch_sampler=sampler)
+    precision = choose_precision(config.precision, model)
+    pack(model, train_dtype=precision)
+    args = make_training_arguments(config, folder, precision, metric, multi_dataset_batch_sampler=sampler)
     entries = {name: (entry, train_datasets[name]) for name, entry in config.datasets.items()}
     record = start_record(folder, config, model, dims, entries, dev_sets | test_sets)
 

@@ -24,12 +24,15 @@ from training.utils.options import DatasetEntry, HybridConfig, MatryoshkaNLIConf
 
 def main(argv: list[str] | None = None) -> None:
     # 1. The configuration: configs/training_config.json, then --config, then the flags
-    config, chosen = load_config(MatryoshkaNLIConfig, "training_config.json", __doc__, argv, (HybridConfig,), positional="model_name")
+    config, chosen = load_config(
+        MatryoshkaNLIConfig, "training_config.json", __doc__, argv, (HybridConfig,), positional="model_name"
+    )
     check_dims("--matryoshka_dims", config.matryoshka_dims)
     set_up_logging()
 
     from transformers import set_seed
 
+    from common.packing import pack
     from evaluation.utils.sts_evaluator import MatryoshkaSTSEvaluator
     from training.utils.data_loading import NLI_TRIPLETS, load_dev_sets, load_training_data
     from training.utils.losses import make_loss
@@ -67,7 +70,9 @@ def main(argv: list[str] | None = None) -> None:
 
     # 7. The training arguments
     metric = evaluator.primary_metric if evaluator else None
-    args = make_training_arguments(config, folder, choose_precision(config.precision, model), metric)
+    precision = choose_precision(config.precision, model)
+    pack(model, train_dtype=precision)
+    args = make_training_arguments(config, folder, precision, metric)
     record = start_record(folder, config, model, dims, {entry.path: (entry, train_dataset)}, dev_sets | test_sets)
 
     # 8. Train

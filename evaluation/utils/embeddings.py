@@ -60,7 +60,9 @@ class EmbeddingStore:
         self.folder.mkdir(parents=True)
         self._rows.clear()
 
-    def encode(self, texts: Sequence[str], dim: int | None = None, prompt: str | None = None, role: str | None = None) -> np.ndarray:
+    def encode(
+        self, texts: Sequence[str], dim: int | None = None, prompt: str | None = None, role: str | None = None
+    ) -> np.ndarray:
         """The raw prefix of each text's embedding.
 
         Args:
@@ -78,7 +80,9 @@ class EmbeddingStore:
         if not (self.model.prompts and any(self.model.prompts.values())) and not self._routes():
             role = None  # the model treats queries and documents alike
         key = hashlib.blake2b(f"{role}\0{prompt}".encode(), digest_size=8).hexdigest()
-        digests = [hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=DIGEST).digest() for text in texts]
+        digests = [
+            hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=DIGEST).digest() for text in texts
+        ]
         with FileLock(self.folder / f"{key}.lock"):
             known = self._load(key)
             missing = {digest: text for digest, text in zip(digests, texts, strict=True) if digest not in known}
@@ -102,7 +106,9 @@ class EmbeddingStore:
 
     def _add(self, key: str, missing: dict[bytes, str], prompt: str | None, role: str | None) -> None:
         known = self._rows[key]
-        encode = {"query": self.model.encode_query, "document": self.model.encode_document, None: self.model.encode}[role]
+        encode = {"query": self.model.encode_query, "document": self.model.encode_document, None: self.model.encode}[
+            role
+        ]
         digests = list(missing)
         logger.info("encoding %d texts", len(digests))
         with (self.folder / f"{key}.f32").open("ab") as rows, (self.folder / f"{key}.digests").open("ab") as names:

@@ -115,7 +115,9 @@ def _identify_on_hub(source: str) -> ModelIdentity:
     raise RunError(f"model {source}: {explain_hub_error(failure, source)}") from None
 
 
-def load_model(source: str, identity: ModelIdentity | None = None, dtype: str = "float32", device: str | None = None) -> SentenceTransformer:
+def load_model(
+    source: str, identity: ModelIdentity | None = None, dtype: str = "float32", device: str | None = None
+) -> SentenceTransformer:
     """Load a model by path or Hub name, at the commit of ``identity`` where it comes from the Hub.
 
     No code from the repository is run and no pickled weights are unpacked into anything but tensors.
@@ -139,7 +141,9 @@ def load_model(source: str, identity: ModelIdentity | None = None, dtype: str = 
     if model.get_embedding_dimension() is None:
         raise RunError(f"model {source}: it does not say how wide its embeddings are")
     if model.truncate_dim is not None:
-        logger.warning("%s truncates its embeddings to %d by itself; evaluating from its full width", source, model.truncate_dim)
+        logger.warning(
+            "%s truncates its embeddings to %d by itself; evaluating from its full width", source, model.truncate_dim
+        )
         model.truncate_dim = None
     return model
 
@@ -190,7 +194,9 @@ def sts_scores(first: np.ndarray, second: np.ndarray, gold: Sequence[float]) -> 
     found: dict[str, float] = {}
     for name, similarity in pairwise_similarities(first, second).items():
         if np.ptp(similarity) == 0 or np.ptp(np.asarray(gold)) == 0:
-            raise RunError(f"the {name} correlation is undefined: every pair has the same {'similarity' if np.ptp(similarity) == 0 else 'score'}")
+            raise RunError(
+                f"the {name} correlation is undefined: every pair has the same {'similarity' if np.ptp(similarity) == 0 else 'score'}"
+            )
         found[f"{name}_spearman"] = float(spearmanr(gold, similarity).statistic)
         found[f"{name}_pearson"] = float(pearsonr(gold, similarity).statistic)
     return found
@@ -227,7 +233,9 @@ def load_task_data(task: Any) -> None:
     try:
         task.load_data()
     except Exception as error:
-        raise RunError(f"task {task.metadata.name}: {explain_hub_error(error, task.metadata.dataset['path'])}") from None
+        raise RunError(
+            f"task {task.metadata.name}: {explain_hub_error(error, task.metadata.dataset['path'])}"
+        ) from None
 
 
 def load_pairs(
@@ -255,6 +263,10 @@ def load_pairs(
         splits = task.dataset[subset] if task.metadata.is_multilingual else task.dataset
         split = splits[task.eval_splits[0]]
         first, second = task.column_names
-        subsets[subset] = {"sentence1": list(split[first]), "sentence2": list(split[second]), "score": list(split["score"])}
+        subsets[subset] = {
+            "sentence1": list(split[first]),
+            "sentence2": list(split[second]),
+            "score": list(split["score"]),
+        }
         check_scores(f"task {task_name}, subset {subset}", subsets[subset]["score"])
     return task_name, subsets, task.metadata.dataset["revision"]

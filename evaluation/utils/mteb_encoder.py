@@ -28,14 +28,27 @@ class TruncatedEncoder(AbsEncoder):
         self.store, self.dim, self.model = store, dim, store.model
         experiment = {"embed_dim": dim} | ({} if dtype == "float32" else {"dtype": dtype})
         self.mteb_model_meta = ModelMeta.create_empty(
-            overwrites={"name": identity.name, "revision": identity.revision, "embed_dim": dim, "experiment_kwargs": experiment}
+            overwrites={
+                "name": identity.name,
+                "revision": identity.revision,
+                "embed_dim": dim,
+                "experiment_kwargs": experiment,
+            }
         )
         self.model_prompts, _ = self.validate_task_to_prompt_name(
-            {name: text for name, text in (self.model.prompts or {}).items() if text} or None, raise_for_invalid_keys=False
+            {name: text for name, text in (self.model.prompts or {}).items() if text} or None,
+            raise_for_invalid_keys=False,
         )
 
     def encode(
-        self, inputs: DataLoader, *, task_metadata: TaskMetadata, hf_split: str, hf_subset: str, prompt_type: PromptType | None = None, **kwargs: Any
+        self,
+        inputs: DataLoader,
+        *,
+        task_metadata: TaskMetadata,
+        hf_split: str,
+        hf_subset: str,
+        prompt_type: PromptType | None = None,
+        **kwargs: Any,
     ) -> np.ndarray:
         """Float32 array of shape ``[n, dim]`` for the texts that ``inputs`` yields."""
         texts = [text for batch in inputs for text in batch["text"]]

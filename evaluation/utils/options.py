@@ -14,10 +14,14 @@ STS_TASKS = ("STS17", "STS22", "STS22.v2", "STSBenchmark")
 class EvalConfig:
     model_name: Annotated[list[str], Key("models to score: names on the Hub or folders on disk")]
     subsets: Annotated[list[str], Key("subsets to score; a task that has none of them keeps its default ones")]
-    dims: Annotated[list[int], Key("dimensions to score; the full width is always added, and defaults above it are left out")]
+    dims: Annotated[
+        list[int], Key("dimensions to score; the full width is always added, and defaults above it are left out")
+    ]
     output_dir: Annotated[str, Key("folder for summary.csv, table.md, plot.png, run.json and the result files")]
     batch_size: Annotated[int, Key("texts in a forward pass", minimum=1)]
-    dtype: Annotated[str, Key("precision of the weights and the forward pass", choices=("float32", "bfloat16", "float16"))]
+    dtype: Annotated[
+        str, Key("precision of the weights and the forward pass", choices=("float32", "bfloat16", "float16"))
+    ]
     overwrite: Annotated[bool, Key("redo what has been done before, encoding included")]
 
 
@@ -29,4 +33,9 @@ class MTEBConfig(EvalConfig):
 @dataclass
 class STSConfig(EvalConfig):
     task: Annotated[str | None, Key("the mteb task to score", choices=STS_TASKS)]
-    data: Annotated[str | None, Key("your own pairs instead: CSV, TSV, JSONL or Parquet with sentence1, sentence2, score and, if you like, subset")]
+    data: Annotated[
+        str | None,
+        Key(
+            "your own pairs instead: CSV, TSV, JSONL or Parquet with sentence1, sentence2, score and, if you like, subset"
+        ),
+    ]

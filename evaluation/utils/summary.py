@@ -15,7 +15,11 @@ from common.errors import RunError
 from common.records import write_atomically
 
 KEY = ["model", "revision", "dtype", "task", "subset", "dim"]
-METRICS = [f"{similarity}_{kind}" for similarity in ("cosine", "dot", "euclidean", "manhattan") for kind in ("spearman", "pearson")]
+METRICS = [
+    f"{similarity}_{kind}"
+    for similarity in ("cosine", "dot", "euclidean", "manhattan")
+    for kind in ("spearman", "pearson")
+]
 COLUMNS = ["model", "revision", "task", "subset", "dim", "n", *METRICS, "dtype", "dataset_revision", "mteb_version"]
 
 
@@ -39,7 +43,9 @@ def update_summary(path: Path, rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
         else:
             table = new
         table = table.reset_index().reindex(columns=COLUMNS)
-        table = table.sort_values(["model", "revision", "dtype", "task", "subset", "dim"], ascending=[True] * 5 + [False])
+        table = table.sort_values(
+            ["model", "revision", "dtype", "task", "subset", "dim"], ascending=[True] * 5 + [False]
+        )
         text = io.StringIO()
         table.to_csv(text, index=False)
         write_atomically(path, text.getvalue())
@@ -49,7 +55,9 @@ def update_summary(path: Path, rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
 def read_summary(path: Path) -> pd.DataFrame:
     """The rows of a ``summary.csv``. Raises :class:`RunError` where the file is not one."""
     try:
-        table = pd.read_csv(path, dtype={"model": str, "revision": str, "subset": str}, keep_default_na=False, na_values=[""])
+        table = pd.read_csv(
+            path, dtype={"model": str, "revision": str, "subset": str}, keep_default_na=False, na_values=[""]
+        )
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, ValueError) as error:
         raise RunError(f"{path} is damaged ({error}): move it away and evaluate again") from None
     if missing := [column for column in KEY if column not in table.columns]:
@@ -85,7 +93,9 @@ def plot(table: pd.DataFrame, path: Path, metric: str = "cosine_spearman") -> No
     names = [m for m, _ in models]
     columns = min(3, len(panels))
     lines = -(-len(panels) // columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(4.2 * columns + 0.8, 3.4 * lines + 0.7), squeeze=False, sharex=True)
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(4.2 * columns + 0.8, 3.4 * lines + 0.7), squeeze=False, sharex=True
+    )
     dims = sorted(table["dim"].unique())
     for axis, ((task, subset), panel) in zip(axes.flat, panels, strict=False):
         for color, (model, revision) in enumerate(models):
@@ -106,8 +116,12 @@ def plot(table: pd.DataFrame, path: Path, metric: str = "cosine_spearman") -> No
     for row in axes:
         row[0].set_ylabel("Spearman × 100 (cosine)")
     figure.supxlabel("embedding dimension", fontsize=11)
-    handles = {label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="upper center", ncols=min(3, len(handles)), frameon=False, fontsize=9)
+    handles = {
+        label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(
+        handles.values(), handles.keys(), loc="upper center", ncols=min(3, len(handles)), frameon=False, fontsize=9
+    )
     figure.tight_layout(rect=(0, 0, 1, 1 - 0.3 / figure.get_figheight() * (1 + (len(handles) - 1) // 3)))
     temporary = path.with_name(f".{path.name}.partial.png")
     figure.savefig(temporary, dpi=150)

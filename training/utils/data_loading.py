@@ -37,14 +37,24 @@ STS = {
 }
 
 # What a loss wants of a row, in this order, and other names that public data sets have for it.
-RANKING = {"anchor": ("query", "premise", "english"), "positive": ("answer", "entailment", "non_english"), "negative": ("contradiction",)}
-SCORED = {"sentence1": ("premise", "text1"), "sentence2": ("hypothesis", "text2"), "score": ("similarity_score", "similarity", "label")}
+RANKING = {
+    "anchor": ("query", "premise", "english"),
+    "positive": ("answer", "entailment", "non_english"),
+    "negative": ("contradiction",),
+}
+SCORED = {
+    "sentence1": ("premise", "text1"),
+    "sentence2": ("hypothesis", "text2"),
+    "score": ("similarity_score", "similarity", "label"),
+}
 CLASSES = {"sentence1": ("premise", "text1"), "sentence2": ("hypothesis", "text2"), "label": ("labels",)}
 ROLES = {"mnrl": RANKING, "cosent": SCORED, "angle": SCORED, "cosine": SCORED, "softmax": CLASSES}
 OPTIONAL = ("negative",)
 
 
-def map_columns(where: str, found: list[str], roles: dict[str, tuple[str, ...]], given: dict[str, str] | None) -> dict[str, str]:
+def map_columns(
+    where: str, found: list[str], roles: dict[str, tuple[str, ...]], given: dict[str, str] | None
+) -> dict[str, str]:
     """Which column of a data set plays which role, ``{role: column}``, in the order of the roles.
 
     Raises:
@@ -67,7 +77,9 @@ def map_columns(where: str, found: list[str], roles: dict[str, tuple[str, ...]],
                     break
     for role in roles:
         if role not in mapped and role not in OPTIONAL:
-            raise RunError(f"{where}: no column for {role!r}; found {listed}; say which is which with 'columns' in a --config file")
+            raise RunError(
+                f"{where}: no column for {role!r}; found {listed}; say which is which with 'columns' in a --config file"
+            )
     return mapped
 
 
@@ -91,7 +103,9 @@ def load_training_data(entry: DatasetEntry, max_train_samples: int | None = None
     limit = min((n for n in (entry.max_train_samples, max_train_samples) if n is not None), default=None)
     if limit is not None:
         dataset = dataset.select(range(min(limit, len(dataset))))
-    dataset = dataset.select_columns(list(mapped.values())).rename_columns({column: role for role, column in mapped.items() if column != role})
+    dataset = dataset.select_columns(list(mapped.values())).rename_columns(
+        {column: role for role, column in mapped.items() if column != role}
+    )
     dataset = dataset.select_columns(list(mapped))  # the order of the roles, which is what the losses go by
     if len(dataset) == 0:
         raise RunError(f"{where}: no rows")
@@ -116,7 +130,9 @@ def _scores(where: str, values: list[Any], entry: DatasetEntry) -> list[float]:
     scores = [(number(where, row, "score", value) - low) / (high - low) for row, value in enumerate(values, 1)]
     for row, score in enumerate(scores, 1):
         if not -1e-9 <= score <= 1 + 1e-9:
-            raise RunError(f"{where}, row {row}: the score {values[row - 1]} is outside {low:g}..{high:g}; give the data set's 'score_range'")
+            raise RunError(
+                f"{where}, row {row}: the score {values[row - 1]} is outside {low:g}..{high:g}; give the data set's 'score_range'"
+            )
     return scores
 
 
@@ -130,7 +146,9 @@ def _labels(where: str, values: list[Any]) -> list[int]:
     return labels
 
 
-def load_dev_sets(names: list[str], language: str) -> tuple[dict[str, dict[str, list[Any]]], dict[str, dict[str, list[Any]]]]:
+def load_dev_sets(
+    names: list[str], language: str
+) -> tuple[dict[str, dict[str, list[Any]]], dict[str, dict[str, list[Any]]]]:
     """The scored pairs that a checkpoint is chosen on, and those of the test splits where there are any.
 
     Args:
@@ -165,4 +183,8 @@ def _load_sts(path: str, split: str) -> dict[str, list[Any]]:
     check_texts(where, dataset, [mapped["sentence1"], mapped["sentence2"]])
     scores = [number(where, row, mapped["score"], value) for row, value in enumerate(dataset[mapped["score"]], 1)]
     check_scores(where, scores)
-    return {"sentence1": list(dataset[mapped["sentence1"]]), "sentence2": list(dataset[mapped["sentence2"]]), "score": scores}
+    return {
+        "sentence1": list(dataset[mapped["sentence1"]]),
+        "sentence2": list(dataset[mapped["sentence2"]]),
+        "score": scores,
+    }

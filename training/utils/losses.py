@@ -49,7 +49,9 @@ class MatryoshkaLoss(st.MatryoshkaLoss):
         n_dims_per_step: int = -1,
     ):
         per_dim = loss if isinstance(loss, dict) else None
-        super().__init__(model, next(iter(loss.values())) if per_dim else loss, matryoshka_dims, matryoshka_weights, n_dims_per_step)
+        super().__init__(
+            model, next(iter(loss.values())) if per_dim else loss, matryoshka_dims, matryoshka_weights, n_dims_per_step
+        )
         if per_dim is not None:
             self.loss = nn.ModuleDict({str(dim): per_dim[dim] for dim in self.matryoshka_dims})
         self.components: dict[int, Tensor] = {}
@@ -65,7 +67,7 @@ class MatryoshkaLoss(st.MatryoshkaLoss):
         if self.uses_gradient_cache:  # embeds in small batches by itself, twice
             return super().forward(sentence_features, labels)
         features = list(sentence_features)
-        embeddings = [self.model(dict(column))["sentence_embedding"] for column in features]
+        embeddings = embed(self.model, features)
         width = embeddings[0].shape[-1]
         labels_are_embeddings = isinstance(labels, Tensor) and labels.ndim in (2, 3) and labels.shape[-1] == width
 
@@ -80,7 +82,9 @@ class MatryoshkaLoss(st.MatryoshkaLoss):
                     {**column, "sentence_embedding": F.normalize(embedding[..., :dim], dim=-1)}
                     for column, embedding in zip(features, embeddings, strict=True)
                 ]
-                losses[dim] = weight * self.loss_at(dim)(prefixes, labels[..., :dim] if labels_are_embeddings else labels)
+                losses[dim] = weight * self.loss_at(dim)(
+                    prefixes, labels[..., :dim] if labels_are_embeddings else labels
+                )
         self.components = {dim: loss.detach() for dim, loss in losses.items()}
         return torch.stack(list(losses.values())).sum()
 
@@ -97,6 +101,40 @@ class MatryoshkaLoss(st.MatryoshkaLoss):
         }
 
 
+def embed(model: nn.Module, columns: list[dict[str, Tensor]]) -> list[Tensor]:
+    """The embeddings of each column of a batch, ``[batch, width]`` each, from one forward pass where the columns allow it."""
+    merged = merge(columns)
+    if merged is None:
+        return [model(dict(column))["sentence_embedding"] for column in columns]
+    return list(model(merged)["sentence_embedding"].chunk(len(columns)))
+
+
+def merge(columns: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The rows of all columns in one batch, one column after the other, padded to the longest row.
+
+    None where they cannot be: columns of different kinds, or texts that are not padded in the first place.
+    """
+    first = columns[0]
+    rows = (
+        first["input_ids"].shape[0]
+        if isinstance(first.get("input_ids"), Tensor) and first["input_ids"].ndim == 2
+        else None
+    )
+    if rows is None or any(column.keys() != first.keys() for column in columns):
+        return None
+    merged: dict[str, Any] = {}
+    for key, value in first.items():
+        values = [column[key] for column in columns]
+        if isinstance(value, Tensor) and value.shape == first["input_ids"].shape:
+            longest = max(v.shape[1] for v in values)
+            merged[key] = torch.cat([F.pad(v, (0, longest - v.shape[1])) for v in values])
+        elif not isinstance(value, Tensor) and all(v == value for v in values):
+            merged[key] = value
+        else:
+            return None
+    return merged
+
+
 @contextmanager
 def already_embedded(model: nn.Module) -> Iterator[None]:
     """While this lasts, calling ``model`` on features gives them back: the wrapped loss finds its embeddings in them."""
@@ -111,7 +149,9 @@ def already_embedded(model: nn.Module) -> Iterator[None]:
             model.forward = own
 
 
-def make_loss(model: SentenceTransformer, entry: DatasetEntry, dataset: Dataset, dims: list[int], weights: list[float] | None) -> MatryoshkaLoss:
+def make_loss(
+    model: SentenceTransformer, entry: DatasetEntry, dataset: Dataset, dims: list[int], weights: list[float] | None
+) -> MatryoshkaLoss:
     """The loss of a data set of a mixture, at every dimension.
 
     ``mnrl`` is MultipleNegativesRankingLoss, on pairs or triplets; ``cosent``, ``angle`` and ``cosine`` compare the cosine
@@ -138,5 +178,8 @@ def loss_parameters(loss: nn.Module | dict[str, nn.Module], model: nn.Module) ->
     losses = loss if isinstance(loss, dict) else {"loss": loss}
     own = {id(parameter) for parameter in model.parameters()}
     return {
-        f"{name}.{key}": parameter for name, module in losses.items() for key, parameter in module.named_parameters() if id(parameter) not in own
+        f"{name}.{key}": parameter
+        for name, module in losses.items()
+        for key, parameter in module.named_parameters()
+        if id(parameter) not in own
     }

@@ -13,6 +13,7 @@ from evaluation.utils.evaluation_utils import identify, load_model
 from training.utils.options import TrainingConfig
 
 if TYPE_CHECKING:
+    import torch
     from sentence_transformers import SentenceTransformer
 
 logger = logging.getLogger(__name__)
@@ -33,7 +34,9 @@ def load_base_model(config: TrainingConfig, texts: Iterable[str]) -> SentenceTra
     if config.max_seq_length is not None:
         limit = model.max_seq_length
         if limit is not None and config.max_seq_length > limit:
-            raise RunError(f"--max_seq_length {config.max_seq_length} is above the {limit} tokens that {config.model_name} can take")
+            raise RunError(
+                f"--max_seq_length {config.max_seq_length} is above the {limit} tokens that {config.model_name} can take"
+            )
         model.max_seq_length = config.max_seq_length
     return model
 
@@ -61,7 +64,9 @@ def make_static_model(texts: Iterable[str], embedding_dim: int, vocab_size: int,
     )
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    tokenizer.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=["[PAD]", "[UNK]"], show_progress=False))
+    tokenizer.train_from_iterator(
+        texts, trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=["[PAD]", "[UNK]"], show_progress=False)
+    )
     generator = torch.Generator().manual_seed(seed)
     weights = torch.randn(tokenizer.get_vocab_size(), embedding_dim, generator=generator)
     logger.info("static embeddings: %d word pieces of %d dimensions", *weights.shape)
@@ -72,11 +77,11 @@ def is_static(model: SentenceTransformer) -> bool:
     return type(model[0]).__name__ == "StaticEmbedding"
 
 
-def choose_precision(wanted: str, model: SentenceTransformer) -> dict[str, bool]:
-    """The ``bf16``, ``fp16`` and ``tf32`` training arguments for ``--precision``.
+def choose_precision(wanted: str, model: SentenceTransformer) -> torch.dtype:
+    """The data type of the matrix products in training for ``--precision``.
 
     ``auto`` takes bfloat16 where the processor multiplies it natively, float16 on older GPUs, and float32 elsewhere and for
-    static embeddings, which multiply nothing.
+    static embeddings, which multiply nothing. The weights, and evaluation, stay in float32.
 
     Raises:
         RunError: The hardware cannot do what was asked for.
@@ -96,7 +101,7 @@ def choose_precision(wanted: str, model: SentenceTransformer) -> dict[str, bool]
     if device == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 where there is
     logger.info("training on %s in %s", device, wanted)
-    return {"bf16": wanted == "bf16", "fp16": wanted == "fp16"}
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[wanted]
 
 
 def cpu_has_bfloat16() -> bool:
@@ -131,7 +136,9 @@ def prepare_run_folder(folder: Path, config: TrainingConfig, resume_command: str
     found = checkpoints(folder)
     if config.resume_from_checkpoint is not None:
         if (folder / FINAL).exists():
-            raise RunError(f"{folder} holds a finished run: there is nothing to resume; --overwrite_output_dir starts it anew")
+            raise RunError(
+                f"{folder} holds a finished run: there is nothing to resume; --overwrite_output_dir starts it anew"
+            )
         return _checkpoint_to_resume(folder, config.resume_from_checkpoint, found)
     if config.overwrite_output_dir:
         for path in (folder / FINAL, folder / UNTRAINED, folder / "run.json", folder / "eval", *found):
@@ -140,9 +147,13 @@ def prepare_run_folder(folder: Path, config: TrainingConfig, resume_command: str
             else:
                 path.unlink(missing_ok=True)
     elif (folder / FINAL).exists():
-        raise RunError(f"{folder} holds a finished run: choose another --output_dir, or replace it with --overwrite_output_dir")
+        raise RunError(
+            f"{folder} holds a finished run: choose another --output_dir, or replace it with --overwrite_output_dir"
+        )
     elif found:
-        raise RunError(f"{folder} holds an unfinished run: resume it with `{resume_command}`, or replace it with --overwrite_output_dir")
+        raise RunError(
+            f"{folder} holds an unfinished run: resume it with `{resume_command}`, or replace it with --overwrite_output_dir"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     return None
 

@@ -18,10 +18,20 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 @dataclass
 class TrainingConfig:
-    model_name: Annotated[str, Key("the model to start from: a name on the Hub, a folder, or 'static' for static embeddings from nothing")]
-    matryoshka_dims: Annotated[list[int], Key("dimensions to train; the full width is always added, and defaults above it are left out")]
-    matryoshka_weights: Annotated[list[float] | None, Key("weight of the loss at each of matryoshka_dims, in that order; all 1 by default", above=0)]
-    output_dir: Annotated[str | None, Key("folder of the run: checkpoints, run.json and the final model; output/<script>-<model> by default")]
+    model_name: Annotated[
+        str, Key("the model to start from: a name on the Hub, a folder, or 'static' for static embeddings from nothing")
+    ]
+    matryoshka_dims: Annotated[
+        list[int], Key("dimensions to train; the full width is always added, and defaults above it are left out")
+    ]
+    matryoshka_weights: Annotated[
+        list[float] | None,
+        Key("weight of the loss at each of matryoshka_dims, in that order; all 1 by default", above=0),
+    ]
+    output_dir: Annotated[
+        str | None,
+        Key("folder of the run: checkpoints, run.json and the final model; output/<script>-<model> by default"),
+    ]
     overwrite_output_dir: Annotated[bool, Key("replace an earlier run in output_dir")]
     resume_from_checkpoint: Annotated[str | None, Key("'latest', or the path of a checkpoint, to go on from")]
     num_train_epochs: Annotated[float, Key("epochs to train", above=0)]
@@ -31,25 +41,44 @@ class TrainingConfig:
     learning_rate: Annotated[float, Key("peak learning rate", above=0)]
     warmup_steps: Annotated[float, Key("steps of rising learning rate; below 1 a share of all steps", minimum=0)]
     max_train_samples: Annotated[int | None, Key("use the first so many rows of each data set", minimum=1)]
-    max_seq_length: Annotated[int | None, Key("cut texts to so many tokens; the model's own limit by default", minimum=1)]
-    precision: Annotated[str, Key("arithmetic of training; auto takes bf16 or fp16 where the hardware is fast at it", choices=PRECISIONS)]
+    max_seq_length: Annotated[
+        int | None, Key("cut texts to so many tokens; the model's own limit by default", minimum=1)
+    ]
+    precision: Annotated[
+        str, Key("arithmetic of training; auto takes bf16 or fp16 where the hardware is fast at it", choices=PRECISIONS)
+    ]
     static_embedding_dim: Annotated[int, Key("width of a model_name 'static'", minimum=1)]
-    static_vocab_size: Annotated[int, Key("word pieces of a model_name 'static', learnt from the training texts", minimum=100)]
-    dev_data: Annotated[list[str], Key("scored pairs to choose the best checkpoint on: auto (the STS set of the language), en, ar, files, or none")]
-    eval_steps: Annotated[float, Key("steps between two looks at the dev set, each with a checkpoint; below 1 a share of all steps", above=0)]
+    static_vocab_size: Annotated[
+        int, Key("word pieces of a model_name 'static', learnt from the training texts", minimum=100)
+    ]
+    dev_data: Annotated[
+        list[str],
+        Key(
+            "scored pairs to choose the best checkpoint on: auto (the STS set of the language), en, ar, files, or none"
+        ),
+    ]
+    eval_steps: Annotated[
+        float,
+        Key("steps between two looks at the dev set, each with a checkpoint; below 1 a share of all steps", above=0),
+    ]
     logging_steps: Annotated[float, Key("steps between two reports of the loss; below 1 a share of all steps", above=0)]
     save_total_limit: Annotated[int, Key("checkpoints to keep", minimum=1)]
     seed: Annotated[int, Key("seed of everything random", minimum=0)]
     report_to: Annotated[str, Key("tracker to report to: none, tensorboard, wandb, ...")]
     push_to_hub: Annotated[bool, Key("upload the final model to the Hub")]
     hub_model_id: Annotated[str | None, Key("the Hub's name for the uploaded model")]
-    training_arguments: Annotated[dict[str, Any], Key("any other argument of SentenceTransformerTrainingArguments (in a file only)")]
+    training_arguments: Annotated[
+        dict[str, Any], Key("any other argument of SentenceTransformerTrainingArguments (in a file only)")
+    ]
 
 
 @dataclass
 class MatryoshkaNLIConfig(TrainingConfig):
     language: Annotated[str, Key("language of the training triplets and the dev set", choices=("en", "ar"))]
-    train_data: Annotated[str | None, Key("your own triplets or pairs: CSV, TSV, JSONL or Parquet with anchor, positive and, if you like, negative")]
+    train_data: Annotated[
+        str | None,
+        Key("your own triplets or pairs: CSV, TSV, JSONL or Parquet with anchor, positive and, if you like, negative"),
+    ]
     scale: Annotated[float, Key("inverse temperature of the contrastive loss", above=0)]
 
 
@@ -61,16 +90,24 @@ class DatasetEntry:
     loss: Annotated[str, Key("the loss that fits it", choices=LOSSES)]
     name: Annotated[str | None, Key("the data set's configuration on the Hub")] = None
     split: Annotated[str, Key("its split")] = "train"
-    columns: Annotated[dict[str, str] | None, Key("what each column is for the loss, and its name in the data set")] = None
-    weight: Annotated[float | None, Key("how often it is drawn, relative to the others; by its size if none has a weight", above=0)] = None
-    score_range: Annotated[list[float] | None, Key("lowest and highest score of the data set, to bring scores to 0..1")] = None
+    columns: Annotated[dict[str, str] | None, Key("what each column is for the loss, and its name in the data set")] = (
+        None
+    )
+    weight: Annotated[
+        float | None, Key("how often it is drawn, relative to the others; by its size if none has a weight", above=0)
+    ] = None
+    score_range: Annotated[
+        list[float] | None, Key("lowest and highest score of the data set, to bring scores to 0..1")
+    ] = None
     scale: Annotated[float, Key("inverse temperature of mnrl, cosent and angle", above=0)] = 20.0
     max_train_samples: Annotated[int | None, Key("use the first so many rows", minimum=1)] = None
 
 
 @dataclass
 class HybridConfig(TrainingConfig):
-    datasets: Annotated[dict[str, DatasetEntry], Key("the data sets of the mixture, by name")] = field(default_factory=dict)
+    datasets: Annotated[dict[str, DatasetEntry], Key("the data sets of the mixture, by name")] = field(
+        default_factory=dict
+    )
     multi_dataset_batch_sampler: Annotated[
         str,
         Key(
@@ -87,7 +124,13 @@ def check_mixture(config: HybridConfig) -> None:
     weighted = [name for name, entry in config.datasets.items() if entry.weight is not None]
     if weighted and len(weighted) < len(config.datasets):
         bare = next(name for name in config.datasets if name not in weighted)
-        raise UsageError(f"'datasets': {weighted[0]!r} has a weight and {bare!r} has none; give one to each, or to none")
+        raise UsageError(
+            f"'datasets': {weighted[0]!r} has a weight and {bare!r} has none; give one to each, or to none"
+        )
     for name, entry in config.datasets.items():
-        if entry.score_range is not None and (len(entry.score_range) != 2 or entry.score_range[0] >= entry.score_range[1]):
-            raise UsageError(f"'datasets.{name}': 'score_range' must be the lowest and the highest score, such as [0, 5]")
+        if entry.score_range is not None and (
+            len(entry.score_range) != 2 or entry.score_range[0] >= entry.score_range[1]
+        ):
+            raise UsageError(
+                f"'datasets.{name}': 'score_range' must be the lowest and the highest score, such as [0, 5]"
+            )

@@ -70,7 +70,12 @@ def start_record(
         matryoshka_dims=dims,
         base_model={"name": config.model_name, "revision": getattr(model.model_card_data, "base_model_revision", None)},
         datasets={
-            name: {"path": entry.path, "revision": dataset_revision(entry.path, dataset), "rows": len(dataset), "columns": dataset.column_names}
+            name: {
+                "path": entry.path,
+                "revision": dataset_revision(entry.path, dataset),
+                "rows": len(dataset),
+                "columns": dataset.column_names,
+            }
             for name, (entry, dataset) in datasets.items()
         },
         scored_pairs={name: len(pairs["score"]) for name, pairs in scored.items()},
@@ -102,7 +107,9 @@ def finish(
             found = evaluator(model, epoch=trainer.state.epoch, steps=step)
             evaluator.log(found)
             scores |= {key: value for key, value in found.items() if key != evaluator.primary_metric}
-            scores[f"{'dev' if sets is dev_sets else 'test'}_{evaluator.primary_metric}"] = found[evaluator.primary_metric]
+            scores[f"{'dev' if sets is dev_sets else 'test'}_{evaluator.primary_metric}"] = found[
+                evaluator.primary_metric
+            ]
     history = [entry for entry in trainer.state.log_history if f"eval_{PRIMARY_METRIC}" in entry]
     final = save_final(model, folder)
     record.finish(
@@ -120,6 +127,7 @@ def finish(
             url = model.push_to_hub(config.hub_model_id or folder.name, exist_ok=True)
             logger.info("uploaded to %s", url)
         except Exception as error:
-            raise RunError(f"the model is trained and saved as {final}, but the upload failed: {one_line(error)}") from None
+            raise RunError(
+                f"the model is trained and saved as {final}, but the upload failed: {one_line(error)}"
+            ) from None
     print(final)
-

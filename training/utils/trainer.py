@@ -30,9 +30,13 @@ class Progress(ProgressCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         if state.is_world_process_zero and logs is not None and "loss" in logs:
-            parts = ", ".join(f"{key.removeprefix('loss_')}: {value:.4f}" for key, value in logs.items() if key.startswith("loss_"))
+            parts = ", ".join(
+                f"{key.removeprefix('loss_')}: {value:.4f}" for key, value in logs.items() if key.startswith("loss_")
+            )
             rate = f", learning rate {logs['learning_rate']:.2e}" if "learning_rate" in logs else ""
-            logger.info("step %d of %d, loss %.4f (%s)%s", state.global_step, state.max_steps, logs["loss"], parts, rate)
+            logger.info(
+                "step %d of %d, loss %.4f (%s)%s", state.global_step, state.max_steps, logs["loss"], parts, rate
+            )
 
 
 class MatryoshkaTrainer(SentenceTransformerTrainer):
@@ -66,7 +70,9 @@ class MatryoshkaTrainer(SentenceTransformerTrainer):
                 self._counts[key] += 1
             if not torch.isfinite(loss.detach()):
                 of = f" of {name}" if name else ""
-                raise RunError(f"the loss{of} at step {self.state.global_step + 1} is {loss.item()}: lower --learning_rate, or use --precision fp32")
+                raise RunError(
+                    f"the loss{of} at step {self.state.global_step + 1} is {loss.item()}: lower --learning_rate, or use --precision fp32"
+                )
         return result
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -83,7 +89,9 @@ class MatryoshkaTrainer(SentenceTransformerTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict=None) -> None:
         super()._save(output_dir, state_dict)
-        parameters = {name: value.detach().contiguous() for name, value in loss_parameters(self.loss, self.model).items()}
+        parameters = {
+            name: value.detach().contiguous() for name, value in loss_parameters(self.loss, self.model).items()
+        }
         if parameters:
             save_file(parameters, os.path.join(output_dir or self.args.output_dir, LOSS_STATE))
 
@@ -105,11 +113,13 @@ class MatryoshkaTrainer(SentenceTransformerTrainer):
         try:
             self._load_from_checkpoint(best)
         except Exception as error:
-            raise RunError(f"the best checkpoint, {best}, cannot be loaded ({one_line(error, 160)}); the others are in {self.args.output_dir}") from None
+            raise RunError(
+                f"the best checkpoint, {best}, cannot be loaded ({one_line(error, 160)}); the others are in {self.args.output_dir}"
+            ) from None
 
 
 def make_training_arguments(
-    config: TrainingConfig, folder: Path, precision: dict[str, bool], metric: str | None, **extra: Any
+    config: TrainingConfig, folder: Path, precision: torch.dtype, metric: str | None, **extra: Any
 ) -> SentenceTransformerTrainingArguments:
     """The training arguments of a configuration.
 
@@ -141,7 +151,8 @@ def make_training_arguments(
         "batch_sampler": "no_duplicates_hashed",
         "use_cpu": not torch.cuda.is_available() and not torch.backends.mps.is_available(),
         "logging_nan_inf_filter": False,
-        **precision,
+        "bf16": precision == torch.bfloat16,
+        "fp16": precision == torch.float16,
         **extra,
     }
     try:

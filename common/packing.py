@@ -1,0 +1,220 @@
+"""No padding work: the transformer sees the real tokens of a batch, end to end, and nothing else.
+
+The rows of a batch differ in length, and padded to the longest most of a batch of NLI sentences is padding. Here the rows
+are sorted by length and their tokens laid end to end in one sequence. Every layer but attention works on tokens one by one
+and needs no change; attention is computed for each group of rows of equal length, without a mask. With dropout off, values
+and gradients are those of the padded batch but for rounding (Krell et al., 2021, https://arxiv.org/abs/2107.02027, has the
+idea for pre-training).
+
+:func:`pack` tries this out on the model at hand and, where the values differ, takes the second way: rows sorted by length
+and run in chunks of similar length, which every architecture can do.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+logger = logging.getLogger(__name__)
+
+ATTENTION = "packed_sdpa"
+CHUNK_ROWS = 32  # rows that the second way runs together
+TRIAL = ("word", "a few words more", "one two three four five six seven eight nine ten")
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    row_groups: list[tuple[int, int]] | None = None,
+    sliding_window: int | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention within each row of a packed sequence, as an attention function of transformers.
+
+    Args:
+        query, key, value: Tensors of shape ``[1, heads, tokens, head_dim]``.
+        row_groups: ``(rows, length)`` of each run of rows of equal length, in order; ``rows * length`` adds up to ``tokens``.
+        sliding_window: Tokens further apart than this do not see each other, exclusive.
+
+    Returns:
+        A tensor of shape ``[1, tokens, heads, head_dim]``, and None in place of the attention weights.
+    """
+    if row_groups is None:
+        raise RuntimeError("this model is set up for packed batches: call it through SentenceTransformer")
+    heads, head_dim = query.shape[1], query.shape[3]
+    sizes = [rows * length for rows, length in row_groups]
+    split = [tensor[0].transpose(0, 1).split(sizes) for tensor in (query, key, value)]
+    outputs = []
+    for (rows, length), *states in zip(row_groups, *split, strict=True):
+        q, k, v = (state.view(rows, length, heads, head_dim).transpose(1, 2) for state in states)
+        mask = None
+        if sliding_window is not None and length > sliding_window:
+            position = torch.arange(length, device=q.device)
+            mask = (position[:, None] - position[None, :]).abs() < sliding_window
+        output = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scaling)
+        outputs.append(output.transpose(1, 2).reshape(rows * length, heads, head_dim))
+    return torch.cat(outputs)[None], None
+
+
+def pack(model: SentenceTransformer, train_dtype: torch.dtype | None = None) -> SentenceTransformer:
+    """Make a model spend its time on real tokens, in training and in encoding, and train in ``train_dtype``.
+
+    The change is to this object alone: what is saved is the same as before. Models without attention (static embeddings)
+    and batches other than padded text are left as they are.
+
+    Args:
+        model: The model; it is changed in place.
+        train_dtype: The precision of matrix products while training, or None for that of the weights. Evaluation always
+            has the precision of the weights.
+
+    Returns:
+        The same model.
+    """
+    transformer = model[0]
+    if not hasattr(transformer, "auto_model") or isinstance(transformer.__dict__.get("forward"), _Forward):
+        return model
+    forward = _Forward(transformer, train_dtype)
+    before = _embed(model)
+    transformer.forward = forward
+    if not (forward.use_packing() and _same(before, model)):
+        forward.use_chunks()
+        logger.info("%s cannot be packed: running rows sorted by length instead", type(transformer.auto_model).__name__)
+    return model
+
+
+def _embed(model: SentenceTransformer) -> Tensor:
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        features = {
+            key: value.to(model.device) if isinstance(value, Tensor) else value
+            for key, value in model.preprocess(list(TRIAL)).items()
+        }
+        embeddings = model(features)["sentence_embedding"]
+    model.train(training)
+    return embeddings.float()
+
+
+def _same(before: Tensor, model: SentenceTransformer) -> bool:
+    try:
+        after = _embed(model)
+    except (TypeError, RuntimeError, ValueError, IndexError) as error:  # the architecture lacks an argument or a shape
+        logger.debug("packing failed: %s", error)
+        return False
+    tolerance = 1e-4 if next(model.parameters()).dtype == torch.float32 else 3e-2
+    return after.shape == before.shape and torch.allclose(
+        before, after, atol=tolerance * float(before.abs().max()), rtol=0
+    )
+
+
+class _Forward:
+    """Takes the place of a Transformer module's ``forward``."""
+
+    def __init__(self, transformer: nn.Module, train_dtype: torch.dtype | None):
+        self.transformer, self.train_dtype = transformer, train_dtype
+        self.original: Callable[..., dict[str, Any]] = transformer.forward
+        self.attention = transformer.auto_model.config._attn_implementation
+        self.run = self._packed
+
+    def use_packing(self) -> bool:
+        from transformers import AttentionInterface
+
+        AttentionInterface.register(ATTENTION, packed_attention)
+        try:
+            self.transformer.auto_model.set_attn_implementation(ATTENTION)
+        except (ValueError, AttributeError, ImportError):
+            return False
+        return self.transformer.auto_model.config._attn_implementation == ATTENTION
+
+    def use_chunks(self) -> None:
+        self.transformer.auto_model.set_attn_implementation(self.attention)
+        self.run = self._chunked
+
+    def __call__(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        mask = features.get("attention_mask")
+        ids = features.get("input_ids")
+        if mask is None or ids is None or ids.ndim != 2 or mask.shape != ids.shape or "cu_seq_lens_q" in features:
+            return self.original(features, **kwargs)
+        dtype = self.train_dtype if self.transformer.training and self.train_dtype != torch.float32 else None
+        with torch.autocast(ids.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+            return self.run(features, mask.bool(), **kwargs)
+
+    def _packed(self, features: dict[str, Any], mask: Tensor, **kwargs: Any) -> dict[str, Any]:
+        lengths = mask.sum(dim=1)
+        order = torch.argsort(lengths, stable=True)
+        sorted_mask = mask[order]
+        sorted_lengths = lengths[order]
+        length, rows = torch.unique_consecutive(sorted_lengths, return_counts=True)
+        position = sorted_mask.cumsum(dim=1)[sorted_mask] - 1
+        inputs = {
+            key: value[order][sorted_mask][None]
+            for key, value in features.items()
+            if isinstance(value, Tensor) and value.shape == mask.shape and key != "attention_mask"
+        }
+        model = self.transformer.auto_model
+        output = model(
+            **{
+                key: value
+                for key, value in inputs.items()
+                if key in ("input_ids", "token_type_ids") and self._takes(key)
+            },
+            position_ids=(position + self._position_offset())[None],
+            row_groups=list(zip(rows.tolist(), length.tolist(), strict=True)),
+            **(
+                {"attention_mask": {"full_attention": None, "sliding_attention": None}}
+                if model.config.model_type == "modernbert"
+                else {}
+            ),
+        )
+        # back into the order of the rows, still without padding: pooling reads it with cu_seq_lens_q
+        row_of_token = order.repeat_interleave(sorted_lengths)
+        back = torch.argsort(row_of_token, stable=True)
+        features["token_embeddings"] = output[0][0].index_select(0, back)[None]
+        features["cu_seq_lens_q"] = F.pad(lengths.cumsum(0), (1, 0))
+        return features
+
+    def _takes(self, key: str) -> bool:
+        parameters = getattr(self.transformer, "model_forward_params", None)
+        return parameters is None or key in parameters
+
+    def _position_offset(self) -> int:
+        """Positions of the RoBERTa family start behind the padding index."""
+        for module in self.transformer.auto_model.modules():
+            index = getattr(module, "padding_idx", None)
+            if isinstance(index, int) and isinstance(getattr(module, "position_embeddings", None), nn.Embedding):
+                return index + 1
+        return 0
+
+    def _chunked(self, features: dict[str, Any], mask: Tensor, **kwargs: Any) -> dict[str, Any]:
+        lengths = mask.sum(dim=1)
+        order = torch.argsort(lengths, stable=True)
+        rows, width = mask.shape
+        chunks = []
+        for index in order.split(CHUNK_ROWS):
+            longest = int(lengths[index].max())
+            left = mask.shape[1] - longest if not bool(mask[:, 0].all()) else 0  # where the tokenizer pads on the left
+            part = {
+                key: value[index][:, left : left + longest]
+                if isinstance(value, Tensor) and value.shape == mask.shape
+                else value
+                for key, value in features.items()
+            }
+            embeddings = self.original(part, **kwargs)["token_embeddings"]
+            chunks.append(F.pad(embeddings, (0, 0, left, width - longest - left)))
+        back = torch.empty_like(order)
+        back[order] = torch.arange(rows, device=order.device)
+        features["token_embeddings"] = torch.cat(chunks).index_select(0, back)
+        return features

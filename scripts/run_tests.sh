@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Set up if need be, lint, and run the tests; --slow adds the long ones. Other arguments go to pytest.
+#   bash scripts/run_tests.sh [--slow] [PYTEST_ARGUMENT ...]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+bash scripts/setup.sh requirements-dev.txt
+bin="${VENV:-.venv}/bin"
+"$bin/ruff" check .
+"$bin/ruff" format --check .
+exec "$bin/python" -m pytest "$@"
