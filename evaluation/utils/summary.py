@@ -38,10 +38,7 @@ def update_summary(path: Path, rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
     path.parent.mkdir(parents=True, exist_ok=True)
     new = pd.DataFrame(list(rows)).reindex(columns=COLUMNS).set_index(KEY)
     with FileLock(path.with_name(f".{path.name}.lock")):
-        if path.exists():
-            table = new.combine_first(read_summary(path).set_index(KEY))
-        else:
-            table = new
+        table = new.combine_first(read_summary(path).set_index(KEY)) if path.exists() else new
         table = table.reset_index().reindex(columns=COLUMNS)
         table = table.sort_values(
             ["model", "revision", "dtype", "task", "subset", "dim"], ascending=[True] * 5 + [False]
