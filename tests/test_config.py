@@ -29,7 +29,9 @@ SCRIPTS = {
 }
 
 
-def load(*argv, cls=MatryoshkaNLIConfig, siblings=(HybridConfig,), file="training_config.json", positional="model_name"):
+def load(
+    *argv, cls=MatryoshkaNLIConfig, siblings=(HybridConfig,), file="training_config.json", positional="model_name"
+):
     return load_config(cls, file, "What it does.", [str(a) for a in argv], siblings, positional)
 
 
