@@ -150,7 +150,6 @@ def dataset_revision(path: str, dataset: Dataset) -> str | None:
 
 def explain_hub_error(error: BaseException, repository: str) -> str:
     """What a failed look-up on the Hub means, in one line; raises ``error`` again where it means something else."""
-    import httpx
     from datasets.exceptions import DatasetNotFoundError
     from huggingface_hub import errors as hub
 
@@ -162,13 +161,16 @@ def explain_hub_error(error: BaseException, repository: str) -> str:
     def has(*classes: type) -> bool:
         return any(isinstance(e, classes) for e in chain)
 
+    # huggingface_hub changed the package that it talks through (httpx, httpx2) but not the names of what it raises
+    offline = any(base.__name__ == "TransportError" for e in chain for base in type(e).__mro__)
+
     if has(hub.GatedRepoError):
         return f"access is gated: ask for it on the Hub's page of {repository}, then log in with `hf auth login`"
     if has(hub.RepositoryNotFoundError, DatasetNotFoundError):
         return "not found on the Hub, or private: check the name, or log in with `hf auth login`"
     if has(hub.RevisionNotFoundError, hub.EntryNotFoundError):
         return f"the repository lacks what was asked for ({one_line(chain[-1], 120)})"
-    if has(hub.OfflineModeIsEnabled, hub.LocalEntryNotFoundError, httpx.TransportError, ConnectionError):
+    if offline or has(hub.OfflineModeIsEnabled, hub.LocalEntryNotFoundError, ConnectionError):
         return "the Hub cannot be reached and it is not in the cache: check the network, or give a local path"
     if has(hub.HfHubHTTPError):
         return f"the Hub answered with an error, try again later ({one_line(chain[-1], 120)})"
