@@ -102,6 +102,8 @@ def _read_jsonl(path: Path) -> list[dict[str, Any]]:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
                 raise RunError(f"{path}, line {number}: not valid JSON ({error.msg})") from None
+            except RecursionError:
+                raise RunError(f"{path}, line {number}: nested too deeply") from None
             if not isinstance(row, dict):
                 raise RunError(f"{path}, line {number}: must be a JSON object")
             for name, value in row.items():
