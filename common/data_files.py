@@ -44,8 +44,11 @@ def read_rows(path: Path) -> Dataset:
     import pyarrow as pa
 
     if suffix == ".parquet":
+        import pyarrow.parquet as pq
+
         try:
-            dataset = Dataset.from_parquet(str(path), keep_in_memory=False)
+            empty = pq.read_metadata(path).num_rows == 0  # which from_parquet cannot read
+            dataset = None if empty else Dataset.from_parquet(str(path), keep_in_memory=False)
         except (pa.ArrowException, OSError, ValueError) as error:
             raise RunError(f"{path}: not a readable Parquet file ({one_line(error, 120)})") from None
         except Exception as error:  # datasets wraps what the readers raise in a class of its own
