@@ -105,6 +105,8 @@ def _read_jsonl(path: Path) -> list[dict[str, Any]]:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
                 raise RunError(f"{path}, line {number}: not valid JSON ({error.msg})") from None
+            except ValueError as error:  # an integer of thousands of digits
+                raise RunError(f"{path}, line {number}: {one_line(error)}") from None
             except RecursionError:
                 raise RunError(f"{path}, line {number}: nested too deeply") from None
             if not isinstance(row, dict):
@@ -215,10 +217,10 @@ def number(where: str, row: int, column: str, value: Any) -> float:
     """``value`` as a finite number, or :class:`RunError` naming the row."""
     try:
         result = float(value) if not isinstance(value, bool) else math.nan
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         result = math.nan
     if not math.isfinite(result):
-        raise RunError(f"{where}, row {row}: column {column!r} must be a finite number, not {value!r}")
+        raise RunError(f"{where}, row {row}: column {column!r} must be a finite number, not {repr(value)[:60]}")
     return result
 
 

@@ -168,6 +168,9 @@ def test_wrong_flags(argv, message):
         ('{"seed": 1,\n}', "line 2: not valid JSON"),
         ("[]", "must hold one JSON object"),
         ("[" * 100_000, "nested too deeply"),
+        ('{"seed": ' + "9" * 5000 + "}", "5000 digits"),
+        ({"datasets\nx": 1}, "unknown key 'datasets\\nx'"),
+        ({"training_arguments": {"a\nb": 1}, "seed": "1\u20282"}, "'seed' must be an integer"),
     ],
 )
 def test_wrong_config_files(write, content, message):

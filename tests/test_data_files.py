@@ -116,6 +116,7 @@ GOOD = "sentence1,sentence2,score\na,b,1\nc,d,2\ne,f,3\n"
         ("x.jsonl", '{"sentence1": "a", "sentence2": "b", "score": null}\n', "row 1: column 'score' must be a finite"),
         ("x.jsonl", '{"sentence1": "a", "sentence2": "b", "score": NaN}\n', "row 1: column 'score' must be a finite"),
         ("x.jsonl", '{"sentence1": "a", "sentence2": "b", "score": ' + "9" * 400 + "}\n", "x.jsonl"),
+        ("x.jsonl", '{"sentence1": "a", "sentence2": "b", "score": ' + "9" * 5000 + "}\n", "line 1: Exceeds the limit"),
         ("x.jsonl", "[" * 100_000, "line 1: nested too deeply"),
         ("x.parquet", b"not a parquet file at all", "not a readable Parquet file"),
         ("x.parquet", b"", "the file is empty"),
