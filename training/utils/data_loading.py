@@ -68,6 +68,8 @@ def map_columns(
         if absent := [column for column in given.values() if column not in found]:
             raise RunError(f"{where}: no column {absent[0]!r}; found {listed}")
         mapped = {role: given[role] for role in roles if role in given}
+        if twice := [column for column in mapped.values() if list(mapped.values()).count(column) > 1]:
+            raise UsageError(f"{where}: the column {twice[0]!r} stands for more than one of {', '.join(mapped)}")
     else:
         mapped = {}
         for role, aliases in roles.items():
