@@ -140,9 +140,10 @@ def _scores(where: str, values: list[Any], entry: DatasetEntry) -> list[float]:
 
 def _labels(where: str, values: list[Any]) -> list[int]:
     for row, value in enumerate(values, 1):
-        if isinstance(value, bool) or number(where, row, "label", value) != int(value) or int(value) < 0:
+        label = number(where, row, "label", value)
+        if isinstance(value, bool) or label != int(label) or label < 0:
             raise RunError(f"{where}, row {row}: column 'label' must be a class number from 0, not {value!r}")
-    labels = [int(value) for value in values]
+    labels = [int(float(value)) for value in values]
     if len(set(labels)) < 2:
         raise RunError(f"{where}: every label is {labels[0]}; classification needs at least two")
     return labels
