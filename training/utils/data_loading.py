@@ -162,6 +162,8 @@ def load_dev_sets(
     """
     dev: dict[str, dict[str, list[Any]]] = {}
     test: dict[str, dict[str, list[Any]]] = {}
+    if not names:
+        raise UsageError("--dev_data is empty: give auto, a language, a file, or none")
     if "none" in names and len(names) > 1:
         raise UsageError("--dev_data: 'none' stands alone")
     chosen = [] if names == ["none"] else [language if name == "auto" else name for name in names]
