@@ -17,7 +17,7 @@ import typing
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
-from common.errors import UsageError
+from common.errors import UsageError, one_line
 
 ROOT = Path(__file__).resolve().parents[1]
 ConfigT = TypeVar("ConfigT")
@@ -153,6 +153,8 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from None
     except RecursionError:
         raise UsageError(f"{path}: nested too deeply") from None
+    except ValueError as error:  # an integer of thousands of digits
+        raise UsageError(f"{path}: {one_line(error)}") from None
     if not isinstance(values, dict):
         raise UsageError(f"{path}: must hold one JSON object")
     return values

@@ -44,8 +44,11 @@ def read_rows(path: Path) -> Dataset:
     import pyarrow as pa
 
     if suffix == ".parquet":
+        import pyarrow.parquet as pq
+
         try:
-            dataset = Dataset.from_parquet(str(path), keep_in_memory=False)
+            empty = pq.read_metadata(path).num_rows == 0  # which from_parquet cannot read
+            dataset = None if empty else Dataset.from_parquet(str(path), keep_in_memory=False)
         except (pa.ArrowException, OSError, ValueError) as error:
             raise RunError(f"{path}: not a readable Parquet file ({one_line(error, 120)})") from None
         except Exception as error:  # datasets wraps what the readers raise in a class of its own
@@ -102,6 +105,10 @@ def _read_jsonl(path: Path) -> list[dict[str, Any]]:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
                 raise RunError(f"{path}, line {number}: not valid JSON ({error.msg})") from None
+            except ValueError as error:  # an integer of thousands of digits
+                raise RunError(f"{path}, line {number}: {one_line(error)}") from None
+            except RecursionError:
+                raise RunError(f"{path}, line {number}: nested too deeply") from None
             if not isinstance(row, dict):
                 raise RunError(f"{path}, line {number}: must be a JSON object")
             for name, value in row.items():
@@ -150,7 +157,6 @@ def dataset_revision(path: str, dataset: Dataset) -> str | None:
 
 def explain_hub_error(error: BaseException, repository: str) -> str:
     """What a failed look-up on the Hub means, in one line; raises ``error`` again where it means something else."""
-    import httpx
     from datasets.exceptions import DatasetNotFoundError
     from huggingface_hub import errors as hub
 
@@ -162,13 +168,16 @@ def explain_hub_error(error: BaseException, repository: str) -> str:
     def has(*classes: type) -> bool:
         return any(isinstance(e, classes) for e in chain)
 
+    # huggingface_hub changed the package that it talks through (httpx, httpx2) but not the names of what it raises
+    offline = any(base.__name__ == "TransportError" for e in chain for base in type(e).__mro__)
+
     if has(hub.GatedRepoError):
         return f"access is gated: ask for it on the Hub's page of {repository}, then log in with `hf auth login`"
     if has(hub.RepositoryNotFoundError, DatasetNotFoundError):
         return "not found on the Hub, or private: check the name, or log in with `hf auth login`"
     if has(hub.RevisionNotFoundError, hub.EntryNotFoundError):
         return f"the repository lacks what was asked for ({one_line(chain[-1], 120)})"
-    if has(hub.OfflineModeIsEnabled, hub.LocalEntryNotFoundError, httpx.TransportError, ConnectionError):
+    if offline or has(hub.OfflineModeIsEnabled, hub.LocalEntryNotFoundError, ConnectionError):
         return "the Hub cannot be reached and it is not in the cache: check the network, or give a local path"
     if has(hub.HfHubHTTPError):
         return f"the Hub answered with an error, try again later ({one_line(chain[-1], 120)})"
@@ -208,10 +217,10 @@ def number(where: str, row: int, column: str, value: Any) -> float:
     """``value`` as a finite number, or :class:`RunError` naming the row."""
     try:
         result = float(value) if not isinstance(value, bool) else math.nan
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         result = math.nan
     if not math.isfinite(result):
-        raise RunError(f"{where}, row {row}: column {column!r} must be a finite number, not {value!r}")
+        raise RunError(f"{where}, row {row}: column {column!r} must be a finite number, not {repr(value)[:60]}")
     return result
 
 

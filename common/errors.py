@@ -12,6 +12,9 @@ EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 class RunError(Exception):
     """The run failed for a reason that the user can act on: exit code 1. The message is one line."""
 
+    def __str__(self) -> str:
+        return " ".join(super().__str__().splitlines())  # a name or a value in it may hold line breaks
+
 
 class UsageError(RunError):
     """The command or the configuration is wrong: exit code 2. The message is one line."""

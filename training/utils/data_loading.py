@@ -68,6 +68,8 @@ def map_columns(
         if absent := [column for column in given.values() if column not in found]:
             raise RunError(f"{where}: no column {absent[0]!r}; found {listed}")
         mapped = {role: given[role] for role in roles if role in given}
+        if twice := [column for column in mapped.values() if list(mapped.values()).count(column) > 1]:
+            raise UsageError(f"{where}: the column {twice[0]!r} stands for more than one of {', '.join(mapped)}")
     else:
         mapped = {}
         for role, aliases in roles.items():
@@ -138,9 +140,10 @@ def _scores(where: str, values: list[Any], entry: DatasetEntry) -> list[float]:
 
 def _labels(where: str, values: list[Any]) -> list[int]:
     for row, value in enumerate(values, 1):
-        if isinstance(value, bool) or number(where, row, "label", value) != int(value) or int(value) < 0:
+        label = number(where, row, "label", value)
+        if isinstance(value, bool) or label != int(label) or label < 0:
             raise RunError(f"{where}, row {row}: column 'label' must be a class number from 0, not {value!r}")
-    labels = [int(value) for value in values]
+    labels = [int(float(value)) for value in values]
     if len(set(labels)) < 2:
         raise RunError(f"{where}: every label is {labels[0]}; classification needs at least two")
     return labels
@@ -159,6 +162,8 @@ def load_dev_sets(
     """
     dev: dict[str, dict[str, list[Any]]] = {}
     test: dict[str, dict[str, list[Any]]] = {}
+    if not names:
+        raise UsageError("--dev_data is empty: give auto, a language, a file, or none")
     if "none" in names and len(names) > 1:
         raise UsageError("--dev_data: 'none' stands alone")
     chosen = [] if names == ["none"] else [language if name == "auto" else name for name in names]

@@ -1,0 +1,271 @@
+"""What the tests share: a loopback Hub with small data and tiny models, and ways to run the scripts against it.
+
+The data is drawn from ``data/sample/``. The models have random weights; what matters here is that they have the names, the
+files and the architectures that the scripts ask for.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from tests.hub import Hub
+
+ROOT = Path(__file__).resolve().parents[1]
+TRIPLET = ("premise", "entailment", "contradiction")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="run the tests that take minutes too")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--slow"):
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="slow: give --slow to run it"))
+
+
+def pytest_configure(config):
+    """Point the client libraries at the tests' Hub before any of them is imported, here and in subprocesses alike."""
+    config.workplace = Path(tempfile.mkdtemp(prefix="matryoshka-tests-"))
+    config.hub = Hub(config.workplace / "hub")
+    for name in list(os.environ):
+        if name.startswith(("HF_", "MTEB_")) or name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOG_LEVEL"):
+            del os.environ[name]
+    direct = ",".join(filter(None, [os.environ.get("NO_PROXY"), "127.0.0.1", "localhost"]))
+    os.environ.update(
+        HF_ENDPOINT=config.hub.url,
+        HF_HOME=str(config.workplace / "hf_home"),
+        MTEB_CACHE=str(config.workplace / "mteb_cache"),
+        HF_HUB_DISABLE_XET="1",
+        HF_HUB_DISABLE_TELEMETRY="1",
+        NO_PROXY=direct,
+        no_proxy=direct,
+    )
+
+
+def pytest_unconfigure(config):
+    if hasattr(config, "hub"):
+        config.hub.shutdown()
+        config.hub.server_close()
+        shutil.rmtree(config.workplace, ignore_errors=True)
+
+
+def read_jsonl(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(scope="session")
+def groups() -> list[dict]:
+    """The premise groups of the sample: ``{premise,entailment,neutral,contradiction}_{en,ar}``."""
+    return read_jsonl(ROOT / "data/sample/nli_groups.jsonl")
+
+
+@pytest.fixture(scope="session")
+def pairs() -> list[dict]:
+    """The scored pairs of the sample: ``subset, sentence1, sentence2, score``."""
+    return read_jsonl(ROOT / "data/sample/sts_pairs.jsonl")
+
+
+def write_dataset(folder: Path, configs: dict[str, dict[str, list[dict]]]) -> None:
+    """A data set repository: ``{config: {split: rows}}`` as Parquet, declared in its card."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    card = ["---", "configs:"]
+    for config, splits in configs.items():
+        card += [f"- config_name: {config}", "  data_files:"]
+        for split, rows in splits.items():
+            path = folder / config / f"{split}-00000-of-00001.parquet"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pq.write_table(pa.Table.from_pylist(rows), path)
+            card += [f"  - split: {split}", f"    path: {path.relative_to(folder).as_posix()}"]
+    (folder / "README.md").write_text("\n".join([*card, "---", ""]))
+
+
+def triplets(groups: list[dict], language: str) -> list[dict]:
+    keys = ("anchor", "positive", "negative")
+    return [{k: g[f"{part}_{language}"] for k, part in zip(keys, TRIPLET, strict=True)} for g in groups]
+
+
+def classes(groups: list[dict]) -> list[dict]:
+    parts = ("entailment", "neutral", "contradiction")
+    return [
+        {"premise": g["premise_en"], "hypothesis": g[f"{part}_en"], "label": label}
+        for g in groups
+        for label, part in enumerate(parts)
+    ]
+
+
+def scored(pairs: list[dict], subset: str, of: slice, scale: float = 1.0, shift: float = 0.0, **more) -> list[dict]:
+    """Every seventh pair comes next, so that a slice has scores of all kinds."""
+    chosen = [p for p in pairs if p["subset"] == subset]
+    chosen = [p for start in range(7) for p in chosen[start::7]][of]
+    return [
+        {"sentence1": p["sentence1"], "sentence2": p["sentence2"], "score": shift + scale * p["score"], **more}
+        for p in chosen
+    ]
+
+
+def write_datasets(folder: Path, groups: list[dict], pairs: list[dict]) -> None:
+    parts = {"train": groups[:96], "dev": groups[96:126], "test": groups[126:156]}
+    write_dataset(
+        folder / "sentence-transformers/all-nli",
+        {
+            "triplet": {split: triplets(rows, "en") for split, rows in parts.items()},
+            "pair-class": {split: classes(rows) for split, rows in parts.items()},
+        },
+    )
+    sts_parts = {"train": slice(0, 96), "validation": slice(96, 136), "test": slice(136, 176)}
+    write_dataset(
+        folder / "sentence-transformers/stsb",
+        {"default": {split: scored(pairs, "en-en", of, 1 / 5) for split, of in sts_parts.items()}},
+    )
+    write_dataset(
+        folder / "mteb/stsbenchmark-sts",
+        {"default": {split: scored(pairs, "en-en", of) for split, of in sts_parts.items()}},
+    )
+    arabic = folder / "Omartificial-Intelligence-Space"
+    splits = {"train": "train", "dev": "validation"}
+    write_dataset(
+        arabic / "Arabic-NLi-Triplet", {"default": {splits[s]: triplets(parts[s], "ar") for s in ("train", "dev")}}
+    )
+    write_dataset(
+        arabic / "Arabic-stsb",
+        {"default": {s: scored(pairs, "ar-ar", sts_parts[s], 1 / 5) for s in ("train", "validation")}},
+    )
+    sts17 = [row for lang in ("ar-ar", "en-ar", "en-en") for row in scored(pairs, lang, slice(0, 60), lang=lang)]
+    write_dataset(folder / "mteb/sts17-crosslingual-sts", {"default": {"test": sts17}})
+    sts22 = scored(pairs, "ar-ar", slice(60, 110), 3 / 5, 1, lang="ar")
+    write_dataset(folder / "mteb/sts22-crosslingual-sts", {"default": {"test": sts22}})
+
+
+def write_models(folder: Path, texts: list[str]) -> None:
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+    from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer
+    from transformers import BertConfig, BertModel, BertTokenizerFast, RobertaConfig, RobertaModel, RobertaTokenizerFast
+
+    torch.manual_seed(0)
+    roberta = folder / "distilroberta-base"
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(
+        texts, vocab_size=1500, show_progress=False, special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    )
+    RobertaTokenizerFast(tokenizer_object=bpe._tokenizer, model_max_length=128).save_pretrained(roberta)
+    RobertaModel(
+        RobertaConfig(
+            vocab_size=bpe.get_vocab_size(),
+            num_hidden_layers=1,
+            intermediate_size=64,
+            max_position_embeddings=130,
+            type_vocab_size=1,
+        )
+    ).save_pretrained(roberta)
+
+    bert = folder / "aubmindlab/bert-base-arabertv02"
+    wordpiece = BertWordPieceTokenizer(strip_accents=False, lowercase=False)
+    wordpiece.train_from_iterator(texts, vocab_size=1500, show_progress=False)
+    BertTokenizerFast(tokenizer_object=wordpiece._tokenizer, model_max_length=128).save_pretrained(bert)
+    BertModel(
+        BertConfig(
+            vocab_size=wordpiece.get_vocab_size(),
+            hidden_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=128,
+            max_position_embeddings=128,
+        )
+    ).save_pretrained(bert)
+
+    transformer = Transformer(str(bert))
+    model = SentenceTransformer(modules=[transformer, Pooling(transformer.get_embedding_dimension())], device="cpu")
+    model.save_pretrained(str(folder / "tiny/sentence-bert"))
+
+
+@pytest.fixture(scope="session")
+def hub(request, groups, pairs) -> Hub:
+    """The Hub, with its repositories written. Its address is in HF_ENDPOINT already."""
+    hub: Hub = request.config.hub
+    write_datasets(hub.root / "datasets", groups, pairs)
+    texts = [value for row in [*groups, *pairs] for key, value in row.items() if isinstance(value, str)]
+    write_models(hub.root / "models", texts)
+    return hub
+
+
+@pytest.fixture(scope="session")
+def tiny_model(hub) -> Path:
+    """The folder of a sentence-transformers model, 64 wide: a model on disk. Copy it before changing it."""
+    return hub.root / "models/tiny/sentence-bert"
+
+
+@pytest.fixture(scope="session")
+def cli(hub):
+    """``cli("training/x.py", "--flag", ...)`` runs a script as a user does; returns ``code``, ``out`` and ``err``."""
+
+    def run(*args: str | Path, cwd: Path = ROOT, env: dict[str, str] | None = None, timeout: float = 300):
+        first = [ROOT / args[0], *args[1:]] if str(args[0]).endswith(".py") else args
+        done = subprocess.run(
+            [sys.executable, *map(str, first)],
+            cwd=cwd,
+            env=os.environ | (env or {}),
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+        return SimpleNamespace(code=done.returncode, out=done.stdout, err=done.stderr)
+
+    return run
+
+
+@pytest.fixture
+def call(hub, capsys, monkeypatch):
+    """``call("training/x.py", "--flag", ...)`` runs a script's ``main`` in this process, which saves importing torch."""
+    from common.errors import run
+
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+
+    def invoke(script: str, *args: str | Path):
+        module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
+        argv = [str(arg) for arg in args]
+        monkeypatch.setattr(sys, "argv", [str(ROOT / script), *argv])
+        capsys.readouterr()
+        code = 0
+        try:
+            run(lambda: module.main(argv))
+        except SystemExit as stop:
+            code = stop.code or 0
+        out, err = capsys.readouterr()
+        return SimpleNamespace(code=code, out=out, err=err)
+
+    yield invoke
+    root.handlers, root.level = handlers, level
+
+
+@pytest.fixture
+def fails(call):
+    """``fails(code, "part of the message", script, *args)``: the script ends so, with one line and no traceback."""
+
+    def check(code: int, message: str, script: str, *args: str | Path) -> str:
+        done = call(script, *args)
+        errors = [line for line in done.err.splitlines() if line.startswith("error: ")]
+        assert done.code == code, done.err
+        assert len(errors) == 1 and message in errors[0], done.err
+        assert done.err.rstrip().splitlines()[-1] == errors[0], "the error is not the last line"
+        assert "Traceback" not in done.err
+        return errors[0]
+
+    return check

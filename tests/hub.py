@@ -1,0 +1,101 @@
+"""A Hub of the tests' own, on loopback: it answers what the client libraries ask of the Hugging Face Hub.
+
+It serves folders ``<root>/models/<name>`` and ``<root>/datasets/<name>``, at the revision ``main`` and at any that is 40
+hexadecimal digits. A repository that is missing gets 401, as on the Hub. Read-only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import parse_qs, unquote, urlsplit
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Hub
+
+    def log_message(self, *_) -> None:
+        self.server.requests.append(f"{self.command} {self.path}")
+
+    def reply(self, status: int, body: bytes | dict | list, **headers: str) -> None:
+        if not isinstance(body, bytes):
+            body = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def fail(self, status: int, code: str) -> None:
+        self.reply(status, {"error": code}, X_Error_Code=code, X_Error_Message=code)
+
+    def answer(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
+        url = urlsplit(self.path)
+        parts = unquote(url.path).strip("/").split("/")
+        api = parts[0] == "api"
+        if api:
+            parts = parts[1:]
+        kind = parts.pop(0) if parts[0] in ("models", "datasets") else "models"
+        folders = [(self.server.root.joinpath(kind, *parts[:n]), parts[n:]) for n in (2, 1) if len(parts) >= n]
+        folder, rest = next(((f, r) for f, r in folders if any(p.is_file() for p in f.glob("*"))), (None, []))
+        if folder is None:
+            return self.fail(401, "RepoNotFound")
+        verb, revision = (rest + ["info"])[0], (rest + ["", "main"])[1] or "main"
+        path = "/".join(rest[2:])
+        if revision != "main" and not re.fullmatch("[0-9a-f]{40}", revision):
+            return self.fail(404, "RevisionNotFound")
+        files = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
+        commit = hash_of(json.dumps({n: hash_of(p.read_bytes()) for n, p in files.items()}).encode())
+        if revision != "main":
+            commit = revision
+
+        def entry(name: str) -> dict:
+            if name not in files:
+                return {"type": "directory", "path": name, "oid": "0" * 40, "size": 0}
+            content = files[name].read_bytes()
+            return {"type": "file", "path": name, "oid": hash_of(content), "size": len(content)}
+
+        names = set(files) | {str(p) for n in files for p in Path(n).parents if str(p) != "."}
+        if not api and verb == "resolve":
+            if path not in files:
+                return self.fail(404, "EntryNotFound")
+            content = files[path].read_bytes()
+            return self.reply(200, content, ETag=f'"{hash_of(content)}"', X_Repo_Commit=commit)
+        if api and verb in ("info", "revision"):
+            name = folder.relative_to(self.server.root / kind).as_posix()
+            siblings = [{"rfilename": n} for n in files]
+            return self.reply(200, {"_id": "0", "id": name, "sha": commit, "siblings": siblings, "tags": []})
+        if api and verb == "paths-info":
+            wanted = json.loads(body)["paths"] if body.startswith("{") else parse_qs(body)["paths"]
+            return self.reply(200, [entry(name) for name in wanted if name in names])
+        if api and verb == "tree" and (not path or path in names):
+            recursive = parse_qs(url.query).get("recursive", ["false"])[0].lower() in ("true", "1")
+            inside = [n for n in sorted(names) if not path or n.startswith(f"{path}/")]
+            return self.reply(200, [entry(n) for n in inside if recursive or str(Path(n).parent) == (path or ".")])
+        self.fail(404, "EntryNotFound")
+
+    do_GET = do_HEAD = do_POST = answer
+
+
+class Hub(ThreadingHTTPServer):
+    """Serves ``root`` until :meth:`shutdown`; ``requests`` lists what was asked for."""
+
+    daemon_threads = True
+
+    def __init__(self, root: Path):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.root, self.requests = root, []
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+
+def hash_of(content: bytes) -> str:
+    return hashlib.sha1(content).hexdigest()

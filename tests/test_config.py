@@ -1,0 +1,359 @@
+"""Configuration: where a value comes from, what is refused, and how soon."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from typing import Annotated
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common import config as configuration
+from common.config import Key, check_dims, check_value, fit_dims, load_config, read_json
+from common.errors import UsageError
+from evaluation.utils.options import MTEBConfig, STSConfig
+from tests.conftest import ROOT
+from training.utils.options import HybridConfig, MatryoshkaNLIConfig, check_mixture
+
+SCRIPTS = {
+    "training/matryoshka_nli.py": (MatryoshkaNLIConfig, (HybridConfig,), "training_config.json"),
+    "training/hybrid_training.py": (HybridConfig, (MatryoshkaNLIConfig,), "training_config.json"),
+    "evaluation/evaluate_mteb.py": (MTEBConfig, (STSConfig,), "eval_config.json"),
+    "evaluation/evaluate_sts.py": (STSConfig, (MTEBConfig,), "eval_config.json"),
+}
+
+
+def load(
+    *argv, cls=MatryoshkaNLIConfig, siblings=(HybridConfig,), file="training_config.json", positional="model_name"
+):
+    return load_config(cls, file, "What it does.", [str(a) for a in argv], siblings, positional)
+
+
+@pytest.fixture
+def write(tmp_path):
+    def to(content, name="other.json", encoding="utf-8"):
+        path = tmp_path / name
+        path.write_text(content if isinstance(content, str) else json.dumps(content), encoding=encoding)
+        return path
+
+    return to
+
+
+# Where a value comes from
+
+
+def test_defaults_are_those_of_the_file():
+    config, chosen = load()
+    defaults = read_json(ROOT / "configs/training_config.json")
+    assert configuration.as_dict(config) == {key: defaults[key] for key in configuration.as_dict(config)}
+    assert chosen == set()
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_defaults_file_has_every_key_of_its_scripts_and_no_other(script):
+    cls, siblings, file = SCRIPTS[script]
+    keys = {key for c in (cls, *siblings) for key in configuration.keys_of(c)}
+    assert set(read_json(ROOT / "configs" / file)) == keys
+
+
+def test_a_config_file_goes_before_the_defaults_and_a_flag_before_both(write):
+    file = write({"seed": 7, "learning_rate": 1, "matryoshka_dims": [64, 32]})
+    config, chosen = load("--config", file, "--seed", 8)
+    assert (config.seed, config.learning_rate, config.matryoshka_dims) == (8, 1.0, [64, 32])
+    assert isinstance(config.learning_rate, float)
+    assert config.scale == 20
+    assert chosen == {"seed", "learning_rate", "matryoshka_dims"}
+
+
+def test_the_bare_model_is_model_name():
+    config, chosen = load("org/model", "--seed", "1")
+    assert config.model_name == "org/model" and chosen == {"model_name", "seed"}
+    assert load("--model_name", "org/model")[0].model_name == "org/model"
+    assert load("org/model", "--model_name", "org/model")[0].model_name == "org/model"
+    with pytest.raises(UsageError, match="given twice"):
+        load("org/model", "--model_name", "other/model")
+
+
+def test_the_bare_model_goes_before_the_config_file(write):
+    assert load("bare", "--config", write({"model_name": "filed"}))[0].model_name == "bare"
+
+
+@pytest.mark.parametrize(
+    ("argv", "key", "value"),
+    [
+        (["--push_to_hub"], "push_to_hub", True),
+        (["--push_to_hub", "false"], "push_to_hub", False),
+        (["--push_to_hub=True"], "push_to_hub", True),
+        (["--matryoshka_dims", "64", "32"], "matryoshka_dims", [64, 32]),
+        (["--max_train_samples", "none"], "max_train_samples", None),
+        (["--max_steps", "-1"], "max_steps", -1),
+        (["--learning_rate=3e-4"], "learning_rate", 3e-4),
+        (["--output_dir", "a folder"], "output_dir", "a folder"),
+    ],
+)
+def test_flags(argv, key, value):
+    found = getattr(load(*argv)[0], key)
+    assert found == value and type(found) is type(value)
+
+
+def test_a_flag_is_not_cut_short():
+    with pytest.raises(UsageError, match="unknown flag --learn"):
+        load("--learn", "1")
+
+
+def test_byte_order_mark(write):
+    assert load("--config", write('{"seed": 3}', encoding="utf-8-sig"))[0].seed == 3
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--lerning_rate", "1"], "unknown flag --lerning_rate; did you mean --learning_rate?"),
+        (["--learning-rate", "1"], "did you mean --learning_rate?"),
+        (["--confg", "x.json"], "did you mean --config?"),
+        (["--zzz"], "unknown flag --zzz ("),
+        (["model", "another"], "unexpected argument 'another'"),
+        (["--language", "fr"], "--language must be one of en, ar, not 'fr'"),
+        (["--seed", "1.5"], "must be an integer, not '1.5'"),
+        (["--seed", "-1"], "--seed must be at least 0, not -1"),
+        (["--learning_rate", "0"], "--learning_rate must be above 0, not 0"),
+        (["--learning_rate", "nan"], "--learning_rate must be a number"),
+        (["--learning_rate", "inf"], "--learning_rate must be a number"),
+        (["--push_to_hub", "maybe"], "must be true or false, not 'maybe'"),
+        (["--per_device_train_batch_size", "1"], "must be at least 2"),
+        (["--matryoshka_dims"], "--matryoshka_dims"),
+        (["--matryoshka_dims", "64", "x"], "not 'x'"),
+        (["--matryoshka_weights", "1", "0"], "--matryoshka_weights, item 2 must be above 0"),
+        (["--training_arguments", "{}"], "unknown flag --training_arguments"),
+    ],
+)
+def test_wrong_flags(argv, message):
+    with pytest.raises(UsageError) as error:
+        load(*argv)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"lerning_rate": 1}, "unknown key 'lerning_rate'; did you mean learning_rate?"),
+        ({"zzz": 1}, "unknown key 'zzz'"),
+        ({"datasets": {}}, "unknown key 'datasets'; it belongs to another script"),
+        ({"seed": "7"}, "'seed' must be an integer, not \"7\""),
+        ({"seed": True}, "'seed' must be an integer, not true"),
+        ({"seed": 7.0}, "'seed' must be an integer, not 7.0"),
+        ({"seed": None}, "'seed' must be an integer, not null"),
+        ({"push_to_hub": 1}, "'push_to_hub' must be true or false, not 1"),
+        ({"model_name": ["a"]}, "'model_name' must be a string, not [\"a\"]"),
+        ({"matryoshka_dims": 64}, "'matryoshka_dims' must be a list of integers, not 64"),
+        ({"matryoshka_dims": [64, "32"]}, "'matryoshka_dims', item 2 must be an integer"),
+        ({"training_arguments": []}, "'training_arguments' must be an object, not []"),
+        ({"max_train_samples": 0}, "must be at least 1, not 0"),
+        ('{"seed": 1, "seed": 2}', "the key 'seed' stands twice"),
+        ('{"training_arguments": {"a": 1, "a": 1}}', "the key 'a' stands twice"),
+        ('{"learning_rate": NaN}', "NaN is not a number that JSON has"),
+        ('{"learning_rate": -Infinity}', "-Infinity is not a number that JSON has"),
+        ('{"learning_rate": 1e999}', "must be a number"),
+        ("", "line 1: not valid JSON"),
+        ('{"seed": 1,\n}', "line 2: not valid JSON"),
+        ("[]", "must hold one JSON object"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"seed": ' + "9" * 5000 + "}", "5000 digits"),
+        ({"datasets\nx": 1}, "unknown key 'datasets\\nx'"),
+        ({"training_arguments": {"a\nb": 1}, "seed": "1\u20282"}, "'seed' must be an integer"),
+    ],
+)
+def test_wrong_config_files(write, content, message):
+    path = write(content)
+    with pytest.raises(UsageError) as error:
+        load("--config", path)
+    assert message in str(error.value) and str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_config_that_cannot_be_read(tmp_path, write):
+    for path, message in [
+        (tmp_path / "none.json", "no such configuration file"),
+        (tmp_path, "is a folder"),
+        (write("é", encoding="latin-1"), "not UTF-8"),
+    ]:
+        with pytest.raises(UsageError, match=message):
+            load("--config", path)
+
+
+def hybrid(*argv):
+    config, _ = load(*argv, cls=HybridConfig, siblings=(MatryoshkaNLIConfig,))
+    check_mixture(config)
+    return config
+
+
+@pytest.mark.parametrize(
+    ("datasets", "message"),
+    [
+        ({}, "'datasets' is empty"),
+        ({"a": {"loss": "mnrl"}}, "lacks the key 'path'"),
+        ({"a": {"path": "x"}}, "lacks the key 'loss'"),
+        ({"a": {"path": "x", "loss": "mnlr"}}, "not 'mnlr'; did you mean mnrl?"),
+        ({"a": {"path": "x", "loss": "mnrl", "wieght": 1}}, "unknown key 'wieght'; did you mean weight?"),
+        ({"a": {"path": "x", "loss": "mnrl", "weight": 0}}, "must be above 0"),
+        ({"a": {"path": "x", "loss": "mnrl", "columns": {"anchor": 1}}}, "must be a string, not 1"),
+        ({"a": {"path": "x", "loss": "cosent", "score_range": [5, 0]}}, "score_range"),
+        ({"a": {"path": "x", "loss": "cosent", "score_range": [0]}}, "score_range"),
+        (
+            {"a": {"path": "x", "loss": "mnrl", "weight": 1}, "b": {"path": "x", "loss": "mnrl"}},
+            "'a' has a weight and 'b' has none",
+        ),
+        ({"a": 1}, "must be an object, not 1"),
+    ],
+)
+def test_wrong_mixtures(write, datasets, message):
+    with pytest.raises(UsageError) as error:
+        hybrid("--config", write({"datasets": datasets}))
+    assert message in str(error.value)
+
+
+def test_dims():
+    assert fit_dims("--dims", [768, 64, 256], 384, explicit=False) == [384, 256, 64]
+    assert fit_dims("--dims", [64], 384, explicit=True) == [384, 64]
+    assert fit_dims("--dims", [768], 64, explicit=False) == [64]
+    with pytest.raises(UsageError, match="dimension 768 is above the model's width of 384"):
+        fit_dims("--dims", [64, 768], 384, explicit=True)
+    for dims, message in (([], "empty"), ([64, 0], "positive, not 0"), ([-1], "not -1"), ([64, 64], "64 stands twice")):
+        with pytest.raises(UsageError, match=message):
+            check_dims("--dims", dims)
+
+
+@pytest.mark.parametrize("file", sorted(p.name for p in (ROOT / "configs").glob("*.json")))
+def test_every_shipped_config_parses_for_its_script(file):
+    path = ROOT / "configs" / file
+    values = read_json(path)
+    if file in ("training_config.json", "eval_config.json"):
+        for cls, siblings, defaults in SCRIPTS.values():
+            if defaults == file:
+                load(cls=cls, siblings=siblings, file=file)
+        return
+    fitting = [
+        (cls, siblings, defaults)
+        for cls, siblings, defaults in SCRIPTS.values()
+        if set(values) <= set(configuration.keys_of(cls))
+    ]
+    assert fitting, f"no script has all the keys of {file}"
+    cls, siblings, defaults = fitting[0]
+    config, chosen = load("--config", path, cls=cls, siblings=siblings, file=defaults)
+    assert chosen == set(values)
+    if cls is HybridConfig:
+        check_mixture(config)
+
+
+# Any value at all
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.sampled_from(sorted(configuration.keys_of(HybridConfig))) | st.text(), json_values))
+def test_any_config_file_is_read_or_refused_in_one_line(tmp_path_factory, values):
+    path = tmp_path_factory.getbasetemp() / "any.json"
+    path.write_text(json.dumps(values), encoding="utf-8")
+    try:
+        config, chosen = load("--config", path, cls=HybridConfig, siblings=(MatryoshkaNLIConfig,))
+    except UsageError as error:
+        assert len(str(error).splitlines()) == 1
+    else:
+        assert chosen == set(values)
+        for key, value in values.items():
+            if not isinstance(value, dict):
+                assert getattr(config, key) == value
+
+
+@given(st.lists(st.text(max_size=8) | st.sampled_from(["--seed", "--scale", "--config", "--language", "1", "-1"])))
+def test_any_command_line_is_read_or_refused_in_one_line(argv):
+    if {"-h", "--help"} & {text.split("=")[0] for text in argv}:
+        return
+    try:
+        load(*argv)
+    except UsageError as error:
+        assert len(str(error).splitlines()) == 1
+
+
+@dataclass
+class Numbers:
+    whole: Annotated[int, Key("", minimum=-5)]
+    real: Annotated[float, Key("", above=2)]
+
+
+@given(st.integers(), st.floats(allow_nan=True) | st.integers())
+def test_bounds(whole, real):
+    for name, value, good in (
+        ("whole", whole, whole >= -5),
+        ("real", real, real > 2 and abs(real) != float("inf")),
+    ):
+        hint, key = configuration.keys_of(Numbers)[name]
+        if good:
+            assert check_value(name, value, hint, key) == value
+        else:
+            with pytest.raises(UsageError, match=name):
+                check_value(name, value, hint, key)
+
+
+@given(st.lists(st.integers(1, 2000), min_size=1, unique=True), st.integers(1, 1024))
+def test_fitted_dims_have_the_width_and_nothing_above_it(dims, width):
+    found = fit_dims("--dims", dims, width, explicit=False)
+    assert found == sorted(set(found), reverse=True)
+    assert found[0] == width
+    assert set(found) - {width} == {dim for dim in dims if dim < width}
+
+
+# How soon
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_and_usage_errors_answer_within_a_second_and_load_nothing_heavy(script):
+    def run(*argv):
+        code = (
+            "import runpy, sys\n"
+            "sys.argv = sys.argv[1:]\n"
+            "try:\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
+            "finally:\n    print('HEAVY', {'torch', 'transformers', 'datasets', 'mteb', 'numpy'} & set(sys.modules))"
+        )
+        best = 9.0
+        for _ in range(3):  # other work on the machine can only slow it down
+            start = time.monotonic()
+            done = subprocess.run(
+                [sys.executable, "-c", code, str(ROOT / script), *argv],
+                capture_output=True,
+                text=True,
+                cwd=ROOT,
+                env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
+            )
+            best = min(best, time.monotonic() - start)
+            if best < 1:
+                break
+        assert best < 1, f"{best:.2f} s"
+        assert "HEAVY set()" in done.stdout
+        return done
+
+    helped = run("--help")
+    assert helped.returncode == 0, helped.stderr
+    for name, (hint, key) in configuration.keys_of(SCRIPTS[script][0]).items():
+        inner, _ = configuration.without_none(hint)
+        if configuration.get_origin(inner) is not dict:
+            assert f"--{name}" in helped.stdout
+            assert len(key.help) > 10
+    wrong = run("--modl_name", "x")
+    assert wrong.returncode == 2
+    assert wrong.stderr.startswith("error: unknown flag --modl_name; did you mean --model_name?")
+    assert wrong.stderr.count("\n") == 1

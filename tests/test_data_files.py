@@ -1,0 +1,303 @@
+"""A user's own files, and data sets from the Hub: good ones give equal rows, bad ones a line that says what is wrong."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import math
+
+import pytest
+
+from common.data_files import dataset_revision, load_hub_dataset, read_pairs, read_rows
+from common.errors import RunError, UsageError
+from training.utils.data_loading import load_dev_sets, load_training_data, map_columns
+from training.utils.options import DatasetEntry
+
+ROWS = [
+    {"sentence1": "Zwölf Boxkämpfer, “quoted”", "sentence2": 'a "b", c', "score": 0.5},
+    {"sentence1": "قطع أخي فرعًا يابسًا", "sentence2": "two\nlines", "score": 1.0},
+    {"sentence1": "tab\tinside", "sentence2": "ends with space ", "score": 0.0},
+    {"sentence1": "NA", "sentence2": "null", "score": 0.25},
+]
+
+
+def write_rows(path, rows, encoding="utf-8"):
+    if path.suffix in (".csv", ".tsv"):
+        with path.open("w", encoding=encoding, newline="") as file:
+            writer = csv.writer(file, delimiter="," if path.suffix == ".csv" else "\t")
+            writer.writerow(rows[0])
+            writer.writerows(row.values() for row in rows)
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding=encoding)
+    else:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet", ".CSV"])
+def test_good_files_give_equal_rows(tmp_path, hub, suffix):
+    if suffix == ".CSV":
+        path = write_rows(tmp_path / "pairs.csv", ROWS).rename(tmp_path / "pairs.CSV")
+    else:
+        path = write_rows(tmp_path / f"pairs{suffix}", ROWS)
+    assert read_pairs(path) == {"default": {key: [row[key] for row in ROWS] for key in ROWS[0]}}
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
+def test_byte_order_mark_and_windows_line_ends(tmp_path, hub, suffix):
+    plain = [row for row in ROWS if "\n" not in row["sentence2"]]
+    path = write_rows(tmp_path / f"pairs{suffix}", plain, encoding="utf-8-sig")
+    path.write_bytes(path.read_bytes().replace(b"\r\n", b"\n").replace(b"\n", b"\r\n"))
+    assert read_pairs(path)["default"]["sentence1"] == [row["sentence1"] for row in plain]
+
+
+def test_subsets_are_kept_apart(tmp_path, hub):
+    rows = [{"subset": "ab"[i % 2], **row} for i, row in enumerate(ROWS + ROWS)]
+    found = read_pairs(write_rows(tmp_path / "pairs.jsonl", rows))
+    assert {name: pairs["score"] for name, pairs in found.items()} == {
+        "a": [0.5, 0.0, 0.5, 0.0],
+        "b": [1.0, 0.25, 1.0, 0.25],
+    }
+
+
+def test_a_file_that_changes_is_read_anew(tmp_path, hub):
+    path = write_rows(tmp_path / "pairs.parquet", ROWS)
+    assert len(read_rows(path)) == 4
+    write_rows(path, ROWS[:3])
+    assert len(read_rows(path)) == 3
+
+
+GOOD = "sentence1,sentence2,score\na,b,1\nc,d,2\ne,f,3\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.csv", b"", "the file is empty"),
+        ("x.csv", b"sentence1,sentence2,score\n", "has no rows"),
+        ("x.csv", b"\n\n", "has no rows"),
+        ("x.jsonl", b"\n \n", "has no rows"),
+        ("x.csv", GOOD + "a,b\n", "line 5: 2 fields where the header has 3"),
+        ("x.csv", GOOD + "a,b,1,2\n", "line 5: 4 fields where the header has 3"),
+        ("x.csv", GOOD + '"a,b,1\n', "line 5: unexpected end of data"),
+        ("x.csv", "score,sentence1,sentence2,score\n1,a,b,2\n", "line 1: a column name stands twice"),
+        ("x.csv", GOOD.encode("utf-16"), "not UTF-8 text"),
+        ("x.csv", "sentence1,sentence2,score\né,b,1\n".encode("latin-1"), "not UTF-8 text"),
+        ("x.csv", GOOD.replace("sentence2", "second"), "no column 'sentence2'; found sentence1, second, score"),
+        ("x.csv", GOOD.replace(",", ";"), "no column 'sentence1'; found sentence1;sentence2;score"),
+        ("x.csv", GOOD + "a,b,high\n", "row 4: column 'score' must be a finite number, not 'high'"),
+        ("x.csv", GOOD + "a,b,nan\n", "row 4: column 'score' must be a finite number, not 'nan'"),
+        ("x.csv", GOOD + "a,b,inf\n", "row 4: column 'score' must be a finite number, not 'inf'"),
+        ("x.csv", GOOD + "a,b,\n", "row 4: column 'score' must be a finite number, not ''"),
+        ("x.csv", GOOD + "a, ,4\n", "row 4: column 'sentence2' is empty"),
+        ("x.csv", GOOD + "\u00a0\u200a,b,4\n", "row 4: column 'sentence1' is empty"),
+        ("x.csv", "sentence1,sentence2,score\na,b,1\n", "1 scored pairs; a correlation needs at least 3"),
+        ("x.csv", "sentence1,sentence2,score\na,b,1\nc,d,1\ne,f,1\n", "every score is 1"),
+        ("x.csv", GOOD.replace("score", "score,subset").replace("\n", ",\n").replace("subset,", "subset"), "subset"),
+        ("x.tsv", GOOD, "no column 'sentence1'"),
+        ("x.jsonl", '{"sentence1": "a"', "line 1: not valid JSON"),
+        ("x.jsonl", '{"sentence1": "a"}\n[1]\n', "line 2: must be a JSON object"),
+        ("x.jsonl", '{"a": "b"}\n{"c": "d"}\n', "line 2: the key 'a' is not in every row"),
+        ("x.jsonl", '{"a": "b"}\n{"a": 1}\n', "a column holds values of several types"),
+        ("x.jsonl", '{"a": "b"}\n{"a": ["c"]}\n', "a column holds values of several types"),
+        ("x.jsonl", '{"a": "b"}\n{"a": "\\ud800"}\n', "line 2: 'a' is not valid Unicode (a lone surrogate)"),
+        ("x.jsonl", '{"sentence1": ["a"], "sentence2": "b", "score": 1}\n', "column 'sentence1' holds"),
+        ("x.jsonl", '{"sentence1": null, "sentence2": "b", "score": 1}\n', "column 'sentence1'"),
+        (
+            "x.jsonl",
+            '{"sentence1": "a", "sentence2": "b", "score": 1}\n{"sentence1": null, "sentence2": "b", "score": 1}\n',
+            "row 2: column 'sentence1' is missing",
+        ),
+        ("x.jsonl", '{"sentence1": "a", "sentence2": "b", "score": true}\n', "row 1: column 'score' must be a finite"),
+        ("x.jsonl", '{"sentence1": "a", "sentence2": "b", "score": null}\n', "row 1: column 'score' must be a finite"),
+        ("x.jsonl", '{"sentence1": "a", "sentence2": "b", "score": NaN}\n', "row 1: column 'score' must be a finite"),
+        ("x.jsonl", '{"sentence1": "a", "sentence2": "b", "score": ' + "9" * 400 + "}\n", "x.jsonl"),
+        ("x.jsonl", '{"sentence1": "a", "sentence2": "b", "score": ' + "9" * 5000 + "}\n", "line 1: Exceeds the limit"),
+        ("x.jsonl", "[" * 100_000, "line 1: nested too deeply"),
+        ("x.parquet", b"not a parquet file at all", "not a readable Parquet file"),
+        ("x.parquet", b"", "the file is empty"),
+    ],
+    ids=lambda value: value[:40] if isinstance(value, str) else None,
+)
+def test_bad_files(tmp_path, hub, name, content, message):
+    path = tmp_path / name
+    path.write_bytes(content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content)
+    with pytest.raises(RunError) as error:
+        read_pairs(path)
+    assert type(error.value) is RunError
+    assert message in str(error.value) and str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_truncated_parquet_file(tmp_path, hub):
+    path = write_rows(tmp_path / "x.parquet", ROWS)
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(RunError, match="not a readable Parquet file"):
+        read_rows(path)
+
+
+def test_a_parquet_file_without_rows(tmp_path, hub):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"sentence1": pa.array([], pa.string())}), path)
+    with pytest.raises(RunError, match="has no rows"):
+        read_rows(path)
+
+
+def test_not_a_file_of_ours(tmp_path, hub):
+    (tmp_path / "x.txt").write_text("a")
+    (tmp_path / "folder.csv").mkdir()
+    for name, message in (("none.csv", "no such file"), ("x.txt", "ending must be one of"), ("folder.csv", "a folder")):
+        with pytest.raises(UsageError, match=message):
+            read_rows(tmp_path / name)
+
+
+# Training data
+
+
+def entry(path, loss="mnrl", **more):
+    return DatasetEntry(str(path), loss, **more)
+
+
+def test_triplets_come_in_the_order_of_the_roles(tmp_path, hub):
+    rows = [{"negative": f"n{i}", "id": i, "positive": f"p{i}", "anchor": f"a{i}"} for i in range(4)]
+    found = load_training_data(entry(write_rows(tmp_path / "x.csv", rows)), max_train_samples=3)
+    assert found.column_names == ["anchor", "positive", "negative"]
+    assert found[:] == {"anchor": ["a0", "a1", "a2"], "positive": ["p0", "p1", "p2"], "negative": ["n0", "n1", "n2"]}
+
+
+@pytest.mark.parametrize(
+    ("columns", "loss", "roles"),
+    [
+        (["query", "answer"], "mnrl", ["anchor", "positive"]),
+        (["premise", "entailment", "contradiction"], "mnrl", ["anchor", "positive", "negative"]),
+        (["premise", "hypothesis", "label"], "softmax", ["sentence1", "sentence2", "label"]),
+        (["text1", "text2", "similarity"], "cosent", ["sentence1", "sentence2", "score"]),
+    ],
+)
+def test_columns_of_public_data_sets_are_known(columns, loss, roles):
+    from training.utils.data_loading import ROLES
+
+    assert map_columns("x", columns, ROLES[loss], None) == dict(zip(roles, columns, strict=True))
+
+
+def test_columns_may_be_named(tmp_path, hub):
+    path = write_rows(tmp_path / "x.jsonl", [{"q": "a", "d": "b", "anchor": "c"}, {"q": "d", "d": "e", "anchor": "f"}])
+    found = load_training_data(entry(path, columns={"anchor": "q", "positive": "d"}))
+    assert found[:] == {"anchor": ["a", "d"], "positive": ["b", "e"]}
+    with pytest.raises(UsageError, match="'columns' names 'achor', but the loss wants anchor, positive, negative"):
+        load_training_data(entry(path, columns={"achor": "q", "positive": "d"}))
+    with pytest.raises(RunError, match="no column 'x'; found q, d, anchor"):
+        load_training_data(entry(path, columns={"anchor": "x", "positive": "d"}))
+    with pytest.raises(RunError, match="no column for 'positive'; found q, d, anchor"):
+        load_training_data(entry(path))
+    with pytest.raises(RunError, match="no column for 'positive'"):
+        load_training_data(entry(path, columns={"anchor": "q"}))
+
+
+def test_two_roles_of_one_column(tmp_path, hub):
+    path = write_rows(tmp_path / "x.jsonl", [{"q": "a", "d": "b"}, {"q": "c", "d": "d"}])
+    with pytest.raises(UsageError, match="the column 'q' stands for more than one of anchor, positive"):
+        load_training_data(entry(path, columns={"anchor": "q", "positive": "q"}))
+
+
+def test_scores_are_brought_to_0_and_1(tmp_path, hub):
+    path = write_rows(
+        tmp_path / "x.csv", [{**row, "score": score} for row, score in zip(ROWS, (1, 5, 2, 3), strict=True)]
+    )
+    found = load_training_data(entry(path, "cosent", score_range=[1, 5]))
+    assert found["score"][:] == [0.0, 1.0, 0.25, 0.5]
+    with pytest.raises(RunError, match="row 2: the score 5 is outside 0..1; give the data set's 'score_range'"):
+        load_training_data(entry(path, "cosent"))
+
+
+def test_classes(tmp_path, hub):
+    rows = [{"premise": "a", "hypothesis": "b", "label": label} for label in (0, 2, 1)]
+    found = load_training_data(entry(write_rows(tmp_path / "x.csv", rows), "softmax"))
+    assert found["label"][:] == [0, 2, 1]
+    for labels, message in (
+        ((0, -1), "row 2: column 'label' must be a class number from 0"),
+        ((0, 0.5), "row 2: column 'label' must be a class number from 0"),
+        ((0, "entailment"), "row 2: column 'label' must be"),
+        ((1, 1), "every label is 1"),
+        ((0, True), "row 2: column 'label' must be"),
+    ):
+        rows = [{"premise": "a", "hypothesis": "b", "label": label} for label in labels]
+        with pytest.raises(RunError, match=message):
+            load_training_data(entry(write_rows(tmp_path / "x.csv", rows), "softmax"))
+
+
+def test_training_data_that_is_too_little_or_blank(tmp_path, hub):
+    one = write_rows(tmp_path / "one.csv", [{"anchor": "a", "positive": "b"}])
+    with pytest.raises(RunError, match="one row; training needs at least 2"):
+        load_training_data(entry(one))
+    blank = write_rows(tmp_path / "blank.csv", [{"anchor": "a", "positive": "b"}, {"anchor": "a", "positive": " "}])
+    with pytest.raises(RunError, match="row 2: column 'positive' is empty"):
+        load_training_data(entry(blank))
+    numbers = write_rows(tmp_path / "n.jsonl", [{"anchor": 1, "positive": "b"}, {"anchor": 2, "positive": "b"}])
+    with pytest.raises(RunError, match="column 'anchor' holds int64 where text is wanted"):
+        load_training_data(entry(numbers))
+
+
+# From the Hub
+
+
+def test_data_sets_of_the_hub(hub, groups):
+    found = load_training_data(entry("sentence-transformers/all-nli", name="triplet"), 5)
+    assert found.column_names == ["anchor", "positive", "negative"]
+    assert found["negative"][:] == [group["contradiction_en"] for group in groups[:5]]
+    dev, test = load_dev_sets(["auto"], "en")
+    assert list(dev) == ["sts-dev"] and list(test) == ["sts-test"]
+    assert len(dev["sts-dev"]["score"]) == 40 and max(dev["sts-dev"]["score"]) == 1
+    dev, test = load_dev_sets(["en", "ar"], "en")
+    assert list(dev) == ["sts-en-dev", "sts-ar-dev"] and list(test) == ["sts-en-test"]
+    assert load_dev_sets(["none"], "en") == ({}, {})
+
+
+def test_dev_sets_of_ones_own(hub, tmp_path):
+    path = write_rows(tmp_path / "mine.csv", ROWS)
+    dev, test = load_dev_sets([str(path)], "en")
+    assert list(dev) == ["mine"] and test == {}
+    for names, message in ((["none", "en"], "'none' stands alone"), (["fr"], "'fr' is neither"), ([], "--dev_data")):
+        with pytest.raises(UsageError, match=message):
+            load_dev_sets(names, "en")
+
+
+def test_revisions(hub, tmp_path):
+    path = write_rows(tmp_path / "x.csv", ROWS)
+    assert dataset_revision(str(path), read_rows(path)) == hashlib.sha1(path.read_bytes()).hexdigest()
+    found = load_hub_dataset("sentence-transformers/stsb", None, "validation")
+    revision = dataset_revision("sentence-transformers/stsb", found)
+    assert any(f"/stsb/resolve/{revision}/" in request for request in hub.requests)
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "split", "message"),
+    [
+        ("nobody/nothing", None, "train", "not found on the Hub, or private"),
+        ("sentence-transformers/all-nli", "triplets", "train", "triplet"),
+        ("sentence-transformers/all-nli", None, "train", "triplet"),
+        ("sentence-transformers/all-nli", "triplet", "validation", "validation"),
+        ("not a name", None, "train", "not a name"),
+    ],
+)
+def test_data_sets_that_are_not_there(hub, path, name, split, message):
+    with pytest.raises(RunError) as error:
+        load_hub_dataset(path, name, split)
+    assert message in str(error.value) and path in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_numbers_are_finite():
+    from common.data_files import number
+
+    assert number("x", 1, "score", "3.5") == 3.5
+    for value in (math.nan, math.inf, True, None, "x", [1], 10**400):
+        with pytest.raises(RunError, match="x, row 1: column 'score' must be a finite number"):
+            number("x", 1, "score", value)

@@ -1,0 +1,218 @@
+"""The Matryoshka loss is the library's where the library has one, and an independent computation's where it has none."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer import losses as st
+from torch.nn import functional as F
+
+from training.utils.losses import MatryoshkaLoss, loss_parameters, make_loss, merge
+from training.utils.options import DatasetEntry
+
+DIMS, WEIGHTS = [64, 32, 8], [1.0, 0.5, 2.0]
+COLUMNS = [
+    ["a man walks", "the fox jumps over the lazy dog near the bank", "no", "two dogs run"],
+    ["someone walks", "a fox", "not at all, never, by no means", "dogs are running"],
+    ["nobody walks", "a cat sleeps in the sun all day long", "yes", "two dogs sleep"],
+]
+SCORES = torch.tensor([0.9, 0.1, 0.5, 0.7])
+LOSSES = {
+    "mnrl": (lambda model: st.MultipleNegativesRankingLoss(model, scale=7.0), 3, None),
+    "mnrl of pairs": (st.MultipleNegativesRankingLoss, 2, None),
+    "cosent": (lambda model: st.CoSENTLoss(model, scale=7.0), 2, SCORES),
+    "angle": (lambda model: st.AnglELoss(model, scale=7.0), 2, SCORES),
+    "cosine": (st.CosineSimilarityLoss, 2, SCORES),
+    "gradient cache": (lambda model: st.CachedMultipleNegativesRankingLoss(model, mini_batch_size=2), 3, None),
+}
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model) -> SentenceTransformer:
+    """Without dropout, so that two passes can be compared."""
+    model = SentenceTransformer(str(tiny_model), device="cpu").train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "dropout_prob"):
+            module.dropout_prob = 0.0
+    return model
+
+
+def value_and_gradients(model, loss, columns, labels):
+    model.zero_grad()
+    value = loss([model.preprocess(list(texts)) for texts in columns], labels)
+    value.backward()
+    return value.item(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_same(first, second) -> None:
+    assert second[0] == pytest.approx(first[0], rel=1e-5)
+    assert first[1].keys() == second[1].keys() and first[1]
+    largest = max(float(g.abs().max()) for g in first[1].values())
+    assert largest > 1e-4
+    for name, gradient in first[1].items():
+        torch.testing.assert_close(second[1][name], gradient, rtol=1e-3, atol=1e-5 * largest, msg=name)
+
+
+@pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["equal weights", "weights"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_value_and_gradients_are_the_librarys(model, name, weights):
+    make, columns, labels = LOSSES[name]
+    ours, theirs = (cls(model, make(model), DIMS, weights) for cls in (MatryoshkaLoss, st.MatryoshkaLoss))
+    expected = value_and_gradients(model, theirs, COLUMNS[:columns], labels)
+    assert_same(expected, value_and_gradients(model, ours, COLUMNS[:columns], labels))
+    if name != "gradient cache":
+        assert sum(value.item() for value in ours.components.values()) == pytest.approx(expected[0], rel=1e-5)
+        assert list(ours.components) == DIMS
+
+
+def test_dimensions_in_any_order_keep_their_weights(model):
+    inner = st.MultipleNegativesRankingLoss(model)
+    first = value_and_gradients(model, MatryoshkaLoss(model, inner, [64, 8], [1, 3]), COLUMNS, None)
+    second = value_and_gradients(model, MatryoshkaLoss(model, inner, [8, 64], [3, 1]), COLUMNS, None)
+    assert_same(first, second)
+
+
+def test_one_forward_pass_embeds_all_columns(model):
+    calls = []
+    handle = model[0].auto_model.embeddings.register_forward_hook(lambda *_: calls.append(1))
+    value_and_gradients(model, MatryoshkaLoss(model, st.MultipleNegativesRankingLoss(model), DIMS), COLUMNS, None)
+    handle.remove()
+    assert len(calls) == 1
+
+
+def test_the_model_is_itself_again_after_the_loss(model):
+    expected = model.eval().encode(COLUMNS[0])
+    model.train()
+    value_and_gradients(model, MatryoshkaLoss(model, st.MultipleNegativesRankingLoss(model), DIMS), COLUMNS, None)
+
+    class Boom(st.CosineSimilarityLoss):
+        def forward(self, *_):
+            raise RuntimeError("boom")
+
+    with pytest.raises(RuntimeError, match="boom"):
+        value_and_gradients(model, MatryoshkaLoss(model, Boom(model), DIMS), COLUMNS[:2], SCORES)
+    assert model.eval().encode(COLUMNS[0]) == pytest.approx(expected)
+    model.train()
+
+
+class Classes(dict):
+    """What make_loss asks of a data set: its labels."""
+
+
+def test_softmax_has_a_head_for_each_dimension(model):
+    labels = torch.tensor([0, 2, 1, 2])
+    entry = DatasetEntry("x", "softmax")
+    torch.manual_seed(3)
+    loss = make_loss(model, entry, Classes(label=labels.tolist()), DIMS, WEIGHTS)
+    heads = {dim: loss.loss_at(dim).classifier for dim in DIMS}
+    assert {dim: tuple(head.weight.shape) for dim, head in heads.items()} == {dim: (3, 3 * dim) for dim in DIMS}
+    found = value_and_gradients(model, loss, COLUMNS[:2], labels)
+    head_gradients = {dim: head.weight.grad.clone() for dim, head in heads.items()}
+
+    def independent(features, labels):
+        u, v = (model(f)["sentence_embedding"] for f in features)
+        total = torch.zeros(())
+        for dim, weight in zip(DIMS, WEIGHTS, strict=True):
+            a, b = (x[:, :dim] / x[:, :dim].norm(dim=1, keepdim=True) for x in (u, v))
+            logits = torch.cat([a, b, (a - b).abs()], dim=1) @ heads[dim].weight.T + heads[dim].bias
+            total = total - weight * logits.log_softmax(dim=1)[torch.arange(len(labels)), labels].mean()
+        return total
+
+    for head in heads.values():
+        head.weight.grad = None
+    assert_same(value_and_gradients(model, independent, COLUMNS[:2], labels), found)
+    for dim, head in heads.items():
+        torch.testing.assert_close(head_gradients[dim], head.weight.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_the_parameters_of_a_loss_are_its_own_and_not_the_models(model):
+    entry = DatasetEntry("x", "softmax")
+    softmax = make_loss(model, entry, Classes(label=[0, 1]), DIMS, None)
+    ranking = make_loss(model, DatasetEntry("x", "mnrl"), Classes(), DIMS, None)
+    found = loss_parameters({"classes": softmax, "ranks": ranking}, model)
+    assert len(found) == 2 * len(DIMS)
+    assert all(name.startswith("classes.") for name in found)
+    assert sorted({tuple(p.shape) for p in found.values()}) == sorted({(2,), *((2, 3 * dim) for dim in DIMS)})
+    assert loss_parameters(ranking, model) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "cls", "columns"),
+    [
+        ("mnrl", st.MultipleNegativesRankingLoss, 3),
+        ("cosent", st.CoSENTLoss, 2),
+        ("angle", st.AnglELoss, 2),
+        ("cosine", st.CosineSimilarityLoss, 2),
+    ],
+)
+def test_a_loss_by_its_name(model, name, cls, columns):
+    loss = make_loss(model, DatasetEntry("x", name, scale=11.0), Classes(), DIMS, WEIGHTS)
+    inner = cls(model) if name == "cosine" else cls(model, scale=11.0)
+    labels = None if name == "mnrl" else SCORES
+    expected = value_and_gradients(model, st.MatryoshkaLoss(model, inner, DIMS, WEIGHTS), COLUMNS[:columns], labels)
+    assert_same(expected, value_and_gradients(model, loss, COLUMNS[:columns], labels))
+
+
+def test_labels_that_are_embeddings_are_cut(model):
+    torch.manual_seed(1)
+    for labels, columns in ((torch.randn(4, 64), COLUMNS[:1]), (torch.randn(4, 64), COLUMNS[:2])):
+        ours, theirs = (cls(model, st.MSELoss(model), DIMS, WEIGHTS) for cls in (MatryoshkaLoss, st.MatryoshkaLoss))
+        expected = value_and_gradients(model, theirs, columns, labels)
+        assert_same(expected, value_and_gradients(model, ours, columns, labels))
+
+
+def test_a_batch_as_large_as_the_model_is_wide_does_not_have_its_scores_cut(model):
+    columns = [[f"{text} {i}" for i in range(16) for text in column] for column in COLUMNS[:2]]
+    scores = torch.linspace(0, 1, 64)
+    ours, theirs = (cls(model, st.CosineSimilarityLoss(model), DIMS) for cls in (MatryoshkaLoss, st.MatryoshkaLoss))
+    assert_same(value_and_gradients(model, theirs, columns, scores), value_and_gradients(model, ours, columns, scores))
+
+
+def test_some_dimensions_a_step(model):
+    random.seed(0)
+    loss = MatryoshkaLoss(model, st.MultipleNegativesRankingLoss(model), DIMS, WEIGHTS, n_dims_per_step=2)
+    full = MatryoshkaLoss(model, st.MultipleNegativesRankingLoss(model), DIMS, WEIGHTS)
+    value_and_gradients(model, full, COLUMNS, None)
+    seen = set()
+    for _ in range(12):
+        value, _ = value_and_gradients(model, loss, COLUMNS, None)
+        assert len(loss.components) == 2
+        assert value == pytest.approx(sum(full.components[dim].item() for dim in loss.components), rel=1e-5)
+        seen |= set(loss.components)
+    assert seen == set(DIMS)
+
+
+def test_wrong_dimensions(model):
+    inner = st.MultipleNegativesRankingLoss(model)
+    for dims, weights in (([128, 64], None), ([0], None), ([64, 32], [1.0])):
+        with pytest.raises(ValueError):
+            MatryoshkaLoss(model, inner, dims, weights)
+
+
+def test_merged_columns_keep_their_rows():
+    features = [
+        {"input_ids": torch.tensor([[1, 2, 3], [4, 5, 0]]), "attention_mask": torch.tensor([[1, 1, 1], [1, 1, 0]])},
+        {"input_ids": torch.tensor([[6, 0], [7, 8]]), "attention_mask": torch.tensor([[1, 0], [1, 1]])},
+    ]
+    merged = merge(features)
+    assert merged["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0], [1, 0, 0], [1, 1, 0]]
+    real = merged["attention_mask"].bool()
+    assert merged["input_ids"][real].tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert merge([features[0], {"input_ids": features[1]["input_ids"]}]) is None
+
+
+def test_prefixes_are_normalised_and_cut(model):
+    """The loss at a dimension is that of the normalised prefix, computed by hand."""
+    loss = MatryoshkaLoss(model, st.MultipleNegativesRankingLoss(model, scale=20.0), DIMS)
+    value_and_gradients(model, loss, COLUMNS[:2], None)
+    with torch.no_grad():
+        a, b = (model(model.preprocess(texts))["sentence_embedding"] for texts in COLUMNS[:2])
+    for dim in DIMS:
+        similarities = 20 * F.normalize(a[:, :dim], dim=1) @ F.normalize(b[:, :dim], dim=1).T
+        expected = F.cross_entropy(similarities, torch.arange(4))
+        assert loss.components[dim].item() == pytest.approx(expected.item(), rel=1e-4)
