@@ -15,7 +15,11 @@ from training.utils.options import DatasetEntry
 
 
 def main() -> None:
-    folder, texts, mini = Path(sys.argv[1]), Path(sys.argv[2]).read_text(encoding="utf-8").splitlines(), int(sys.argv[3])
+    folder, texts, mini = (
+        Path(sys.argv[1]),
+        Path(sys.argv[2]).read_text(encoding="utf-8").splitlines(),
+        int(sys.argv[3]),
+    )
     processes, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     if processes > 1:
         dist.init_process_group("gloo")

@@ -21,7 +21,11 @@ def gradients(tmp_path: Path, model: Path, texts: list[str], processes: int, min
     (tmp_path / "texts.txt").write_text("\n".join(texts), encoding="utf-8")
     if not (tmp_path / "model").exists():
         (tmp_path / "model").symlink_to(model)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else [sys.executable]
+    launch = (
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        if processes > 1
+        else [sys.executable]
+    )
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [*launch, str(ROOT / "tests/distributed_worker.py"), str(tmp_path), str(tmp_path / "texts.txt"), str(mini)],
@@ -75,7 +79,13 @@ def test_each_epoch_has_another_order_and_the_same_seed_the_same():
 def mixture(turns, processes: int = 2, sizes: tuple[int, ...] = (40, 12)) -> tuple[MixtureBatchSampler, list[int]]:
     datasets = [rows([f"{index}-{n}" for n in range(size)]) for index, size in enumerate(sizes)]
     samplers = [sampler(dataset, 2, processes) for dataset in datasets]
-    mixed = MixtureBatchSampler(torch.utils.data.ConcatDataset(datasets), batch_samplers=samplers, turns=turns, generator=torch.Generator(), seed=5)
+    mixed = MixtureBatchSampler(
+        torch.utils.data.ConcatDataset(datasets),
+        batch_samplers=samplers,
+        turns=turns,
+        generator=torch.Generator(),
+        seed=5,
+    )
     steps = list(mixed)
     return mixed, [0 if row < sizes[0] else 1 for batch in steps for row in batch[:1]]
 
