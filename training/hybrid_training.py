@@ -20,7 +20,7 @@ if not __package__:  # run as a file: import from the repository root, as `pytho
 from common.config import check_dims, fit_dims, load_config
 from common.errors import run
 from common.script import set_up_logging
-from training.utils.options import HybridConfig, MatryoshkaNLIConfig, check_mixture
+from training.utils.options import HybridConfig, MatryoshkaNLIConfig, check_mixture, check_training
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -29,6 +29,7 @@ def main(argv: list[str] | None = None) -> None:
         HybridConfig, "training_config.json", __doc__, argv, (MatryoshkaNLIConfig,), positional="model_name"
     )
     check_dims("--matryoshka_dims", config.matryoshka_dims)
+    check_training(config)
     check_mixture(config)
     set_up_logging()
 
@@ -41,7 +42,6 @@ def main(argv: list[str] | None = None) -> None:
     from training.utils.losses import make_loss
     from training.utils.model_utils import choose_precision, load_base_model, prepare_run_folder, run_folder
     from training.utils.runs import finish, fit_weights, resume_command, start_record, texts_of
-    from training.utils.sampling import make_mixture_sampler
     from training.utils.trainer import MatryoshkaTrainer, make_training_arguments
 
     folder = run_folder(config, "hybrid_training")
@@ -64,7 +64,8 @@ def main(argv: list[str] | None = None) -> None:
 
     # 5. The losses: for each data set the one that fits it, at every dimension
     losses = {
-        name: make_loss(model, entry, train_datasets[name], dims, weights) for name, entry in config.datasets.items()
+        name: make_loss(model, entry, train_datasets[name], dims, weights, config.mini_batch_size)
+        for name, entry in config.datasets.items()
     }
 
     # 6. The evaluator: dev scores at every dimension, and their mean
@@ -72,15 +73,18 @@ def main(argv: list[str] | None = None) -> None:
 
     # 7. The training arguments, and how the data sets take turns
     metric = evaluator.primary_metric if evaluator else None
-    sampler = make_mixture_sampler(config)
     precision = choose_precision(config.precision, model)
     pack(model, train_dtype=precision)
-    args = make_training_arguments(config, folder, precision, metric, multi_dataset_batch_sampler=sampler)
+    args = make_training_arguments(config, folder, precision, metric)
+    weights_of_sets = [entry.weight for entry in config.datasets.values()]
+    turns = config.multi_dataset_batch_sampler if None in weights_of_sets else weights_of_sets
     entries = {name: (entry, train_datasets[name]) for name, entry in config.datasets.items()}
     record = start_record(folder, config, model, dims, entries, dev_sets | test_sets)
 
     # 8. Train
-    trainer = MatryoshkaTrainer(model=model, args=args, train_dataset=train_datasets, loss=losses, evaluator=evaluator)
+    trainer = MatryoshkaTrainer(
+        model=model, args=args, train_dataset=train_datasets, loss=losses, evaluator=evaluator, turns=turns
+    )
     result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
     # 9. Score the final model, save it with its card, and say where it is

@@ -19,7 +19,7 @@ if not __package__:  # run as a file: import from the repository root, as `pytho
 from common.config import check_dims, fit_dims, load_config
 from common.errors import run
 from common.script import set_up_logging
-from training.utils.options import DatasetEntry, HybridConfig, MatryoshkaNLIConfig
+from training.utils.options import DatasetEntry, HybridConfig, MatryoshkaNLIConfig, check_training
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -28,6 +28,7 @@ def main(argv: list[str] | None = None) -> None:
         MatryoshkaNLIConfig, "training_config.json", __doc__, argv, (HybridConfig,), positional="model_name"
     )
     check_dims("--matryoshka_dims", config.matryoshka_dims)
+    check_training(config)
     set_up_logging()
 
     from transformers import set_seed
@@ -63,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
     weights = fit_weights(config, dims)
 
     # 5. The loss: the contrastive loss at every dimension
-    loss = make_loss(model, entry, train_dataset, dims, weights)
+    loss = make_loss(model, entry, train_dataset, dims, weights, config.mini_batch_size)
 
     # 6. The evaluator: dev scores at every dimension, and their mean
     evaluator = MatryoshkaSTSEvaluator(dev_sets, dims) if dev_sets else None

@@ -5,8 +5,10 @@ Kusupati et al., Matryoshka Representation Learning, 2022, https://arxiv.org/abs
 
 from __future__ import annotations
 
+import logging
+import os
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,8 @@ from training.utils.options import DatasetEntry
 if TYPE_CHECKING:
     from datasets import Dataset
     from sentence_transformers import SentenceTransformer
+
+logger = logging.getLogger(__name__)
 
 
 class MatryoshkaLoss(st.MatryoshkaLoss):
@@ -55,6 +59,8 @@ class MatryoshkaLoss(st.MatryoshkaLoss):
         if per_dim is not None:
             self.loss = nn.ModuleDict({str(dim): per_dim[dim] for dim in self.matryoshka_dims})
         self.components: dict[int, Tensor] = {}
+        if self.uses_gradient_cache:
+            self.loss.calculate_loss.fn = self._recorded(self.loss.calculate_loss.fn)
 
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> Tensor:
         """The loss of a batch: a scalar.
@@ -87,6 +93,18 @@ class MatryoshkaLoss(st.MatryoshkaLoss):
                 )
         self.components = {dim: loss.detach() for dim, loss in losses.items()}
         return torch.stack(list(losses.values())).sum()
+
+    def _recorded(self, calculate_loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """The wrapped loss's computation from cached embeddings, whose width tells which dimension it is for."""
+        weights = dict(zip(self.matryoshka_dims, self.matryoshka_weights, strict=True))
+
+        def calculate(reps: list[list[Tensor]], *args: Any, **kwargs: Any) -> Tensor:
+            loss = calculate_loss(reps, *args, **kwargs)
+            dim = reps[0][0].shape[-1]
+            self.components[dim] = weights[dim] * loss.detach()
+            return loss
+
+        return calculate
 
     def loss_at(self, dim: int) -> nn.Module:
         return self.loss[str(dim)] if isinstance(self.loss, nn.ModuleDict) else self.loss
@@ -150,17 +168,31 @@ def already_embedded(model: nn.Module) -> Iterator[None]:
 
 
 def make_loss(
-    model: SentenceTransformer, entry: DatasetEntry, dataset: Dataset, dims: list[int], weights: list[float] | None
+    model: SentenceTransformer,
+    entry: DatasetEntry,
+    dataset: Dataset,
+    dims: list[int],
+    weights: list[float] | None = None,
+    mini_batch_size: int | None = None,
 ) -> MatryoshkaLoss:
-    """The loss of a data set of a mixture, at every dimension.
+    """The loss of a data set, at every dimension.
 
-    ``mnrl`` is MultipleNegativesRankingLoss, on pairs or triplets; ``cosent``, ``angle`` and ``cosine`` compare the cosine
-    similarity with a score; ``softmax`` classifies pairs (Reimers and Gurevych, 2019), with a head for each dimension, which
-    is trained along and left out of the final model.
+    ``mnrl`` is MultipleNegativesRankingLoss, on pairs or triplets, with the other processes' rows as negatives too; ``cosent``,
+    ``angle`` and ``cosine`` compare the cosine similarity with a score; ``softmax`` classifies pairs (Reimers and Gurevych,
+    2019), with a head for each dimension, which is trained along and left out of the final model.
+
+    Args:
+        mini_batch_size: Rows that ``mnrl`` embeds at a time (GradCache, Gao et al., 2021, https://arxiv.org/abs/2101.06983).
     """
     inner: nn.Module | dict[int, nn.Module]
     if entry.loss == "mnrl":
-        inner = st.MultipleNegativesRankingLoss(model, scale=entry.scale)
+        gather = get_world_size() > 1
+        if mini_batch_size is None:
+            inner = st.MultipleNegativesRankingLoss(model, scale=entry.scale, gather_across_devices=gather)
+        else:
+            inner = st.CachedMultipleNegativesRankingLoss(
+                model, scale=entry.scale, mini_batch_size=mini_batch_size, gather_across_devices=gather
+            )
     elif entry.loss == "cosent":
         inner = st.CoSENTLoss(model, scale=entry.scale)
     elif entry.loss == "angle":
@@ -170,7 +202,14 @@ def make_loss(
     else:
         num_labels = max(dataset["label"]) + 1
         inner = {dim: st.SoftmaxLoss(model, dim, num_labels) for dim in dims}
+    if entry.loss != "mnrl" and get_world_size() > 1:
+        logger.info("%s: the %s loss compares the rows of one process only", entry.path, entry.loss)
     return MatryoshkaLoss(model, inner, dims, weights)
+
+
+def get_world_size() -> int:
+    """How many processes train together, as torchrun says it: the process group may not be up yet."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def loss_parameters(loss: nn.Module | dict[str, nn.Module], model: nn.Module) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from common.errors import RunError
 from evaluation.utils.evaluation_utils import identify, load_model
-from training.utils.options import TrainingConfig
+from training.utils.options import STATIC, TrainingConfig
 
 if TYPE_CHECKING:
     import torch
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-STATIC = "static"
 FINAL = "final"
 UNTRAINED = "untrained"
 

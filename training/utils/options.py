@@ -13,6 +13,7 @@ from common.config import Key
 from common.errors import UsageError
 
 LOSSES = ("mnrl", "cosent", "angle", "cosine", "softmax")
+STATIC = "static"  # the model_name that means static embeddings from nothing
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
@@ -37,6 +38,13 @@ class TrainingConfig:
     num_train_epochs: Annotated[float, Key("epochs to train", above=0)]
     max_steps: Annotated[int, Key("stop after this many steps; -1 for all of num_train_epochs", minimum=-1)]
     per_device_train_batch_size: Annotated[int, Key("rows in a step's batch", minimum=2)]
+    mini_batch_size: Annotated[
+        int | None,
+        Key(
+            "rows that are embedded at a time for the contrastive loss (GradCache), so that memory does not grow with the batch",
+            minimum=1,
+        ),
+    ]
     gradient_accumulation_steps: Annotated[int, Key("batches whose gradients make one step", minimum=1)]
     learning_rate: Annotated[float, Key("peak learning rate", above=0)]
     warmup_steps: Annotated[float, Key("steps of rising learning rate; below 1 a share of all steps", minimum=0)]
@@ -115,6 +123,18 @@ class HybridConfig(TrainingConfig):
             choices=("proportional", "round_robin"),
         ),
     ] = "proportional"
+
+
+def check_training(config: TrainingConfig) -> None:
+    """Raise :class:`UsageError` where two keys contradict each other."""
+    if config.model_name == STATIC and config.mini_batch_size is not None:
+        raise UsageError(
+            "--mini_batch_size has no use for static embeddings: they keep nothing of a batch but its embeddings"
+        )
+    if config.mini_batch_size is not None and config.mini_batch_size >= config.per_device_train_batch_size:
+        raise UsageError(
+            f"--mini_batch_size {config.mini_batch_size} must be below --per_device_train_batch_size {config.per_device_train_batch_size}"
+        )
 
 
 def check_mixture(config: HybridConfig) -> None:

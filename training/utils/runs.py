@@ -14,8 +14,8 @@ from common.data_files import dataset_revision
 from common.errors import RunError, UsageError, one_line
 from common.records import RunRecord, command_line
 from evaluation.utils.sts_evaluator import PRIMARY_METRIC, MatryoshkaSTSEvaluator
-from training.utils.model_utils import FINAL, STATIC, UNTRAINED, save_final
-from training.utils.options import DatasetEntry, TrainingConfig
+from training.utils.model_utils import FINAL, UNTRAINED, save_final
+from training.utils.options import STATIC, DatasetEntry, TrainingConfig
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -95,6 +95,10 @@ def finish(
     test_sets: dict[str, dict[str, list[Any]]],
 ) -> None:
     """Score the final model on the dev and test sets, save it with its card and the record, and print its path."""
+    if trainer.state.global_step < trainer.state.max_steps and not trainer.control.should_training_stop:
+        raise RunError(
+            f"training ended at step {trainer.state.global_step} of {trainer.state.max_steps}: the data ran out of batches"
+        )
     if not trainer.is_world_process_zero():
         return
     model: SentenceTransformer = trainer.model

@@ -19,6 +19,7 @@ from common.errors import RunError, UsageError, one_line
 from evaluation.utils.sts_evaluator import MatryoshkaSTSEvaluator
 from training.utils.losses import loss_parameters
 from training.utils.options import TrainingConfig
+from training.utils.sampling import PROPORTIONAL, GlobalBatchSampler, MixtureBatchSampler
 
 logger = logging.getLogger(__name__)
 
@@ -44,11 +45,14 @@ class MatryoshkaTrainer(SentenceTransformerTrainer):
 
     - reports the loss at each dimension, and of each data set where there are several;
     - keeps the parameters of the losses (classification heads) in every checkpoint, and brings them back;
+    - draws batches in which no text stands twice, over all processes, and each step from one data set (see ``turns`` of
+      :class:`MixtureBatchSampler`);
     - stops with an error where the library goes on after one: a loss that is not finite, a best checkpoint that cannot be
       loaded.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any):
+    def __init__(self, *args: Any, turns: str | list[float] = PROPORTIONAL, **kwargs: Any):
+        self.turns = turns
         super().__init__(*args, **kwargs)
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
@@ -56,6 +60,22 @@ class MatryoshkaTrainer(SentenceTransformerTrainer):
             self.add_callback(Progress)
         self._sums: dict[str, torch.Tensor] = {}
         self._counts: dict[str, int] = defaultdict(int)
+
+    def get_batch_sampler(self, dataset, batch_size, drop_last, **kwargs):
+        return GlobalBatchSampler(dataset, batch_size, self.args.world_size, drop_last, **kwargs)
+
+    def get_multi_dataset_batch_sampler(self, dataset, batch_samplers, **kwargs):
+        return MixtureBatchSampler(dataset, batch_samplers=batch_samplers, turns=self.turns, **kwargs)
+
+    def training_step(self, *args: Any, **kwargs: Any):
+        loss = super().training_step(*args, **kwargs)
+        if self.args.world_size > 1 and self.accelerator.sync_gradients:
+            # the model's gradients are averaged over the processes by DDP, those of the losses' own parameters here
+            for parameter in loss_parameters(self.loss, self.model).values():
+                if parameter.grad is not None:
+                    torch.distributed.all_reduce(parameter.grad)
+                    parameter.grad /= self.args.world_size
+        return loss
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         name = inputs.get("dataset_name")
@@ -77,9 +97,20 @@ class MatryoshkaTrainer(SentenceTransformerTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            logs = logs | {key: round((self._sums[key] / count).item(), 4) for key, count in self._counts.items()}
+            logs = logs | self._loss_means()
             self._sums, self._counts = {}, defaultdict(int)
         super().log(logs, start_time)
+
+    def _loss_means(self) -> dict[str, float]:
+        """The mean of each loss since the last report, over all processes."""
+        names = sorted(self._sums)
+        if not names:
+            return {}
+        means = torch.stack([self._sums[name] / self._counts[name] for name in names])
+        if self.args.world_size > 1:  # the processes share each step's data set, so they have the same names
+            torch.distributed.all_reduce(means)
+            means /= self.args.world_size
+        return {name: round(value, 4) for name, value in zip(names, means.tolist(), strict=True)}
 
     def evaluation_loop(self, *args: Any, **kwargs: Any):
         output = super().evaluation_loop(*args, **kwargs)
@@ -148,7 +179,6 @@ def make_training_arguments(
         "load_best_model_at_end": metric is not None,
         "metric_for_best_model": metric,
         "greater_is_better": True if metric else None,
-        "batch_sampler": "no_duplicates_hashed",
         "use_cpu": not torch.cuda.is_available() and not torch.backends.mps.is_available(),
         "logging_nan_inf_filter": False,
         "bf16": precision == torch.bfloat16,

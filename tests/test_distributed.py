@@ -1,0 +1,117 @@
+"""Two processes of batch B train like one of 2B: the contrastive loss sees all rows, and no text stands twice in a step."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+
+from training.utils.sampling import GlobalBatchSampler, MixtureBatchSampler, deal
+
+ROOT = Path(__file__).resolve().parents[1]
+ROWS = 8
+
+
+def gradients(tmp_path: Path, model: Path, texts: list[str], processes: int, mini: int) -> dict[str, torch.Tensor]:
+    (tmp_path / "texts.txt").write_text("\n".join(texts), encoding="utf-8")
+    if not (tmp_path / "model").exists():
+        (tmp_path / "model").symlink_to(model)
+    launch = (
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        if processes > 1
+        else [sys.executable]
+    )
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*launch, str(ROOT / "tests/distributed_worker.py"), str(tmp_path), str(tmp_path / "texts.txt"), str(mini)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=tmp_path,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return torch.load(tmp_path / f"gradients-{processes}-{mini}.pt", weights_only=True)
+
+
+@pytest.mark.parametrize("mini", [0, 2], ids=["in one go", "GradCache"])
+def test_two_processes_have_the_gradients_of_one_with_twice_the_batch(tmp_path, tiny_model, groups, mini):
+    texts = [g[key] for key in ("premise_ar", "entailment_ar", "contradiction_ar") for g in groups[:ROWS]]
+    one = gradients(tmp_path, tiny_model, texts, 1, 0)
+    two = gradients(tmp_path, tiny_model, texts, 2, mini)
+    assert one.keys() == two.keys()
+    scale = max(float(g.abs().max()) for g in one.values())
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=0, atol=1e-5 * scale, msg=name)
+
+
+def rows(texts: list[str]) -> Dataset:
+    return Dataset.from_dict({"anchor": texts, "positive": [f"{text}!" for text in texts]})
+
+
+def sampler(dataset: Dataset, batch_size: int, processes: int) -> GlobalBatchSampler:
+    return GlobalBatchSampler(dataset, batch_size, processes, False, generator=torch.Generator(), seed=3)
+
+
+def test_no_text_stands_twice_in_the_gathered_batch():
+    dataset = rows([str(number // 3) for number in range(90)])  # each text three times
+    batches = list(sampler(dataset, 4, 2))
+    assert len(batches) > 10 and len(batches) % 2 == 0
+    for first, second in zip(batches[::2], batches[1::2], strict=True):
+        texts = [dataset[row]["anchor"] for row in [*first, *second]]
+        assert len(first) == len(second) == 4
+        assert len(set(texts)) == len(texts)
+
+
+def test_each_epoch_has_another_order_and_the_same_seed_the_same():
+    one, same = sampler(rows([str(n) for n in range(32)]), 4, 2), sampler(rows([str(n) for n in range(32)]), 4, 2)
+    first = list(one)
+    assert first == list(same)
+    one.sampler.set_epoch(1)  # the way by which accelerate passes it on
+    assert list(one) != first
+
+
+def mixture(turns, processes: int = 2, sizes: tuple[int, ...] = (40, 12)) -> tuple[MixtureBatchSampler, list[int]]:
+    datasets = [rows([f"{index}-{n}" for n in range(size)]) for index, size in enumerate(sizes)]
+    samplers = [sampler(dataset, 2, processes) for dataset in datasets]
+    mixed = MixtureBatchSampler(
+        torch.utils.data.ConcatDataset(datasets),
+        batch_samplers=samplers,
+        turns=turns,
+        generator=torch.Generator(),
+        seed=5,
+    )
+    steps = list(mixed)
+    return mixed, [0 if row < sizes[0] else 1 for batch in steps for row in batch[:1]]
+
+
+@pytest.mark.parametrize("turns", ["proportional", "round_robin", [1.0, 3.0]], ids=str)
+def test_all_processes_are_on_the_same_data_set_at_each_step(turns):
+    mixed, sources = mixture(turns)
+    assert len(sources) == len(mixed)
+    assert sources[::2] == sources[1::2]
+    for batch in mixed:
+        assert len({row < 40 for row in batch}) == 1
+
+
+def test_proportional_uses_each_row_once_and_round_robin_alternates():
+    mixed, sources = mixture("proportional", processes=1)
+    assert sorted(row for batch in mixed for row in batch) == list(range(52))
+    assert mixture("round_robin", processes=1)[1] == [0, 1] * 6
+
+
+def test_weights_hold_and_the_smallest_does_not_end_the_epoch():
+    mixed, sources = mixture([1.0, 9.0], processes=1, sizes=(400, 40))
+    assert len(sources) == 220
+    assert 0.8 < sum(sources) / len(sources) < 0.97  # 0.9 expected; of 220 draws a standard deviation is 0.02
+    drawn = [row for batch in mixed for row in batch if row >= 400]
+    assert set(drawn) == set(range(400, 440)) and len(drawn) > 40  # all of the small set, again and again
+
+
+def test_rows_are_dealt_in_equal_parts():
+    assert deal(list(range(6)), 3) == [[0, 1], [2, 3], [4, 5]]
