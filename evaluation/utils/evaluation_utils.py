@@ -82,7 +82,7 @@ def identify(source: str) -> ModelIdentity:
         RunError: There is no such model, or it is neither on disk nor in the cache and the Hub cannot be reached.
     """
     folder = Path(source)
-    if folder.is_dir():
+    if source and folder.is_dir():
         if not any(folder.iterdir()):
             raise RunError(f"model {source}: the folder is empty")
         return ModelIdentity(local_name(folder), hash_folder(folder), source)
