@@ -39,11 +39,11 @@ def main(argv: list[str] | None = None) -> None:
 
     logger = logging.getLogger(__name__)
     output_dir = Path(config.output_dir)
+    identities = [identify(name) for name in config.model_name]
     default_subsets = default("eval_config.json", "subsets")
     task, subsets, dataset_revision = load_pairs(
         config.task, config.data, config.subsets, default_subsets, "subsets" in chosen
     )
-    identities = [identify(name) for name in config.model_name]
 
     record = RunRecord(
         output_dir / "run.json",
@@ -54,6 +54,7 @@ def main(argv: list[str] | None = None) -> None:
         },
     )
     rows: list[dict] = []
+    encoded = {}
     for identity in identities:
         model = load_model(identity.source, identity, config.dtype)
         dims = fit_dims(f"--dims with {identity.name}", config.dims, model.get_embedding_dimension(), "dims" in chosen)
@@ -93,6 +94,7 @@ def main(argv: list[str] | None = None) -> None:
                         **{key: value for key, value in entry.items() if key != "hf_subset"},
                     }
                 )
+        encoded[identity.name] = store.encoded
         logger.info(
             "%s: %s",
             identity.label,
@@ -103,7 +105,7 @@ def main(argv: list[str] | None = None) -> None:
     print(write_outputs(output_dir, rows, note))
     if note:
         print(note)
-    record.finish()
+    record.finish(texts_encoded=encoded)
     print(f"{output_dir}: summary.csv, table.md, plot.png, and a result file for each dimension under sts/")
 
 
