@@ -131,7 +131,7 @@ def test_every_text_is_encoded_once_and_never_again(evaluated, call, tiny_model,
     done = call(MTEB, "--model_name", tiny_model, *FLAGS, "--output_dir", again)
     assert done.code == 0, done.err
     assert json.loads((again / "run.json").read_text())["texts_encoded"] == {"local/sentence-bert": 0}
-    assert (again / "summary.csv").read_bytes() == summary
+    assert scores_of(again) == pytest.approx(scores_of(folder), abs=1e-6)
     done = call(MTEB, "--model_name", tiny_model, *FLAGS, "--output_dir", again, "--overwrite")
     assert done.code == 0, done.err
     assert json.loads((again / "run.json").read_text())["texts_encoded"] == {
@@ -316,7 +316,7 @@ def test_names_of_models_on_disk(tiny_model, tmp_path, hub):
         ("no-such-model", "not found on the Hub, or private"),
         ("no/such/folder", "no such folder"),
         ("../up", "no such folder"),
-        ("", "no such folder"),  # which Path takes for the working directory
+        ("", "the name is empty"),  # which Path takes for the working directory
     ],
 )
 def test_models_that_are_not_there(hub, source, message):

@@ -81,8 +81,10 @@ def identify(source: str) -> ModelIdentity:
     Raises:
         RunError: There is no such model, or it is neither on disk nor in the cache and the Hub cannot be reached.
     """
+    if not source:
+        raise RunError("model: the name is empty")
     folder = Path(source)
-    if source and folder.is_dir():
+    if folder.is_dir():
         if not any(folder.iterdir()):
             raise RunError(f"model {source}: the folder is empty")
         return ModelIdentity(local_name(folder), hash_folder(folder), source)
