@@ -56,17 +56,8 @@ def packed_attention(
     """
     if row_groups is None:
         raise RuntimeError("this model is set up for packed batches: call it through SentenceTransformer")
-    longest = row_groups[-1][1]
-    if query.is_cuda and (sliding_window is None or longest <= sliding_window):
-        # one kernel for all rows: a GPU waits for launches, not for arithmetic, at these sizes
-        jagged = [
-            torch.nested.nested_tensor_from_jagged(
-                tensor[0].transpose(0, 1).contiguous(), row_offsets, min_seqlen=row_groups[0][1], max_seqlen=longest
-            ).transpose(1, 2)
-            for tensor in (query, key, value)
-        ]
-        output = F.scaled_dot_product_attention(*jagged, dropout_p=dropout, scale=scaling)
-        return output.transpose(1, 2).contiguous().values()[None], None
+    if query.is_cuda and (sliding_window is None or row_groups[-1][1] <= sliding_window):
+        return jagged_attention(query, key, value, row_groups, row_offsets, scaling, dropout), None
     heads, head_dim = query.shape[1], query.shape[3]
     sizes = [rows * length for rows, length in row_groups]
     split = [tensor[0].transpose(0, 1).split(sizes) for tensor in (query, key, value)]
@@ -80,6 +71,29 @@ def packed_attention(
         output = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scaling)
         outputs.append(output.transpose(1, 2).reshape(rows * length, heads, head_dim))
     return torch.cat(outputs)[None], None
+
+
+def jagged_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    row_groups: list[tuple[int, int]],
+    row_offsets: Tensor,
+    scaling: float | None,
+    dropout: float,
+) -> Tensor:
+    """The same in one kernel for all rows, for a GPU, which at these sizes waits for launches and not for arithmetic."""
+    jagged = [
+        torch.nested.nested_tensor_from_jagged(
+            tensor[0].transpose(0, 1).contiguous(),
+            row_offsets,
+            min_seqlen=row_groups[0][1],
+            max_seqlen=row_groups[-1][1],
+        ).transpose(1, 2)
+        for tensor in (query, key, value)
+    ]
+    output = F.scaled_dot_product_attention(*jagged, dropout_p=dropout, scale=scaling)
+    return output.transpose(1, 2).contiguous().values()[None]
 
 
 def pack(model: SentenceTransformer, train_dtype: torch.dtype | None = None) -> SentenceTransformer:
