@@ -12,6 +12,7 @@ import dataclasses
 import difflib
 import json
 import math
+import sys
 import types
 import typing
 from pathlib import Path
@@ -253,7 +254,8 @@ def load_config(
     values = {name: base[name] for name in keys}
 
     parser = make_parser(cls, values, description, positional)
-    arguments, unknown = parser.parse_known_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    arguments, unknown = parser.parse_known_args(_settle_switches(keys, argv) if positional else argv)
     for text in unknown:
         flag = text.split("=")[0]
         if flag.startswith("-"):
@@ -282,6 +284,26 @@ def load_config(
     return cls(**{name: check_value(where, value, *keys[name]) for name, (where, value) in sources.items()}), set(
         chosen
     )
+
+
+def _settle_switches(keys: dict[str, tuple[Any, Key]], argv: list[str]) -> list[str]:
+    """``--switch`` alone means true, and does not take the bare MODEL behind it for its value."""
+    switches = {f"--{name}" for name, (hint, _) in keys.items() if without_none(hint)[0] is bool}
+    settled: list[str] = []
+    for index, text in enumerate(argv):
+        if index and argv[index - 1] in switches and _is_bool(text):
+            settled[-1] += f"={text}"
+        else:
+            settled.append(text)
+    return [f"{text}=true" if text in switches else text for text in settled]
+
+
+def _is_bool(text: str) -> bool:
+    try:
+        parse_bool(text)
+    except argparse.ArgumentTypeError:
+        return False
+    return True
 
 
 def default(defaults_file: str, name: str) -> Any:

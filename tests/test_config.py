@@ -128,7 +128,7 @@ def test_byte_order_mark(write):
         (["--learning_rate", "0"], "--learning_rate must be above 0, not 0"),
         (["--learning_rate", "nan"], "--learning_rate must be a number"),
         (["--learning_rate", "inf"], "--learning_rate must be a number"),
-        (["--push_to_hub", "maybe"], "must be true or false, not 'maybe'"),
+        (["--push_to_hub=maybe"], "must be true or false, not 'maybe'"),
         (["--per_device_train_batch_size", "1"], "must be at least 2"),
         (["--matryoshka_dims"], "--matryoshka_dims"),
         (["--matryoshka_dims", "64", "x"], "not 'x'"),
@@ -303,7 +303,7 @@ def test_bounds(whole, real):
     ):
         hint, key = configuration.keys_of(Numbers)[name]
         if good:
-            assert check_value(name, value, hint, key) == value
+            assert check_value(name, value, hint, key) == (float(value) if name == "real" else value)
         else:
             with pytest.raises(UsageError, match=name):
                 check_value(name, value, hint, key)

@@ -13,7 +13,7 @@ from sentence_transformers.sentence_transformer import losses as st
 from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding, Transformer
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
-from common.packing import pack
+from common.packing import jagged_attention, pack, packed_attention
 from training.utils.losses import MatryoshkaLoss
 
 TEXTS = [
@@ -240,3 +240,21 @@ def test_the_models_of_the_suite_can_be_packed(hub, caplog):
         with caplog.at_level(logging.INFO, "common.packing"):
             assert pack(model).encode(TEXTS) == pytest.approx(expected, abs=2e-5, rel=1e-4)
     assert "cannot be packed" not in caplog.text
+
+
+def test_the_kernel_for_gpus_gives_what_the_groups_give():
+    """Values and gradients of the jagged form, which runs on a GPU only when training, tried on the CPU."""
+    torch.manual_seed(0)
+    groups, heads, head_dim = [(2, 3), (1, 5), (3, 9)], 4, 8
+    lengths = torch.tensor([length for rows, length in groups for _ in range(rows)])
+    offsets = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
+    states = [torch.randn(1, heads, int(lengths.sum()), head_dim, requires_grad=True) for _ in range(3)]
+    weights = torch.randn(1, int(lengths.sum()), heads, head_dim)
+    found = []
+    for output in (
+        packed_attention(None, *states, None, scaling=0.3, row_groups=groups)[0],
+        jagged_attention(*states, groups, offsets, 0.3, 0.0),
+    ):
+        found.append([output.detach(), *torch.autograd.grad((output * weights).sum(), states)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)

@@ -103,7 +103,7 @@ class MatryoshkaTrainer(SentenceTransformerTrainer):
 
     def _loss_means(self) -> dict[str, float]:
         """The mean of each loss since the last report, over all processes."""
-        names = sorted(self._sums)
+        names = list(self._sums)
         if not names:
             return {}
         means = torch.stack([self._sums[name] / self._counts[name] for name in names])
