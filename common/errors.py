@@ -26,6 +26,12 @@ def one_line(error: BaseException, limit: int = 300) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+def _close_progress_bars() -> None:
+    if "tqdm.std" in sys.modules:
+        for bar in list(sys.modules["tqdm.std"].tqdm._instances):
+            bar.close()
+
+
 def run(main: Callable[[], None]) -> None:
     """Call ``main`` and end the process: 0, or 2 for a usage error, 1 for a failure, 130 for Ctrl-C.
 
@@ -34,6 +40,7 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except RunError as error:
+        _close_progress_bars()  # or they draw themselves once more, below the message
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILURE)
     except KeyboardInterrupt:
