@@ -140,11 +140,7 @@ def prepare_run_folder(folder: Path, config: TrainingConfig, resume_command: str
             )
         return _checkpoint_to_resume(folder, config.resume_from_checkpoint, found)
     if config.overwrite_output_dir:
-        for path in (folder / FINAL, folder / UNTRAINED, folder / "run.json", folder / "eval", *found):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+        pass  # remove_earlier_run follows, once this run is sure to begin
     elif (folder / FINAL).exists():
         raise RunError(
             f"{folder} holds a finished run: choose another --output_dir, or replace it with --overwrite_output_dir"
@@ -155,6 +151,15 @@ def prepare_run_folder(folder: Path, config: TrainingConfig, resume_command: str
         )
     folder.mkdir(parents=True, exist_ok=True)
     return None
+
+
+def remove_earlier_run(folder: Path) -> None:
+    """Remove what a run leaves in its folder; files of any other name stay."""
+    for path in (folder / FINAL, folder / UNTRAINED, folder / "run.json", folder / "eval", *checkpoints(folder)):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _checkpoint_to_resume(folder: Path, wanted: str, found: list[Path]) -> Path:

@@ -14,7 +14,7 @@ from common.data_files import dataset_revision
 from common.errors import RunError, UsageError, one_line
 from common.records import RunRecord, command_line
 from evaluation.utils.sts_evaluator import PRIMARY_METRIC, MatryoshkaSTSEvaluator
-from training.utils.model_utils import FINAL, UNTRAINED, save_final
+from training.utils.model_utils import FINAL, UNTRAINED, remove_earlier_run, save_final
 from training.utils.options import STATIC, DatasetEntry, TrainingConfig
 
 if TYPE_CHECKING:
@@ -61,7 +61,10 @@ def start_record(
     scored: dict[str, dict[str, list[Any]]],
 ) -> RunRecord:
     """Write ``run.json`` with what is known before training; a static model is also saved untrained, as its own baseline."""
-    if int(os.environ.get("RANK", 0)) == 0 and config.model_name == STATIC and not (folder / UNTRAINED).exists():
+    first = int(os.environ.get("RANK", 0)) == 0
+    if first and config.overwrite_output_dir and config.resume_from_checkpoint is None:
+        remove_earlier_run(folder)
+    if first and config.model_name == STATIC and not (folder / UNTRAINED).exists():
         model.save_pretrained(str(folder / UNTRAINED))
     record = RunRecord(
         folder / "run.json",
@@ -80,7 +83,7 @@ def start_record(
         },
         scored_pairs={name: len(pairs["score"]) for name, pairs in scored.items()},
     )
-    if int(os.environ.get("RANK", 0)) == 0:
+    if first:
         record.write()
     return record
 
