@@ -1,0 +1,111 @@
+"""The shell scripts, at tiny size, with the interpreter that runs the tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.conftest import ROOT
+
+FAST = ("--per_device_train_batch_size", "16", "--precision", "fp32", "--dev_data", "none", "--max_steps", "2")
+
+
+@pytest.fixture(scope="session")
+def bash(hub):
+    def run(script: str | Path, *args: str | Path, cwd: Path, **env: str):
+        return subprocess.run(
+            ["bash", str(ROOT / "scripts" / script), *map(str, args)],
+            cwd=cwd,
+            env=os.environ | {"PYTHON": sys.executable} | env,
+            capture_output=True,
+            text=True,
+            timeout=900,
+        )
+
+    return run
+
+
+def test_run_training_trains_and_evaluates_what_was_trained(bash, tiny_model, tmp_path):
+    done = bash("run_training.sh", tiny_model, *FAST, "--output_dir", "my run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "my run/final" in done.stdout.splitlines()
+    table = pd.read_csv(tmp_path / "results/summary.csv")
+    assert set(table["task"]) == {"STS17", "STS22", "STS22.v2"} and set(table["dim"]) == {64}
+    assert set(table["model"]) == {"local/my_run"}
+    assert "| local/my_run | STS17 | ar-ar |" in done.stdout
+
+
+def test_run_training_with_another_script_stops_where_that_fails(bash, tmp_path):
+    for args, code, said in (
+        (["--no_such_flag", "1"], 2, "error: unknown flag --no_such_flag"),
+        (["--language", "ar"], 2, "error: unknown flag --language"),  # it belongs to matryoshka_nli.py
+    ):
+        done = bash("run_training.sh", *args, cwd=tmp_path, SCRIPT="training/hybrid_training.py", NPROC_PER_NODE="1")
+        assert done.returncode == code and said in done.stderr and done.stdout == ""
+    assert not list(tmp_path.iterdir())
+
+
+def test_run_evaluation_passes_its_arguments_on(bash, tiny_model, tmp_path):
+    flags = ("--tasks", "STS17", "--subsets", "en-en", "--dims", "32", "--output_dir", "a folder")
+    done = bash("run_evaluation.sh", tiny_model, *flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    table = pd.read_csv(tmp_path / "a folder/summary.csv")
+    assert list(zip(table["subset"], table["dim"], strict=True)) == [("en-en", 64), ("en-en", 32)]
+    done = bash("run_evaluation.sh", "nobody/nothing", cwd=tmp_path)
+    assert done.returncode == 1 and "not found on the Hub" in done.stderr
+
+
+def test_run_evaluation_without_arguments_means_the_released_model(bash, tmp_path):
+    done = bash("run_evaluation.sh", cwd=tmp_path)  # which this Hub does not have
+    assert done.returncode == 1
+    assert "error: model Omartificial-Intelligence-Space/GATE-AraBert-v0: not found on the Hub" in done.stderr
+
+
+@pytest.mark.parametrize("script", ["setup.sh", "quickstart.sh"])
+def test_an_old_python_is_refused(bash, tmp_path, script):
+    old = tmp_path / "python"
+    old.write_text('#!/bin/sh\n[ "$1" = --version ] && { echo Python 3.9.1; exit 0; }\nexit 1\n')
+    old.chmod(0o755)
+    done = bash(script, cwd=tmp_path, PYTHON=str(old), VENV=str(tmp_path / "venv"))
+    assert done.returncode == 1 and "Python 3.11 or newer is needed, found Python 3.9.1" in done.stderr
+    assert not (tmp_path / "venv").exists()
+
+
+@pytest.mark.slow
+def test_run_training_on_two_processes(bash, tiny_model, tmp_path):
+    done = bash("run_training.sh", tiny_model, *FAST, "--output_dir", "run", cwd=tmp_path, NPROC_PER_NODE="2")
+    assert done.returncode == 0, done.stderr[-3000:]
+    record = json.loads((tmp_path / "run/run.json").read_text())
+    assert record["status"] == "finished" and record["steps"] == 2
+    assert set(pd.read_csv(tmp_path / "results/summary.csv")["model"]) == {"local/run"}
+
+
+@pytest.mark.slow
+def test_the_quick_start_in_a_copy_of_the_repository(bash, tmp_path):
+    """All of it but the installation: the environment is this one, marked as installed."""
+    copy = tmp_path / "copy"
+    ignore = shutil.ignore_patterns(".git", ".venv*", "output", "results", "__pycache__", ".*_cache", ".hypothesis")
+    shutil.copytree(ROOT, copy, ignore=ignore)
+    venv = copy / ".venv"
+    (venv / "bin").mkdir(parents=True)
+    (venv / "bin/python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    (venv / "bin/python").chmod(0o755)
+    sums = subprocess.run("cat requirements*.txt | cksum | cut -d' ' -f1", shell=True, cwd=copy, capture_output=True)
+    (venv / f".installed-{sums.stdout.decode().strip()}-requirements.txt").touch()
+    done = bash(copy / "scripts/quickstart.sh", cwd=tmp_path, HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_OFFLINE="1")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "installing" not in done.stderr
+    assert "not of MTEB" in done.stdout
+    table = pd.read_csv(copy / "results/quickstart/summary.csv")
+    assert set(table["subset"]) == {"ar-ar", "en-ar", "en-en"}
+    assert set(table["dim"]) == {768, 512, 256, 128, 64}
+    scores = table.pivot(index=["subset", "dim"], columns="model", values="cosine_spearman")
+    assert (scores["local/quickstart"] > scores["local/quickstart-untrained"]).all(), scores
+    assert (copy / "results/quickstart/plot.png").stat().st_size > 5000
