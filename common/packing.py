@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.errors import RunError
+
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
@@ -109,12 +111,17 @@ def pack(model: SentenceTransformer, train_dtype: torch.dtype | None = None) -> 
 
     Returns:
         The same model.
+
+    Raises:
+        RunError: The model's embeddings are not finite.
     """
     transformer = model[0]
     if not hasattr(transformer, "auto_model") or isinstance(transformer.__dict__.get("forward"), _Forward):
         return model
     forward = _Forward(transformer, train_dtype)
     before = _embed(model)
+    if not torch.isfinite(before).all():
+        raise RunError("the model gives NaN or infinite embeddings before any training: its weights are damaged")
     transformer.forward = forward
     if not (forward.use_packing() and _same(before, model)):
         forward.use_chunks()

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from transformers import PrinterCallback, ProgressCallback
 
-from common.config import suggest
+from common.config import check_value, suggest
 from common.errors import RunError, UsageError, one_line
 from evaluation.utils.sts_evaluator import MatryoshkaSTSEvaluator
 from training.utils.losses import loss_parameters
@@ -24,6 +24,8 @@ from training.utils.sampling import PROPORTIONAL, GlobalBatchSampler, MixtureBat
 logger = logging.getLogger(__name__)
 
 LOSS_STATE = "loss.safetensors"
+# keys of ours that the trainer must not act on: it would upload checkpoints while it trains
+LEFT_OUT = {"output_dir", "resume_from_checkpoint", "push_to_hub", "hub_model_id"}
 
 
 class Progress(ProgressCallback):
@@ -160,14 +162,16 @@ def make_training_arguments(
     Raises:
         UsageError: ``training_arguments`` has a key that is unknown, or has a place of its own.
     """
-    known = {f.name for f in dataclasses.fields(SentenceTransformerTrainingArguments)}
+    known = {field.name: field.default for field in dataclasses.fields(SentenceTransformerTrainingArguments)}
     own = set(vars(config))
-    for key in config.training_arguments:
+    for key, value in config.training_arguments.items():
         if key not in known:
             raise UsageError(f"training_arguments: unknown key {key!r}{suggest(key, known)}")
         if key in own:
             raise UsageError(f"training_arguments: {key!r} has a place of its own at the top of the file")
-    same_name = {key: getattr(config, key) for key in own & known - {"output_dir", "resume_from_checkpoint"}}
+        if type(known[key]) in (bool, int, float):
+            check_value(f"training_arguments: {key!r}", value, type(known[key]))
+    same_name = {key: getattr(config, key) for key in (own & known.keys()) - LEFT_OUT}
     values = same_name | {
         "output_dir": str(folder),
         "per_device_eval_batch_size": config.per_device_train_batch_size,
