@@ -10,6 +10,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer import losses as st
 from torch.nn import functional as F
 
+from common.packing import pack
 from training.utils.losses import MatryoshkaLoss, loss_parameters, make_loss, merge
 from training.utils.options import DatasetEntry
 
@@ -216,3 +217,24 @@ def test_prefixes_are_normalised_and_cut(model):
         similarities = 20 * F.normalize(a[:, :dim], dim=1) @ F.normalize(b[:, :dim], dim=1).T
         expected = F.cross_entropy(similarities, torch.arange(4))
         assert loss.components[dim].item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("rows", [3, 7])
+def test_gradcache_has_the_value_and_gradients_of_the_loss_in_one_go(tiny_model, groups, rows):
+    texts = [[g[key] for g in groups[:rows]] for key in ("premise_ar", "entailment_ar", "contradiction_ar")]
+    found = []
+    for mini_batch_size in (None, 2):
+        model = pack(SentenceTransformer(str(tiny_model), device="cpu"))
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        model.train()
+        loss = make_loss(model, DatasetEntry("-", "mnrl"), None, [64, 16], [1.0, 0.5], mini_batch_size)
+        value = loss([model.preprocess(column) for column in texts], None)
+        value.backward()
+        assert set(loss.components) == {64, 16}
+        torch.testing.assert_close(sum(loss.components.values()), value.detach(), rtol=1e-5, atol=0)
+        found.append([value.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
+    assert len(found[0]) == len(found[1])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
