@@ -18,7 +18,6 @@ def set_up_logging() -> None:
     logging.basicConfig(
         level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=[handler], force=True
     )
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     logging.getLogger("mteb.abstasks.abstask").setLevel(
         logging.ERROR
     )  # "STS22 is superseded by STS22.v2", once a dimension
