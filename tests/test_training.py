@@ -291,26 +291,6 @@ def test_a_static_model_from_nothing(cli, tmp_path, rows):
     assert (tmp_path / "run/untrained/tokenizer.json").read_bytes() == (final / "tokenizer.json").read_bytes()
 
 
-@pytest.mark.slow
-def test_the_quick_start_config_learns(cli, tmp_path):
-    """The shipped recipe on the shipped sample is better than its untrained twin at every dimension."""
-    done = cli(HYBRID, "--config", ROOT / "configs/quickstart.json", "--output_dir", tmp_path / "run", timeout=900)
-    final = finished(done, tmp_path / "run")
-    done = cli(
-        "evaluation/evaluate_sts.py",
-        *("--model_name", final, final.parent / "untrained", "--data", ROOT / "data/sample/sts_pairs.jsonl"),
-        *("--output_dir", tmp_path / "results"),
-    )
-    assert done.code == 0, done.err
-    import pandas as pd
-
-    table = pd.read_csv(tmp_path / "results/summary.csv").pivot(
-        index=["subset", "dim"], columns="model", values="cosine_spearman"
-    )
-    assert len(table) == 15
-    assert (table["local/run"] > table["local/run-untrained"]).all(), table
-
-
 # Finished and unfinished runs
 
 
