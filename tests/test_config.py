@@ -216,6 +216,8 @@ def hybrid(*argv):
             "'a' has a weight and 'b' has none",
         ),
         ({"a": 1}, "must be an object, not 1"),
+        ({"a.b": {"path": "x", "loss": "mnrl"}}, "a name may not be empty nor have a dot, as 'a.b'"),
+        ({"": {"path": "x", "loss": "mnrl"}}, "a name may not be empty"),
     ],
 )
 def test_wrong_mixtures(write, datasets, message):

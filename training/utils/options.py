@@ -148,6 +148,8 @@ def check_mixture(config: HybridConfig) -> None:
             f"'datasets': {weighted[0]!r} has a weight and {bare!r} has none; give one to each, or to none"
         )
     for name, entry in config.datasets.items():
+        if not name or "." in name:
+            raise UsageError(f"'datasets': a name may not be empty nor have a dot, as {name!r}: it names a module of the loss")
         if entry.score_range is not None and (
             len(entry.score_range) != 2 or entry.score_range[0] >= entry.score_range[1]
         ):
