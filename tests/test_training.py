@@ -341,16 +341,26 @@ def test_an_unfinished_run_is_resumed_by_the_command_that_it_names(call, fails, 
 
 def test_overwriting_leaves_what_is_not_the_runs(call, tmp_path, rows, tiny_model):
     folder = tmp_path / "run"
-    for path in ("notes.txt", "checkpoint-best/x.txt", "data/final/mine.csv", "checkpoint-9/weights", "final/old.txt"):
+    for path in ("notes.txt", "best/x.txt", "data/final/mine.csv", "checkpoint-9/weights", "final/old.txt"):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text("here")
     data = write(tmp_path / "mine.csv", rows)
     flags = ("--train_data", data, "--dev_data", "none", *FAST, "--output_dir", folder)
     done = call(NLI, tiny_model, *flags, "--overwrite_output_dir")
     finished(done, folder)
-    for path in ("notes.txt", "checkpoint-best/x.txt", "data/final/mine.csv"):
+    for path in ("notes.txt", "best/x.txt", "data/final/mine.csv"):
         assert (folder / path).read_text() == "here"
     assert not (folder / "checkpoint-9").exists() and not (folder / "final/old.txt").exists()
+
+
+def test_a_folder_that_transformers_would_take_for_a_checkpoint(fails, tmp_path, tiny_model):
+    """It deletes the oldest checkpoint-*, whatever it holds."""
+    kept = tmp_path / "run/checkpoint-best/x.txt"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("here")
+    for more in ((), ("--overwrite_output_dir",)):
+        fails(1, "holds checkpoint-best, which is not a", NLI, tiny_model, *more, "--output_dir", tmp_path / "run")
+    assert kept.read_text() == "here"
 
 
 def test_a_model_may_be_trained_further_in_place(call, tmp_path, rows, tiny_model):
