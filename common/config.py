@@ -12,6 +12,7 @@ import dataclasses
 import difflib
 import json
 import math
+import re
 import sys
 import types
 import typing
@@ -95,6 +96,8 @@ def check_value(where: str, value: Any, hint: Any, key: Key | None = None) -> An
         value = float(value)
     if not isinstance(value, inner) or (inner is not bool and isinstance(value, bool)):
         raise wrong
+    if isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):
+        raise UsageError(f"{where} holds a character that no text has: {value!r}")
     if isinstance(value, float) and not math.isfinite(value):
         raise wrong
     if key is not None:

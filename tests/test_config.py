@@ -169,6 +169,8 @@ def test_wrong_flags(argv, message):
         ("[]", "must hold one JSON object"),
         ("[" * 100_000, "nested too deeply"),
         ('{"seed": ' + "9" * 5000 + "}", "5000 digits"),
+        ({"model_name": "a\0b"}, "'model_name' holds a character that no text has: 'a\\x00b'"),
+        ('{"output_dir": "a\\ud800"}', "'output_dir' holds a character that no text has: 'a\\ud800'"),
         ({"datasets\nx": 1}, "unknown key 'datasets\\nx'"),
         ({"training_arguments": {"a\nb": 1}, "seed": "1\u20282"}, "'seed' must be an integer"),
     ],
@@ -214,6 +216,8 @@ def hybrid(*argv):
             "'a' has a weight and 'b' has none",
         ),
         ({"a": 1}, "must be an object, not 1"),
+        ({"a.b": {"path": "x", "loss": "mnrl"}}, "a name may not be empty nor have a dot, as 'a.b'"),
+        ({"": {"path": "x", "loss": "mnrl"}}, "a name may not be empty"),
     ],
 )
 def test_wrong_mixtures(write, datasets, message):

@@ -23,10 +23,6 @@ def normalise(text: str) -> str:
     return "".join(c for c in text if unicodedata.category(c)[0] in "LN")
 
 
-def language_of(text: str) -> str:
-    return "ar" if len(ARABIC.findall(text)) > len(LATIN.findall(text)) else "en"
-
-
 def group_sentences(groups):
     return [(group[f"{part}_{language}"], language) for group in groups for part in PARTS for language in ("en", "ar")]
 
@@ -107,4 +103,3 @@ def test_the_checks_would_notice():
     assert normalise("قطعَ أخي فرعًا.") == normalise("قطع أخي فرعا")
     assert normalise("A dog, running!") == normalise("a dog running")
     assert normalise("a dog") != normalise("a cat")
-    assert language_of("قطع أخي") == "ar" and language_of("a dog") == "en"

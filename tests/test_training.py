@@ -291,26 +291,6 @@ def test_a_static_model_from_nothing(cli, tmp_path, rows):
     assert (tmp_path / "run/untrained/tokenizer.json").read_bytes() == (final / "tokenizer.json").read_bytes()
 
 
-@pytest.mark.slow
-def test_the_quick_start_config_learns(cli, tmp_path):
-    """The shipped recipe on the shipped sample is better than its untrained twin at every dimension."""
-    done = cli(HYBRID, "--config", ROOT / "configs/quickstart.json", "--output_dir", tmp_path / "run", timeout=900)
-    final = finished(done, tmp_path / "run")
-    done = cli(
-        "evaluation/evaluate_sts.py",
-        *("--model_name", final, final.parent / "untrained", "--data", ROOT / "data/sample/sts_pairs.jsonl"),
-        *("--output_dir", tmp_path / "results"),
-    )
-    assert done.code == 0, done.err
-    import pandas as pd
-
-    table = pd.read_csv(tmp_path / "results/summary.csv").pivot(
-        index=["subset", "dim"], columns="model", values="cosine_spearman"
-    )
-    assert len(table) == 15
-    assert (table["local/run"] > table["local/run-untrained"]).all(), table
-
-
 # Finished and unfinished runs
 
 
@@ -361,16 +341,26 @@ def test_an_unfinished_run_is_resumed_by_the_command_that_it_names(call, fails, 
 
 def test_overwriting_leaves_what_is_not_the_runs(call, tmp_path, rows, tiny_model):
     folder = tmp_path / "run"
-    for path in ("notes.txt", "checkpoint-best/x.txt", "data/final/mine.csv", "checkpoint-9/weights", "final/old.txt"):
+    for path in ("notes.txt", "best/x.txt", "data/final/mine.csv", "checkpoint-9/weights", "final/old.txt"):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text("here")
     data = write(tmp_path / "mine.csv", rows)
     flags = ("--train_data", data, "--dev_data", "none", *FAST, "--output_dir", folder)
     done = call(NLI, tiny_model, *flags, "--overwrite_output_dir")
     finished(done, folder)
-    for path in ("notes.txt", "checkpoint-best/x.txt", "data/final/mine.csv"):
+    for path in ("notes.txt", "best/x.txt", "data/final/mine.csv"):
         assert (folder / path).read_text() == "here"
     assert not (folder / "checkpoint-9").exists() and not (folder / "final/old.txt").exists()
+
+
+def test_a_folder_that_transformers_would_take_for_a_checkpoint(fails, tmp_path, tiny_model):
+    """It deletes the oldest checkpoint-*, whatever it holds."""
+    kept = tmp_path / "run/checkpoint-best/x.txt"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("here")
+    for more in ((), ("--overwrite_output_dir",)):
+        fails(1, "holds checkpoint-best, which is not a", NLI, tiny_model, *more, "--output_dir", tmp_path / "run")
+    assert kept.read_text() == "here"
 
 
 def test_a_model_may_be_trained_further_in_place(call, tmp_path, rows, tiny_model):
@@ -439,6 +429,7 @@ def test_a_best_checkpoint_that_cannot_be_loaded_ends_the_run(fails, monkeypatch
         (2, "'fr' is neither auto, none, en, ar nor a file", [NLI, "--dev_data", "fr"]),
         (1, "--max_seq_length 4096 is above the", [NLI, ARABERT, "--max_seq_length", "4096"]),
         (1, "has no checkpoint to resume from", [NLI, "--resume_from_checkpoint", "latest"]),
+        (2, "--max_steps must be at least 1", [NLI, "--max_steps", "0"]),
         (2, "unknown flag --model; did you mean --model_name?", [NLI, "--model", "x"]),
     ],
 )
@@ -535,6 +526,46 @@ def test_weights_with_nan_end_the_run(fails, tmp_path, rows, tiny_model, dev):
     message = fails(1, "", NLI, folder, *FAST, *at)
     assert "nan" in message.lower()
     assert not (tmp_path / "run/final").exists()
+
+
+@pytest.mark.xfail(reason="the trainer's own message comes with a traceback, after the earlier run is gone")
+def test_an_unknown_tracker(fails, tmp_path, rows, tiny_model):
+    data = write(tmp_path / "mine.csv", rows)
+    flags = ("--train_data", data, "--dev_data", "none", *FAST, "--output_dir", tmp_path / "run")
+    fails(2, "no_such is not supported", NLI, tiny_model, *flags, "--report_to", "no_such")
+    assert not (tmp_path / "run/run.json").exists()
+
+
+def test_data_sets_are_drawn_by_their_weights(call, tmp_path, rows, tiny_model):
+    """And by round robin, and in proportion to their size."""
+    small, large = write(tmp_path / "small.csv", rows[:8]), write(tmp_path / "large.csv", rows)
+    config = tmp_path / "mixture.json"
+    flags = (
+        tiny_model,
+        "--config",
+        config,
+        "--dev_data",
+        "none",
+        "--per_device_train_batch_size",
+        "4",
+        "--precision",
+        "fp32",
+    )
+    at = ("--logging_steps", "1", "--output_dir")
+
+    def drawn(folder: Path, *more: str, **weights: float) -> dict[str, int]:
+        entries = {"small": {"path": str(small), "loss": "mnrl"}, "large": {"path": str(large), "loss": "mnrl"}}
+        config.write_text(
+            json.dumps({"datasets": {k: e | {"weight": weights[k]} if weights else e for k, e in entries.items()}})
+        )
+        finished(call(HYBRID, *flags, *more, *at, folder), folder)
+        history = last_state(folder)["log_history"]
+        return {name: sum(f"loss_{name}_64" in entry for entry in history) for name in entries}
+
+    assert drawn(tmp_path / "size") == {"small": 2, "large": 6}
+    assert drawn(tmp_path / "turns", "--multi_dataset_batch_sampler", "round_robin") == {"small": 2, "large": 2}
+    found = drawn(tmp_path / "weights", "--num_train_epochs", "10", small=3.0, large=1.0)
+    assert sum(found.values()) == 80 and 50 <= found["small"] <= 70  # 60 expected, 3.9 the standard deviation
 
 
 def test_a_batch_larger_than_the_data(call, tmp_path, rows, tiny_model):

@@ -133,6 +133,10 @@ def prepare_run_folder(folder: Path, config: TrainingConfig, resume_command: str
     if folder.exists() and not folder.is_dir():
         raise RunError(f"--output_dir {folder} is a file")
     found = checkpoints(folder)
+    if others := sorted(path.name for path in folder.glob("checkpoint-*") if path.is_dir() and path not in found):
+        raise RunError(
+            f"{folder} holds {others[0]}, which is not a checkpoint of a run: move it away, since transformers deletes the oldest checkpoint-*"
+        )
     if config.resume_from_checkpoint is not None:
         if (folder / FINAL).exists():
             raise RunError(

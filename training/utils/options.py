@@ -127,6 +127,8 @@ class HybridConfig(TrainingConfig):
 
 def check_training(config: TrainingConfig) -> None:
     """Raise :class:`UsageError` where two keys contradict each other."""
+    if config.max_steps == 0:
+        raise UsageError("--max_steps must be at least 1, or -1 for all of num_train_epochs")
     if config.model_name == STATIC and config.mini_batch_size is not None:
         raise UsageError(
             "--mini_batch_size has no use for static embeddings: they keep nothing of a batch but its embeddings"
@@ -148,6 +150,10 @@ def check_mixture(config: HybridConfig) -> None:
             f"'datasets': {weighted[0]!r} has a weight and {bare!r} has none; give one to each, or to none"
         )
     for name, entry in config.datasets.items():
+        if not name or "." in name:
+            raise UsageError(
+                f"'datasets': a name may not be empty nor have a dot, as {name!r}: it names a module of the loss"
+            )
         if entry.score_range is not None and (
             len(entry.score_range) != 2 or entry.score_range[0] >= entry.score_range[1]
         ):
