@@ -2,6 +2,7 @@
 
 import os
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ def main() -> None:
     )
     processes, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     if processes > 1:
-        dist.init_process_group("gloo")
+        dist.init_process_group("gloo", timeout=timedelta(seconds=60))
     model = pack(SentenceTransformer(str(folder / "model"), device="cpu")).train()
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):

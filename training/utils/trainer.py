@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from transformers import PrinterCallback, ProgressCallback
+from transformers.integrations import get_available_reporting_integrations
 
 from common.config import check_value, suggest
 from common.errors import RunError, UsageError, one_line
@@ -172,6 +173,13 @@ def make_training_arguments(
             raise UsageError(f"training_arguments: {key!r} has a place of its own at the top of the file")
         if type(known[key]) in (bool, int, float):
             check_value(f"training_arguments: {key!r}", value, type(known[key]))
+    trackers = get_available_reporting_integrations()
+    if config.report_to not in ("none", "all", *trackers):
+        raise UsageError(
+            f"--report_to {config.report_to}: no such tracker is installed; there are none, all, {', '.join(trackers)}".rstrip(
+                ", "
+            )
+        )
     same_name = {key: getattr(config, key) for key in (own & known.keys()) - LEFT_OUT}
     values = same_name | {
         "output_dir": str(folder),
