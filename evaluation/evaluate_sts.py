@@ -128,7 +128,9 @@ def main(argv: list[str] | None = None) -> None:
     print(write_outputs(output_dir, models, title, config.calibration_data, note))
     if config.update_model_card:
         for found in models:
-            if Path(found.identity.source).is_dir() and not found.baseline:
+            if found.baseline:
+                continue
+            if Path(found.identity.source).is_dir():
                 update_model_card(Path(found.identity.source), found.identity.name, found.rows, {})
             else:
                 logger.warning("%s is not a folder on disk: its card is left as it is", found.identity.source)

@@ -48,17 +48,18 @@ def update_model_card(folder: Path, name: str, rows: list[dict[str, Any]], data_
                 task_type=_task_type(row["task_type"]),
                 task_name=row["task_type"],
                 dataset_type=data_paths.get(row["task"], row["task"]),
-                dataset_name=f"{row['task']} {row['subset']}".removesuffix(" default") + f", {row['dim']} dimensions",
+                dataset_name=f"{row['task']} {row['subset']}".removesuffix(" default"),
                 dataset_config=row["subset"],
                 dataset_revision=row["dataset_revision"],
-                dataset_args={"truncate_dim": row["dim"]},
                 metric_type=row["metric"],
-                metric_name=metric,
+                metric_name=f"{metric}, {row['dim']} dimensions",
+                metric_args={"truncate_dim": int(row["dim"])},
                 metric_value=round(float(row["score"]), 6),
             )
         )
-    ours = {result.unique_identifier + (result.dataset_name,) for result in results}
-    kept = [r for r in card.data.eval_results or [] if r.unique_identifier + (r.dataset_name,) not in ours]
+    # a metric is told from others of its data set by its name, which holds the dimension
+    ours = {(result.unique_identifier, result.metric_name) for result in results}
+    kept = [r for r in card.data.eval_results or [] if (r.unique_identifier, r.metric_name) not in ours]
     card.data.eval_results = kept + results
     card.data.model_name = card.data.model_name or name
     card.save(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 from pathlib import Path
@@ -28,6 +29,7 @@ PER_QUERY = {
     "precision_at": "P",
     "hit_rate_at": "success",
 }
+DIGITS = 6  # as in mteb's result files, so that a score read back is the same
 PER_PAIR = ("cosine_", "euclidean_", "manhattan_")  # the similarities whose scores the summary keeps
 
 
@@ -68,6 +70,7 @@ class MTEBScorer:
         seen: dict[str, dict[str, float]] = {}
         if by_query:
             self._record_queries(task, seen)
+        _rewind(task)
         missing = by_query and not self._queries_file(task, dim).exists()
         try:
             found = mteb.evaluate(
@@ -75,7 +78,7 @@ class MTEBScorer:
                 task,
                 cache=self.cache,
                 overwrite_strategy="always" if self.overwrite or missing else "only-missing",
-                encode_kwargs={"batch_size": self.batch_size},
+                encode_kwargs={"batch_size": self.batch_size, "show_progress_bar": False},
                 show_progress_bar=False,
                 co2_tracker=False,
             )
@@ -132,10 +135,10 @@ class MTEBScorer:
                         "n": size_of(task, entry["hf_subset"], split),
                         "task_type": task.metadata.type,
                         "metric": task.metadata.main_score,
-                        "score": entry["main_score"],
+                        "score": round(entry["main_score"], DIGITS),
                         "dataset_revision": result.dataset_revision,
                         "mteb_version": result.mteb_version,
-                        **{key: value for key, value in entry.items() if key.startswith(PER_PAIR)},
+                        **{key: round(value, DIGITS) for key, value in entry.items() if key.startswith(PER_PAIR)},
                     }
                 )
         return rows
@@ -157,6 +160,13 @@ class MTEBScorer:
             estimates = bootstrap(mean(columns), len(queries), sample=" ".join(name))
             found[name] = {(dim, "float32"): e for dim, e in zip(self.dims, estimates, strict=True)}
         return found
+
+
+def _rewind(task: Any) -> None:
+    """Set a task's random state back: clustering draws its samples from it, and each dimension is to get the same ones."""
+    if not hasattr(task, "random_state_at_first"):
+        task.random_state_at_first = copy.deepcopy((task.rng_state, task.np_rng))
+    task.rng_state, task.np_rng = copy.deepcopy(task.random_state_at_first)
 
 
 def _query_measure(metric: str) -> str | None:

@@ -85,5 +85,7 @@ def choices(estimates: Estimates, width: int) -> list[Choice]:
 
 
 def recommend(found: list[Choice], precisions: tuple[str, ...] = ("float32",)) -> Choice | None:
-    """The choice of fewest bytes that is not significantly below the full embedding."""
-    return next((choice for choice in found if choice.precision in precisions and choice.ok), None)
+    """The choice of fewest bytes that is not significantly below the full embedding, and whose dimension is not in float32
+    either: what quantising loses does not make up for what truncating loses."""
+    dims = {choice.dim for choice in found if choice.precision == "float32" and choice.ok}
+    return next((c for c in found if c.precision in precisions and c.ok and c.dim in dims), None)
