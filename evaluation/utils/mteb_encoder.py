@@ -70,9 +70,14 @@ class TruncatedEncoder(AbsEncoder):
 
     def embed(self, texts: Iterable[str], task_metadata: TaskMetadata, prompt_type: PromptType | None) -> np.ndarray:
         """Float32 array of shape ``[n, dim]``, with the prompt that the model has for this task."""
+        prompt, role = self.way(task_metadata, prompt_type)
+        return self.store.encode(texts, self.dim, prompt=prompt, role=role)
+
+    def way(self, task_metadata: TaskMetadata, prompt_type: PromptType | None) -> tuple[str | None, str | None]:
+        """How the texts of a task are encoded: the prompt and the role."""
         name = self.get_prompt_name(task_metadata, prompt_type)
         prompt = self.model_prompts[name] if name and self.model_prompts else None
-        return self.store.encode(texts, self.dim, prompt=prompt, role=prompt_type.value if prompt_type else None)
+        return prompt, prompt_type.value if prompt_type else None
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Tensor:
         """Tensor of shape ``[n1, n2]``, a block of columns at a time: a corpus is normalised without a second copy of it."""

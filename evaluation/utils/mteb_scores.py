@@ -17,7 +17,7 @@ from common.records import write_atomically
 from evaluation.utils.embeddings import EmbeddingStore
 from evaluation.utils.evaluation_utils import ModelIdentity
 from evaluation.utils.mteb_encoder import TruncatedEncoder
-from evaluation.utils.mteb_tasks import label_of, size_of, split_data
+from evaluation.utils.mteb_tasks import encode_pairs, label_of, size_of, split_data
 from evaluation.utils.statistics import Estimate, bootstrap, mean
 
 logger = logging.getLogger(__name__)
@@ -60,6 +60,7 @@ class MTEBScorer:
             RunError: A task fails, or a main score is undefined.
         """
         rows = []
+        encode_pairs(tasks, self.encoder())
         for task in tqdm(tasks, desc=self.identity.name, unit="task", disable=len(tasks) < 2):
             for dim in tqdm(self.dims, desc=task.metadata.name, unit="dim", leave=False):
                 rows += self._rows(task, dim, self._evaluate(task, dim))

@@ -101,36 +101,51 @@ def size_of(task: Any, subset: str, split: str) -> int:
     return len(data)
 
 
-def pair_sets(task: Any, encoder: TruncatedEncoder) -> Iterator[PairSet]:
-    """The scored pairs of an STS or pair classification task with their full-width embeddings; none of other tasks."""
+def _pairs(task: Any) -> Iterator[tuple[str, str, list[list[str]], list[float], list[Any]]]:
+    """Subset, split, both sides' texts, gold scores and both sides' roles of an STS or pair classification task; nothing of
+    other tasks."""
     from mteb.abstasks import AbsTaskPairClassification, AbsTaskSTS
 
     if isinstance(task, AbsTaskSTS):
-        columns, gold_column = task.column_names, "score"
+        columns, gold = task.column_names, "score"
     elif isinstance(task, AbsTaskPairClassification):
-        columns, gold_column = (task.input1_column_name, task.input2_column_name), task.label_column_name
+        columns, gold = (task.input1_column_name, task.input2_column_name), task.label_column_name
     else:
         return
+    roles = [task.input1_prompt_type, task.input2_prompt_type]
     for subset in task.hf_subsets:
         for split in task.eval_splits:
             data = split_data(task, subset, split)
             data = data[0] if len(data) == 1 else data
-            texts = [list(data[column]) for column in columns]
-            gold = np.asarray(data[gold_column], dtype=np.float64)
-            if len(gold) < 3 or np.ptp(gold) == 0:
-                raise RunError(f"task {task.metadata.name}, subset {subset}: its scores are all alike, or fewer than 3")
-            first, second = (
-                encoder.embed(side, task.metadata, role)
-                for side, role in zip(texts, (task.input1_prompt_type, task.input2_prompt_type), strict=True)
-            )
-            yield PairSet(
-                task=task.metadata.name,
-                subset=label_of(task, subset, split),
-                languages=languages_of(task, subset),
-                kind="spearman" if gold_column == "score" else "average_precision",
-                sentence1=texts[0],
-                sentence2=texts[1],
-                gold=gold,
-                first=first,
-                second=second,
-            )
+            yield subset, split, [list(data[column]) for column in columns], data[gold], roles
+
+
+def encode_pairs(tasks: list[Any], encoder: TruncatedEncoder) -> None:
+    """Encode the texts of all pair tasks in one go: of many texts, those of one length can share a batch."""
+    ways: dict[tuple[str | None, str | None], dict[str, None]] = {}
+    for task in tasks:
+        for _, _, texts, _, roles in _pairs(task):
+            for side, role in zip(texts, roles, strict=True):
+                ways.setdefault(encoder.way(task.metadata, role), {}).update(dict.fromkeys(side))
+    for (prompt, role), texts in ways.items():
+        encoder.store.encode(texts, prompt=prompt, role=role)
+
+
+def pair_sets(task: Any, encoder: TruncatedEncoder) -> Iterator[PairSet]:
+    """The scored pairs of an STS or pair classification task with their full-width embeddings; none of other tasks."""
+    for subset, split, texts, scores, roles in _pairs(task):
+        gold = np.asarray(scores, dtype=np.float64)
+        if len(gold) < 3 or np.ptp(gold) == 0:
+            raise RunError(f"task {task.metadata.name}, subset {subset}: its scores are all alike, or fewer than 3")
+        first, second = (encoder.embed(side, task.metadata, role) for side, role in zip(texts, roles, strict=True))
+        yield PairSet(
+            task=task.metadata.name,
+            subset=label_of(task, subset, split),
+            languages=languages_of(task, subset),
+            kind="spearman" if task.metadata.type == "STS" else "average_precision",
+            sentence1=texts[0],
+            sentence2=texts[1],
+            gold=gold,
+            first=first,
+            second=second,
+        )
