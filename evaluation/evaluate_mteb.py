@@ -1,10 +1,12 @@
-"""Score models on MTEB tasks at every Matryoshka dimension, from one encode.
+"""Score models on MTEB tasks at every Matryoshka dimension, from one encode, and say which dimension to deploy.
 
     python evaluation/evaluate_mteb.py --model_name Omartificial-Intelligence-Space/GATE-AraBert-v0
     python evaluation/evaluate_mteb.py --model_name output/my-model/final --subsets ar-ar en-ar en-en
+    python evaluation/evaluate_mteb.py --model_name A B --baseline_model C --tasks STS17 STSBenchmark
+    python evaluation/evaluate_mteb.py --model_name A --benchmark "MTEB(Multilingual, v2)" --languages ara
 
-Writes mteb's result files, summary.csv, a table and a plot into --output_dir. Every score equals that of
-SentenceTransformer(model, truncate_dim=d) in mteb.
+Writes report.html and report.md, summary.csv, a table, a plot, and mteb's result files into --output_dir. Every score
+equals that of SentenceTransformer(model, truncate_dim=d) in mteb.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ if not __package__:  # run as a file: import from the repository root, as `pytho
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from common.config import as_dict, check_dims, default, fit_dims, load_config
-from common.errors import RunError, UsageError, run
+from common.errors import UsageError, run
 from common.script import set_up_logging
 from evaluation.utils.options import MTEBConfig, STSConfig
 
@@ -25,95 +27,117 @@ def main(argv: list[str] | None = None) -> None:
     config, chosen = load_config(MTEBConfig, "eval_config.json", __doc__, argv, siblings=(STSConfig,))
     if not config.model_name:
         raise UsageError("--model_name is missing: a model's name on the Hub or its folder")
-    if not config.tasks:
+    if config.benchmark is not None and "tasks" in chosen:
+        raise UsageError("--tasks and --benchmark exclude each other")
+    if not config.tasks and config.benchmark is None and not config.languages:
         raise UsageError("--tasks is empty")
     check_dims("--dims", config.dims)
     set_up_logging()
 
     import logging
 
-    import mteb
-
-    from common.records import RunRecord
-    from evaluation.utils.embeddings import EmbeddingStore, cache_folder
-    from evaluation.utils.evaluation_utils import get_task, identify, load_model, load_task_data
-    from evaluation.utils.mteb_encoder import TruncatedEncoder
-    from evaluation.utils.summary import write_outputs
+    from evaluation.utils.calibration import calibration_id, calibration_texts
+    from evaluation.utils.evaluation_utils import identify, load_model, load_task_data, unique_identities
+    from evaluation.utils.outputs import fingerprint, is_done, write_outputs
 
     logger = logging.getLogger(__name__)
     output_dir = Path(config.output_dir)
-    identities = [identify(name) for name in config.model_name]
-    default_subsets = default("eval_config.json", "subsets")
-    tasks = [get_task(name, config.subsets, default_subsets) for name in config.tasks]
+
+    # 1. Whose scores, and whether they are there already
+    baseline = [] if config.baseline_model is None else [config.baseline_model]
+    identities = unique_identities([identify(name) for name in config.model_name + baseline])
+    fitted_on = None if config.calibration_data is None else calibration_id(config.calibration_data)
+    mark = fingerprint(as_dict(config), identities, str(fitted_on))
+    if is_done(output_dir, mark) and not config.overwrite and not config.update_model_card:
+        print((output_dir / "table.md").read_text(encoding="utf-8"))
+        print(f"{output_dir}: these results were there already; --overwrite redoes them. The answer is in report.html")
+        return
+
+    import mteb  # noqa: F401  (imports take seconds: after the answer that needs none)
+
+    from common.records import RunRecord
+    from evaluation.utils.analysis import analyse, compare_with_first
+    from evaluation.utils.embeddings import EmbeddingStore, cache_folder
+    from evaluation.utils.model_card import update_model_card
+    from evaluation.utils.mteb_scores import MTEBScorer, retrieval_embeddings
+    from evaluation.utils.mteb_tasks import choose_tasks, label_of, pair_sets, size_of
+
+    # 2. Tasks and their data
+    named = config.tasks if "tasks" in chosen or not config.languages else []
+    tasks = choose_tasks(
+        named, config.benchmark, config.languages, config.subsets, default("eval_config.json", "subsets")
+    )
     for task in tasks:
         load_task_data(task)
 
     record = RunRecord(
         output_dir / "run.json",
         as_dict(config),
+        fingerprint=mark,
         models={identity.name: identity.revision for identity in identities},
+        calibration=fitted_on,
         datasets={
             task.metadata.name: task.metadata.dataset
-            | {"rows": {s: {k: len(v) for k, v in task.dataset[s].items()} for s in task.hf_subsets}}
+            | {
+                "rows": {
+                    label_of(task, s, split): size_of(task, s, split)
+                    for s in task.hf_subsets
+                    for split in task.eval_splits
+                }
+            }
             for task in tasks
         },
     )
-    results = mteb.ResultCache(output_dir / "mteb")
-    rows: list[dict] = []
-    encoded = {}
+
+    # 3. Each model: score at every dimension through mteb, then intervals, baselines, precisions, shortlists, errors
+    models, encoded = [], {}
     for identity in identities:
         model = load_model(identity.source, identity, config.dtype)
         dims = fit_dims(f"--dims with {identity.name}", config.dims, model.get_embedding_dimension(), "dims" in chosen)
         store = EmbeddingStore(model, cache_folder(output_dir, identity, config.dtype), config.batch_size)
         if config.overwrite:
             store.clear()
-        for dim in dims:
-            encoder = TruncatedEncoder(store, identity, dim, config.dtype)
-            found = mteb.evaluate(
-                encoder,
-                tasks,
-                cache=results,
-                overwrite_strategy="always" if config.overwrite else "only-missing",
-                encode_kwargs={"batch_size": config.batch_size},
-                show_progress_bar=False,
-                co2_tracker=False,
-            )
-            for task, result in zip(tasks, found.task_results, strict=True):
-                for entry in next(iter(result.scores.values())):
-                    if entry["hf_subset"] not in task.hf_subsets:
-                        continue
-                    if entry["main_score"] != entry["main_score"]:
-                        raise RunError(
-                            f"{identity.name} on {task.metadata.name} {entry['hf_subset']} at {dim}: the score is undefined (NaN)"
-                        )
-                    rows.append(
-                        {
-                            "model": identity.name,
-                            "revision": identity.revision,
-                            "dtype": config.dtype,
-                            "task": task.metadata.name,
-                            "subset": entry["hf_subset"],
-                            "dim": dim,
-                            "n": len(task.dataset[entry["hf_subset"]][next(iter(result.scores))]),
-                            "dataset_revision": result.dataset_revision,
-                            "mteb_version": result.mteb_version,
-                            **{
-                                key: value
-                                for key, value in entry.items()
-                                if key.startswith(("cosine_", "euclidean_", "manhattan_"))
-                            },
-                        }
-                    )
-        encoded[identity.name] = store.encoded
+        scorer = MTEBScorer(store, identity, dims, config.dtype, output_dir, config.batch_size, config.overwrite)
+        rows = scorer.score(tasks)
+        scored, encoder = store.encoded, scorer.encoder()
+        pairs = [found for task in tasks for found in pair_sets(task, encoder)]
+        calibration = None
+        if config.calibration_data is not None:
+            tested = {text for one in pairs for text in (*one.sentence1, *one.sentence2)}
+            calibration = lambda: store.encode(calibration_texts(config.calibration_data, tested))  # noqa: B023, E731
+        queries = {key: found for task in tasks for key, found in scorer.query_estimates(task).items()}
+        searches = (
+            [] if calibration is None else [found for task in tasks for found in retrieval_embeddings(task, encoder)]
+        )
+        models.append(
+            analyse(identity, dims, rows, pairs, calibration, queries, searches, baseline=identity.source in baseline)
+        )
+        encoded[identity.name] = {"tasks": scored, "calibration": store.encoded - scored}
         logger.info(
             "%s: %s",
             identity.label,
-            f"{store.encoded} texts encoded" if store.encoded else "all results were there already",
+            f"{store.encoded} texts encoded, {store.encoded - scored} of them to fit on"
+            if store.encoded
+            else "all texts were encoded already",
         )
+    compare_with_first(models)
 
-    print(write_outputs(output_dir, rows))
+    # 4. Summary, table, plot, report, and the models' cards
+    title = f"Evaluation of {', '.join(identity.name for identity in identities)}"
+    print(write_outputs(output_dir, models, title, config.calibration_data))
+    if config.update_model_card:
+        paths = {task.metadata.name: task.metadata.dataset["path"] for task in tasks}
+        for found in models:
+            if found.baseline:
+                continue
+            if Path(found.identity.source).is_dir():
+                update_model_card(Path(found.identity.source), found.identity.name, found.rows, paths)
+            else:
+                logger.warning("%s is not a folder on disk: its card is left as it is", found.identity.source)
     record.finish(texts_encoded=encoded)
-    print(f"{output_dir}: summary.csv, table.md, plot.png, and mteb's result files under mteb/")
+    print(
+        f"{output_dir}: report.html and report.md open with the answer; summary.csv, table.md, plot.png; mteb's files under mteb/"
+    )
 
 
 if __name__ == "__main__":

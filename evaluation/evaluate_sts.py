@@ -4,7 +4,8 @@
     python evaluation/evaluate_sts.py --model_name output/my-model/final --data my_pairs.csv
 
 Spearman and Pearson correlation for cosine, dot product, Euclidean and Manhattan distance, on the raw prefix of each
-embedding, from one encode. Writes result files, summary.csv, a table and a plot into --output_dir.
+embedding, from one encode, and which dimension to deploy. Writes report.html and report.md, summary.csv, a table, a plot
+and result files into --output_dir.
 """
 
 from __future__ import annotations
@@ -32,81 +33,113 @@ def main(argv: list[str] | None = None) -> None:
 
     import logging
 
-    from common.records import RunRecord, versions
-    from evaluation.utils.embeddings import EmbeddingStore, cache_folder
-    from evaluation.utils.evaluation_utils import identify, load_model, load_pairs, sts_scores
-    from evaluation.utils.summary import write_outputs, write_result
+    import numpy as np
+
+    from evaluation.utils.calibration import calibration_id, calibration_texts
+    from evaluation.utils.evaluation_utils import (
+        file_hash,
+        identify,
+        load_model,
+        load_pairs,
+        sts_scores,
+        unique_identities,
+    )
+    from evaluation.utils.outputs import fingerprint, is_done, write_outputs
 
     logger = logging.getLogger(__name__)
     output_dir = Path(config.output_dir)
-    identities = [identify(name) for name in config.model_name]
-    default_subsets = default("eval_config.json", "subsets")
-    task, subsets, dataset_revision = load_pairs(
-        config.task, config.data, config.subsets, default_subsets, "subsets" in chosen
-    )
 
+    # 1. Whose scores on what, and whether they are there already
+    baseline = [] if config.baseline_model is None else [config.baseline_model]
+    identities = unique_identities([identify(name) for name in config.model_name + baseline])
+    fitted_on = None if config.calibration_data is None else calibration_id(config.calibration_data)
+    mark = fingerprint(as_dict(config), identities, str(fitted_on), str(file_hash(config.data)))
+    if is_done(output_dir, mark) and not config.overwrite and not config.update_model_card:
+        print((output_dir / "table.md").read_text(encoding="utf-8"))
+        print(f"{output_dir}: these results were there already; --overwrite redoes them. The answer is in report.html")
+        return
+
+    from common.records import RunRecord, versions
+    from evaluation.utils.analysis import analyse, compare_with_first
+    from evaluation.utils.embeddings import EmbeddingStore, cache_folder
+    from evaluation.utils.model_card import update_model_card
+    from evaluation.utils.pairs import PairSet, languages_of_name
+    from evaluation.utils.summary import write_result
+
+    task, subsets, dataset_revision = load_pairs(
+        config.task, config.data, config.subsets, default("eval_config.json", "subsets"), "subsets" in chosen
+    )
     record = RunRecord(
         output_dir / "run.json",
         as_dict(config),
+        fingerprint=mark,
         models={identity.name: identity.revision for identity in identities},
+        calibration=fitted_on,
         datasets={
             task: {"revision": dataset_revision, "rows": {name: len(pairs["score"]) for name, pairs in subsets.items()}}
         },
     )
-    rows: list[dict] = []
-    encoded = {}
+    shared = {"dataset_revision": dataset_revision, "mteb_version": versions().get("mteb")}
+    tested = {text for pairs in subsets.values() for column in ("sentence1", "sentence2") for text in pairs[column]}
+
+    # 2. Each model: four similarities at every dimension, then intervals, baselines, precisions, shortlists, errors
+    models, encoded = [], {}
     for identity in identities:
         model = load_model(identity.source, identity, config.dtype)
         dims = fit_dims(f"--dims with {identity.name}", config.dims, model.get_embedding_dimension(), "dims" in chosen)
         store = EmbeddingStore(model, cache_folder(output_dir, identity, config.dtype), config.batch_size)
         if config.overwrite:
             store.clear()
-        for dim in dims:
-            entries = []
-            for subset, pairs in subsets.items():
-                first, second = (store.encode(pairs[column], dim) for column in ("sentence1", "sentence2"))
+        who = {"model": identity.name, "revision": identity.revision, "dtype": config.dtype}
+        rows, sets = [], []
+        for subset, pairs in subsets.items():
+            first, second = (store.encode(pairs[column]) for column in ("sentence1", "sentence2"))
+            sets.append(PairSet(task, subset, languages_of_name(subset), "spearman", pairs["sentence1"], pairs["sentence2"],
+                                np.asarray(pairs["score"], dtype=float), first, second))  # fmt: skip
+            for dim in dims:
                 try:
-                    scores = sts_scores(first, second, pairs["score"])
+                    scores = sts_scores(first[:, :dim], second[:, :dim], pairs["score"])
                 except RunError as error:
                     raise RunError(f"{identity.name} on {task} {subset} at {dim}: {error}") from None
-                entries.append({"hf_subset": subset, "n": len(pairs["score"]), **scores})
-            shared = {"dataset_revision": dataset_revision, "mteb_version": versions().get("mteb")}
-            path = (
-                output_dir
-                / "sts"
-                / identity.name.replace("/", "__")
-                / identity.revision
-                / f"embed_dim_{dim}"
-                / f"{task}.json"
+                rows.append(who | {"task": task, "subset": subset, "dim": dim, "n": len(pairs["score"]), **shared,
+                                   "task_type": "STS", "metric": "cosine_spearman", "score": scores["cosine_spearman"], **scores})  # fmt: skip
+        for dim in dims:
+            folder = output_dir / "sts" / identity.name.replace("/", "__") / identity.revision / f"embed_dim_{dim}"
+            entries = [{"hf_subset": r["subset"], "n": r["n"]} | {k: v for k, v in r.items() if k.endswith(("spearman", "pearson"))}
+                       for r in rows if r["dim"] == dim]  # fmt: skip
+            write_result(
+                folder / f"{task}.json", {"task_name": task, **who, "embed_dim": dim, **shared, "scores": entries}
             )
-            write_result(path, {"task_name": task, "model": identity.name, "revision": identity.revision, "embed_dim": dim,
-                                "dtype": config.dtype, **shared, "scores": entries})  # fmt: skip
-            for entry in entries:
-                rows.append(
-                    {
-                        "model": identity.name,
-                        "revision": identity.revision,
-                        "dtype": config.dtype,
-                        "task": task,
-                        "subset": entry["hf_subset"],
-                        "dim": dim,
-                        **shared,
-                        **{key: value for key, value in entry.items() if key != "hf_subset"},
-                    }
-                )
+        calibration = None
+        if config.calibration_data is not None:
+            calibration = lambda: store.encode(calibration_texts(config.calibration_data, tested))  # noqa: B023, E731
+        models.append(analyse(identity, dims, rows, sets, calibration, baseline=identity.source in baseline))
         encoded[identity.name] = store.encoded
         logger.info(
             "%s: %s",
             identity.label,
             f"{store.encoded} texts encoded" if store.encoded else "all texts were encoded already",
         )
+    compare_with_first(models)
 
-    note = "" if config.task else f"The scores are of {config.data}, not of MTEB."
-    print(write_outputs(output_dir, rows, note))
+    # 3. Summary, table, plot, report, and the models' cards
+    note = "" if config.task else f"These scores are of {config.data}, not of MTEB."
+    title = f"Evaluation of {', '.join(identity.name for identity in identities)}"
+    print(write_outputs(output_dir, models, title, config.calibration_data, note))
+    if config.update_model_card:
+        for found in models:
+            if found.baseline:
+                continue
+            if Path(found.identity.source).is_dir():
+                update_model_card(Path(found.identity.source), found.identity.name, found.rows, {})
+            else:
+                logger.warning("%s is not a folder on disk: its card is left as it is", found.identity.source)
     if note:
         print(note)
     record.finish(texts_encoded=encoded)
-    print(f"{output_dir}: summary.csv, table.md, plot.png, and a result file for each dimension under sts/")
+    print(
+        f"{output_dir}: report.html and report.md open with the answer; summary.csv, table.md, plot.png; result files under sts/"
+    )
 
 
 if __name__ == "__main__":

@@ -75,6 +75,14 @@ def hash_folder(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def file_hash(path: str | None) -> str | None:
+    """SHA-1 of a file's content; None without a file."""
+    if path is None or not Path(path).is_file():
+        return None
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha1").hexdigest()
+
+
 def identify(source: str) -> ModelIdentity:
     """The identity of a model on disk or on the Hub.
 
@@ -93,6 +101,14 @@ def identify(source: str) -> ModelIdentity:
     if not HUB_NAME.fullmatch(source) or ".." in source:
         raise RunError(f"model {source}: no such folder, and not a name that the Hub has (organisation/model)")
     return _identify_on_hub(source)
+
+
+def unique_identities(identities: list[ModelIdentity]) -> list[ModelIdentity]:
+    """Each model once, in order: one that is named twice, or lies in two folders of one name, is scored once."""
+    found: dict[tuple[str, str], ModelIdentity] = {}
+    for identity in identities:
+        found.setdefault((identity.name, identity.revision), identity)
+    return list(found.values())
 
 
 def _identify_on_hub(source: str) -> ModelIdentity:
@@ -255,8 +271,7 @@ def load_pairs(
             if missing := [name for name in wanted if name not in subsets]:
                 raise UsageError(f"{data}: no subset {missing[0]!r}; found {', '.join(subsets)}")
             subsets = {name: subsets[name] for name in wanted}
-        with Path(data).open("rb") as file:
-            return Path(data).stem, subsets, hashlib.file_digest(file, "sha1").hexdigest()
+        return Path(data).stem, subsets, file_hash(data)
     assert task_name is not None
     task = get_task(task_name, wanted, defaults)
     load_task_data(task)

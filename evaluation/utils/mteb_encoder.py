@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +15,21 @@ from evaluation.utils.evaluation_utils import ModelIdentity
 if TYPE_CHECKING:
     from mteb.abstasks.task_metadata import TaskMetadata
     from mteb.types import PromptType
+    from torch import Tensor
     from torch.utils.data import DataLoader
+
+SIMILARITY_BLOCK = 4096  # rows that are compared at once
+
+
+class _Texts:
+    """The texts of a data loader, one after another, as often as asked."""
+
+    def __init__(self, loader: DataLoader):
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[str]:
+        for batch in self.loader:
+            yield from batch["text"]
 
 
 class TruncatedEncoder(AbsEncoder):
@@ -51,13 +66,28 @@ class TruncatedEncoder(AbsEncoder):
         **kwargs: Any,
     ) -> np.ndarray:
         """Float32 array of shape ``[n, dim]`` for the texts that ``inputs`` yields."""
-        texts = [text for batch in inputs for text in batch["text"]]
+        return self.embed(_Texts(inputs), task_metadata, prompt_type)
+
+    def embed(self, texts: Iterable[str], task_metadata: TaskMetadata, prompt_type: PromptType | None) -> np.ndarray:
+        """Float32 array of shape ``[n, dim]``, with the prompt that the model has for this task."""
+        prompt, role = self.way(task_metadata, prompt_type)
+        return self.store.encode(texts, self.dim, prompt=prompt, role=role)
+
+    def way(self, task_metadata: TaskMetadata, prompt_type: PromptType | None) -> tuple[str | None, str | None]:
+        """How the texts of a task are encoded: the prompt and the role."""
         name = self.get_prompt_name(task_metadata, prompt_type)
         prompt = self.model_prompts[name] if name and self.model_prompts else None
-        return self.store.encode(texts, self.dim, prompt=prompt, role=prompt_type.value if prompt_type else None)
+        return prompt, prompt_type.value if prompt_type else None
 
-    def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
-        return self.model.similarity(embeddings1, embeddings2)
+    def similarity(self, embeddings1: Any, embeddings2: Any) -> Tensor:
+        """Tensor of shape ``[n1, n2]``, a block of columns at a time: a corpus is normalised without a second copy of it."""
+        import torch
 
-    def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Any:
+        blocks = [
+            self.model.similarity(embeddings1, np.array(embeddings2[start : start + SIMILARITY_BLOCK]))
+            for start in range(0, len(embeddings2), SIMILARITY_BLOCK)
+        ]
+        return torch.cat(blocks, dim=1)
+
+    def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Tensor:
         return self.model.similarity_pairwise(embeddings1, embeddings2)

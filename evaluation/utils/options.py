@@ -22,12 +22,31 @@ class EvalConfig:
     dtype: Annotated[
         str, Key("precision of the weights and the forward pass", choices=("float32", "bfloat16", "float16"))
     ]
+    baseline_model: Annotated[
+        str | None, Key("a model to compare with, scored beside the others: an untrained or non-Matryoshka twin")
+    ]
+    calibration_data: Annotated[
+        str | None,
+        Key(
+            "texts that are not the test set, for PCA and quantisation: a file, or a Hub data set as path:config:split; "
+            "none leaves out baselines, precisions and shortlists"
+        ),
+    ]
+    update_model_card: Annotated[bool, Key("write the scores into the model-index of each local model's README.md")]
     overwrite: Annotated[bool, Key("redo what has been done before, encoding included")]
 
 
 @dataclass
 class MTEBConfig(EvalConfig):
     tasks: Annotated[list[str], Key("mteb tasks to score, by name")]
+    benchmark: Annotated[str | None, Key("all text tasks of an mteb benchmark instead, by its name")]
+    languages: Annotated[
+        list[str],
+        Key(
+            "only subsets with one of these languages (ISO 639-3: ara, eng); without --tasks and --benchmark, every text "
+            "task of mteb that has them"
+        ),
+    ]
 
 
 @dataclass

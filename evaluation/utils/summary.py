@@ -20,7 +20,12 @@ METRICS = [
     for similarity in ("cosine", "dot", "euclidean", "manhattan")
     for kind in ("spearman", "pearson")
 ]
-COLUMNS = ["model", "revision", "task", "subset", "dim", "n", *METRICS, "dtype", "dataset_revision", "mteb_version"]
+INTERVALS = ["retention", "ci_low", "ci_high", "diff_full", "diff_full_low", "diff_full_high", "p_full",
+             "compared_with", "diff_model", "diff_model_low", "diff_model_high", "p_model"]  # fmt: skip
+TEXT = ["model", "revision", "dtype", "task", "subset", "dataset_revision", "mteb_version", "task_type", "metric",
+        "compared_with"]  # fmt: skip
+COLUMNS = ["model", "revision", "task", "subset", "dim", "n", *METRICS, "dtype", "dataset_revision", "mteb_version",
+           "task_type", "metric", "score", *INTERVALS]  # fmt: skip
 
 
 def update_summary(path: Path, rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
@@ -52,9 +57,7 @@ def update_summary(path: Path, rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
 def read_summary(path: Path) -> pd.DataFrame:
     """The rows of a ``summary.csv``. Raises :class:`RunError` where the file is not one."""
     try:
-        table = pd.read_csv(
-            path, dtype={"model": str, "revision": str, "subset": str}, keep_default_na=False, na_values=[""]
-        )
+        table = pd.read_csv(path, dtype={name: str for name in TEXT}, keep_default_na=False, na_values=[""])
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, ValueError) as error:
         raise RunError(f"{path} is damaged ({error}): move it away and evaluate again") from None
     if missing := [column for column in KEY if column not in table.columns]:
@@ -62,24 +65,62 @@ def read_summary(path: Path) -> pd.DataFrame:
     return table.reindex(columns=COLUMNS)
 
 
-def markdown_table(table: pd.DataFrame, metric: str = "cosine_spearman") -> str:
-    """A Markdown table: a line for each model, task and subset, a column for each dimension, scores times 100."""
+LEGEND = (
+    "In brackets the 95% interval (paired bootstrap). * significantly below the same model's full width (p < 0.05). "
+    "No brackets: the task has no interval."
+)
+
+
+def metric_name(table: pd.DataFrame) -> str:
+    """What the scores are, in words, where they are all the same."""
+    metrics = set(table["metric"].dropna())
+    return (
+        "Spearman correlation (cosine)"
+        if metrics == {"cosine_spearman"}
+        else metrics.pop()
+        if len(metrics) == 1
+        else "Main score"
+    )
+
+
+def display_names(table: pd.DataFrame) -> dict[tuple[str, str], str]:
+    """What to call each model and revision: its name, with the revision where two share it."""
+    models = list(dict.fromkeys(zip(table["model"], table["revision"], strict=True)))
+    names = [name for name, _ in models]
+    return {(m, r): f"{m} ({r[:8]})" if names.count(m) > 1 else m for m, r in models}
+
+
+def score_cell(score: float, low: float = float("nan"), high: float = float("nan"), p: float = float("nan")) -> str:
+    """``87.59 (84.0–90.1)``, with a ``*`` where the score is significantly below the full width's."""
+    if pd.isna(score):
+        return ""
+    text = f"{100 * score:.2f}"
+    if pd.notna(low) and pd.notna(high):
+        text += f" ({100 * low:.1f}–{100 * high:.1f})" if low >= 0 else f" ({100 * low:.1f} to {100 * high:.1f})"
+    return text + ("*" if pd.notna(p) and p < 0.05 else "")
+
+
+def markdown_table(table: pd.DataFrame) -> str:
+    """A Markdown table: a line for each model, task and subset, a column for each dimension, main scores times 100 with
+    their 95% intervals."""
     dims = sorted(table["dim"].unique(), reverse=True)
+    names = display_names(table)
     lines = [
-        "| model | task | subset | pairs | " + " | ".join(str(dim) for dim in dims) + " |",
+        "| model | task | subset | n | " + " | ".join(str(dim) for dim in dims) + " |",
         "|---|---|---|---:|" + "---:|" * len(dims),
     ]
     for (model, revision, task, subset), group in table.groupby(["model", "revision", "task", "subset"], sort=False):
-        scores = {row.dim: getattr(row, metric) for row in group.itertuples()}
-        cells = [f"{100 * scores[dim]:.2f}" if dim in scores and pd.notna(scores[dim]) else "" for dim in dims]
-        same_name = table.loc[table["model"] == model, "revision"].nunique() > 1
-        name = f"{model} ({revision[:8]})" if same_name else model
-        lines.append(f"| {name} | {task} | {subset} | {group['n'].iloc[0]:.0f} | " + " | ".join(cells) + " |")
+        cells = {
+            row.dim: score_cell(row.score, row.ci_low, row.ci_high, row.p_full if row.diff_full < 0 else float("nan"))
+            for row in group.itertuples()
+        }
+        shown = " | ".join(cells.get(dim, "") for dim in dims)
+        lines.append(f"| {names[model, revision]} | {task} | {subset} | {group['n'].iloc[0]:.0f} | {shown} |")
     return "\n".join(lines) + "\n"
 
 
-def plot(table: pd.DataFrame, path: Path, metric: str = "cosine_spearman") -> None:
-    """Score against dimension, one panel for each task and subset, one line for each model."""
+def plot(table: pd.DataFrame, path: Path) -> None:
+    """Main score against dimension with its 95% interval, one panel for each task and subset, one line for each model."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -87,7 +128,7 @@ def plot(table: pd.DataFrame, path: Path, metric: str = "cosine_spearman") -> No
 
     panels = list(table.groupby(["task", "subset"], sort=False))
     models = list(dict.fromkeys(zip(table["model"], table["revision"], strict=True)))
-    names = [m for m, _ in models]
+    names = display_names(table)
     columns = min(3, len(panels))
     lines = -(-len(panels) // columns)
     figure, axes = plt.subplots(
@@ -98,8 +139,12 @@ def plot(table: pd.DataFrame, path: Path, metric: str = "cosine_spearman") -> No
         for color, (model, revision) in enumerate(models):
             line = panel[(panel["model"] == model) & (panel["revision"] == revision)].sort_values("dim")
             if not line.empty:
-                label = f"{model} ({revision[:8]})" if names.count(model) > 1 else model
-                axis.plot(line["dim"], 100 * line[metric], marker="o", color=f"C{color}", label=label)
+                label = names[model, revision]
+                axis.plot(line["dim"], 100 * line["score"], marker="o", color=f"C{color}", label=label)
+                axis.fill_between(
+                    line["dim"].astype(float), 100 * line["ci_low"].astype(float), 100 * line["ci_high"].astype(float),
+                    color=f"C{color}", alpha=0.15, linewidth=0,
+                )  # fmt: skip
         low, high = axis.get_ylim()
         if high - low < 10:  # a smaller span would make mountains of what is noise on these test sets
             axis.set_ylim((low + high) / 2 - 5, (low + high) / 2 + 5)
@@ -111,7 +156,7 @@ def plot(table: pd.DataFrame, path: Path, metric: str = "cosine_spearman") -> No
     for axis in list(axes.flat)[len(panels) :]:
         axis.set_visible(False)
     for row in axes:
-        row[0].set_ylabel("Spearman × 100 (cosine)")
+        row[0].set_ylabel(f"{metric_name(table)} × 100")
     figure.supxlabel("embedding dimension", fontsize=11)
     handles = {
         label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
@@ -124,20 +169,6 @@ def plot(table: pd.DataFrame, path: Path, metric: str = "cosine_spearman") -> No
     figure.savefig(temporary, dpi=150)
     temporary.replace(path)
     plt.close(figure)
-
-
-def write_outputs(output_dir: Path, rows: list[dict[str, Any]], note: str = "") -> str:
-    """Update ``summary.csv`` and write ``table.md`` and ``plot.png`` of these rows. Returns the Markdown table."""
-    models = [row["model"] for row in rows]
-    summary = update_summary(output_dir / "summary.csv", rows)
-    wanted = pd.DataFrame(rows)[KEY].drop_duplicates()
-    table = wanted.merge(summary, on=KEY, how="left")  # in the order of this run, with what earlier runs knew
-    assert set(table["model"]) == set(models)
-    text = markdown_table(table)
-    heading = "# Spearman correlation × 100 (cosine similarity), by embedding dimension\n\n"
-    write_atomically(output_dir / "table.md", heading + (f"{note}\n\n" if note else "") + text)
-    plot(table, output_dir / "plot.png")
-    return text
 
 
 def write_result(path: Path, result: dict[str, Any]) -> None:

@@ -1,0 +1,73 @@
+"""What any embedding gives at a smaller dimension, so that what Matryoshka training adds can be seen.
+
+Principal components (centred, fitted on texts that are not the test set), a Gaussian random projection, and random
+dimensions of the same embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from evaluation.utils.pairs import PairSet
+
+DRAWS = 5  # random baselines are the mean of so many draws
+METHODS = ("prefix", "PCA", "random projection", "random dimensions")
+
+Transform = Callable[[np.ndarray], np.ndarray]
+
+
+class PCA:
+    """Principal components (Pearson, 1901) of embeddings of shape ``[n, width]``, by singular value decomposition."""
+
+    def __init__(self, embeddings: np.ndarray):
+        self.mean = embeddings.mean(axis=0)
+        _, _, components = np.linalg.svd((embeddings - self.mean).astype(np.float64), full_matrices=True)
+        self.components = components.T.astype(np.float32)  # [width, width]
+
+    def __call__(self, embeddings: np.ndarray, dim: int) -> np.ndarray:
+        """Shape ``[n, dim]``."""
+        return (embeddings - self.mean) @ self.components[:, :dim]
+
+
+def transforms(calibration: np.ndarray, seed: int) -> dict[str, Callable[[int], list[Transform]]]:
+    """For each method what makes its transforms at a dimension: one, or several draws.
+
+    Args:
+        calibration: Full-width embeddings of the texts that PCA is fitted on, shape ``[m, width]``.
+    """
+    pca, width = PCA(calibration), calibration.shape[1]
+
+    def projection(dim: int, draw: int) -> Transform:
+        matrix = np.random.default_rng([seed, 1, dim, draw]).standard_normal((width, dim)).astype(np.float32)
+        return lambda x: x @ matrix
+
+    def dimensions(dim: int, draw: int) -> Transform:
+        chosen = np.random.default_rng([seed, 2, dim, draw]).permutation(width)[:dim]
+        return lambda x: x[:, chosen]
+
+    return {
+        "prefix": lambda dim: [lambda x: x[:, :dim]],
+        "PCA": lambda dim: [lambda x: pca(x, dim)],
+        "random projection": lambda dim: [projection(dim, draw) for draw in range(DRAWS)],
+        "random dimensions": lambda dim: [dimensions(dim, draw) for draw in range(DRAWS if dim < width else 1)],
+    }
+
+
+def baseline_scores(pairs: PairSet, dims: list[int], makers: dict) -> list[dict]:
+    """Rows ``task, subset, method, dim, score``: the main score, the mean over the draws."""
+    rows = []
+    for dim in dims:
+        for method, make in makers.items():
+            scores = [pairs.score(t(pairs.first), t(pairs.second)) for t in make(dim)]
+            rows.append(
+                {
+                    "task": pairs.task,
+                    "subset": pairs.subset,
+                    "method": method,
+                    "dim": dim,
+                    "score": float(np.mean(scores)),
+                }
+            )
+    return rows

@@ -1,0 +1,74 @@
+"""The scores of each dimension as ``model-index`` metadata in a model's README, as the Hugging Face Hub reads it."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from common.errors import RunError, one_line
+
+logger = logging.getLogger(__name__)
+
+METRIC_NAMES = {"cosine_spearman": "Spearman correlation (cosine)", "max_ap": "Average precision (best similarity)"}
+
+
+def update_model_card(folder: Path, name: str, rows: list[dict[str, Any]], data_paths: dict[str, str]) -> Path:
+    """Write scores into ``README.md``; its text, its other metadata and the results of other tasks stay.
+
+    The model's identity does not change: it leaves README.md out.
+
+    Args:
+        folder: The model's folder.
+        name: What to call the model where the card does not say.
+        rows: The summary's rows of this model.
+        data_paths: The Hub data set of each task; a task without one is named itself.
+
+    Raises:
+        RunError: The card's metadata cannot be read; the card is left as it is.
+    """
+    from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+    path = folder / "README.md"
+    try:
+        card = ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=False) if path.exists() else None
+    except (ValueError, UnicodeDecodeError, TypeError, KeyError) as error:
+        raise RunError(f"{path}: its metadata cannot be read ({one_line(error, 120)})") from None
+    except Exception as error:  # whatever the YAML parser raises
+        raise RunError(f"{path}: its metadata cannot be read ({one_line(error, 120)})") from None
+    if card is None:
+        card = ModelCard.from_template(
+            ModelCardData(model_name=name), template_str="---\n{{ card_data }}\n---\n\n# {{ model_name }}\n"
+        )
+    results = []
+    for row in rows:
+        metric = METRIC_NAMES.get(row["metric"], row["metric"])
+        results.append(
+            EvalResult(
+                task_type=_task_type(row["task_type"]),
+                task_name=row["task_type"],
+                dataset_type=data_paths.get(row["task"], row["task"]),
+                dataset_name=f"{row['task']} {row['subset']}".removesuffix(" default"),
+                dataset_config=row["subset"],
+                dataset_revision=row["dataset_revision"],
+                metric_type=row["metric"],
+                metric_name=f"{metric}, {row['dim']} dimensions",
+                metric_args={"truncate_dim": int(row["dim"])},
+                metric_value=round(float(row["score"]), 6),
+            )
+        )
+    # a metric is told from others of its data set by its name, which holds the dimension
+    ours = {(result.unique_identifier, result.metric_name) for result in results}
+    kept = [r for r in card.data.eval_results or [] if (r.unique_identifier, r.metric_name) not in ours]
+    card.data.eval_results = kept + results
+    card.data.model_name = card.data.model_name or name
+    card.save(path)
+    logger.info("%s: %d results in its model-index", path, len(card.data.eval_results))
+    return path
+
+
+def _task_type(task_type: str) -> str:
+    """The Hub's word for an mteb task type."""
+    known = {"STS": "sentence-similarity", "PairClassification": "sentence-similarity", "Retrieval": "text-retrieval",
+             "Reranking": "text-ranking", "Classification": "text-classification"}  # fmt: skip
+    return known.get(task_type, "feature-extraction")

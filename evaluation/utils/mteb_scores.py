@@ -1,0 +1,198 @@
+"""Scores of one model on mteb tasks at every dimension, and what their intervals are drawn from."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import mteb
+import numpy as np
+from tqdm.auto import tqdm
+
+from common.errors import RunError, one_line
+from common.records import write_atomically
+from evaluation.utils.embeddings import EmbeddingStore
+from evaluation.utils.evaluation_utils import ModelIdentity
+from evaluation.utils.mteb_encoder import TruncatedEncoder
+from evaluation.utils.mteb_tasks import encode_pairs, label_of, size_of, split_data
+from evaluation.utils.statistics import Estimate, bootstrap, mean
+
+logger = logging.getLogger(__name__)
+
+PER_QUERY = {
+    "ndcg_at": "ndcg_cut",
+    "map_at": "map_cut",
+    "recall_at": "recall",
+    "precision_at": "P",
+    "hit_rate_at": "success",
+}
+DIGITS = 6  # as in mteb's result files, so that a score read back is the same
+PER_PAIR = ("cosine_", "euclidean_", "manhattan_")  # the similarities whose scores the summary keeps
+
+
+class MTEBScorer:
+    """Scores one model on tasks through mteb, and keeps mteb's result files.
+
+    Args:
+        store: The model's embeddings.
+        output_dir: Result files go under ``mteb/``, the scores of each query of a retrieval task under ``queries/``.
+        batch_size: Handed to mteb.
+        overwrite: Score again what has been scored before.
+    """
+
+    def __init__(self, store: EmbeddingStore, identity: ModelIdentity, dims: list[int], dtype: str, output_dir: Path,
+                 batch_size: int = 32, overwrite: bool = False):  # fmt: skip
+        self.store, self.identity, self.dims, self.dtype = store, identity, dims, dtype
+        self.batch_size, self.overwrite = batch_size, overwrite
+        self.cache = mteb.ResultCache(output_dir / "mteb")
+        self.queries = output_dir / "queries" / identity.name.replace("/", "__") / f"{identity.revision}-{dtype}"
+
+    def encoder(self, dim: int | None = None) -> TruncatedEncoder:
+        return TruncatedEncoder(self.store, self.identity, dim or self.store.width, self.dtype)
+
+    def score(self, tasks: list[Any]) -> list[dict[str, Any]]:
+        """One row for each task, subset and dimension.
+
+        Raises:
+            RunError: A task fails, or a main score is undefined.
+        """
+        rows = []
+        encode_pairs(tasks, self.encoder())
+        for task in tqdm(tasks, desc=self.identity.name, unit="task", disable=len(tasks) < 2):
+            for dim in tqdm(self.dims, desc=task.metadata.name, unit="dim", leave=False):
+                rows += self._rows(task, dim, self._evaluate(task, dim))
+        return rows
+
+    def _evaluate(self, task: Any, dim: int) -> Any:
+        by_query = isinstance(task, mteb.abstasks.AbsTaskRetrieval)
+        seen: dict[str, dict[str, float]] = {}
+        if by_query:
+            self._record_queries(task, seen)
+        _rewind(task)
+        missing = by_query and not self._queries_file(task, dim).exists()
+        try:
+            found = mteb.evaluate(
+                self.encoder(dim),
+                task,
+                cache=self.cache,
+                overwrite_strategy="always" if self.overwrite or missing else "only-missing",
+                encode_kwargs={"batch_size": self.batch_size, "show_progress_bar": False},
+                show_progress_bar=False,
+                co2_tracker=False,
+            )
+        except RunError:
+            raise
+        except ValueError as error:
+            if "NaN" not in str(error):
+                raise
+            raise RunError(f"{self.identity.name} on {task.metadata.name} at {dim}: {one_line(error)}") from None
+        if seen:
+            path = self._queries_file(task, dim)
+            known = json.loads(path.read_text()) if path.exists() and not self.overwrite else {}
+            write_atomically(path, json.dumps(known | seen))
+        return found.task_results[0]
+
+    def _record_queries(self, task: Any, seen: dict[str, dict[str, float]]) -> None:
+        """Have mteb hand over each query's score: it calls ``task_specific_scores`` with all of them."""
+        measure = _query_measure(task.metadata.main_score)
+        original = type(task).task_specific_scores
+
+        def recorded(scores, qrels, results, hf_split, hf_subset):
+            if measure is not None:
+                seen[label_of(task, hf_subset, hf_split)] = {
+                    query: float(found[measure]) for query, found in scores.items() if measure in found
+                }
+            return original(task, scores, qrels, results, hf_split=hf_split, hf_subset=hf_subset)
+
+        task.task_specific_scores = recorded
+
+    def _queries_file(self, task: Any, dim: int) -> Path:
+        return self.queries / f"embed_dim_{dim}" / f"{task.metadata.name}.json"
+
+    def _rows(self, task: Any, dim: int, result: Any) -> list[dict[str, Any]]:
+        rows = []
+        for split, entries in result.scores.items():
+            if split not in task.eval_splits:
+                continue
+            for entry in entries:
+                if entry["hf_subset"] not in task.hf_subsets:
+                    continue
+                subset = label_of(task, entry["hf_subset"], split)
+                if not np.isfinite(entry["main_score"]):
+                    raise RunError(
+                        f"{self.identity.name} on {task.metadata.name} {subset} at {dim}: the score is undefined (NaN)"
+                    )
+                rows.append(
+                    {
+                        "model": self.identity.name,
+                        "revision": self.identity.revision,
+                        "dtype": self.dtype,
+                        "task": task.metadata.name,
+                        "subset": subset,
+                        "dim": dim,
+                        "n": size_of(task, entry["hf_subset"], split),
+                        "task_type": task.metadata.type,
+                        "metric": task.metadata.main_score,
+                        "score": round(entry["main_score"], DIGITS),
+                        "dataset_revision": result.dataset_revision,
+                        "mteb_version": result.mteb_version,
+                        **{key: round(value, DIGITS) for key, value in entry.items() if key.startswith(PER_PAIR)},
+                    }
+                )
+        return rows
+
+    def query_estimates(self, task: Any) -> dict[tuple[str, str], dict[tuple[int, str], Estimate]]:
+        """For each subset of a retrieval task the main score's estimate at each dimension, by query; none of other tasks,
+        or where the main score is not the mean of the queries'."""
+        found: dict[tuple[str, str], dict[tuple[int, str], Estimate]] = {}
+        files = {dim: self._queries_file(task, dim) for dim in self.dims}
+        if not all(path.exists() for path in files.values()):
+            return found
+        scores = {dim: json.loads(path.read_text()) for dim, path in files.items()}
+        for subset in scores[self.dims[0]]:
+            queries = sorted(scores[self.dims[0]][subset])
+            if len(queries) < 3 or any(sorted(scores[dim].get(subset, {})) != queries for dim in self.dims):
+                continue
+            columns = [[scores[dim][subset][query] for query in queries] for dim in self.dims]
+            name = (task.metadata.name, subset)
+            estimates = bootstrap(mean(columns), len(queries), sample=" ".join(name))
+            found[name] = {(dim, "float32"): e for dim, e in zip(self.dims, estimates, strict=True)}
+        return found
+
+
+def _rewind(task: Any) -> None:
+    """Set a task's random state back: clustering draws its samples from it, and each dimension is to get the same ones."""
+    if not hasattr(task, "random_state_at_first"):
+        task.random_state_at_first = copy.deepcopy((task.rng_state, task.np_rng))
+    task.rng_state, task.np_rng = copy.deepcopy(task.random_state_at_first)
+
+
+def _query_measure(metric: str) -> str | None:
+    """``ndcg_at_10`` is ``ndcg_cut_10`` of each query; None for a measure that is not of each query."""
+    kind, _, k = metric.rpartition("_")
+    return f"{PER_QUERY[kind]}_{k}" if kind in PER_QUERY else None
+
+
+def retrieval_embeddings(task: Any, encoder: TruncatedEncoder) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """For each subset of a retrieval task its name and the full-width embeddings of its queries and corpus."""
+    from mteb._create_dataloaders import create_dataloader
+    from mteb.types import PromptType
+
+    if not isinstance(task, mteb.abstasks.AbsTaskRetrieval):
+        return []
+    found = []
+    for subset in task.hf_subsets:
+        for split in task.eval_splits:
+            data = split_data(task, subset, split)
+            sides = [
+                encoder.encode(
+                    create_dataloader(data[part], task_metadata=task.metadata, prompt_type=role, batch_size=1024),
+                    task_metadata=task.metadata, hf_split=split, hf_subset=subset, prompt_type=role,
+                )
+                for part, role in (("queries", PromptType.query), ("corpus", PromptType.document))
+            ]  # fmt: skip
+            found.append((f"{task.metadata.name} {label_of(task, subset, split)}".removesuffix(" default"), *sides))
+    return found

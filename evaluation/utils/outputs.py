@@ -1,0 +1,115 @@
+"""Everything that an evaluation leaves in its output folder, and whether it is there already."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from common.config import ROOT
+from common.errors import RunError
+from common.records import command_line, versions, write_atomically
+from evaluation.utils.analysis import ModelAnalysis
+from evaluation.utils.evaluation_utils import ModelIdentity
+from evaluation.utils.report import write_moved_pairs, write_report
+from evaluation.utils.report_sections import build_sections, moved_sections
+from evaluation.utils.summary import KEY, LEGEND, markdown_table, metric_name, plot, update_summary
+
+FILES = ("summary.csv", "table.md", "plot.png", "report.html", "report.md", "errors.html")
+IRRELEVANT = ("overwrite", "output_dir", "update_model_card", "batch_size")  # keys that change no number
+
+
+def fingerprint(config: dict[str, Any], identities: list[ModelIdentity], *files: str) -> str:
+    """A hash of all that the results depend on: settings, models, files of the user's, libraries, and this code."""
+    code = hashlib.sha1()
+    for path in sorted([*(ROOT / "evaluation").rglob("*.*"), *(ROOT / "common").rglob("*.py")]):
+        if path.suffix in (".py", ".j2", ".csv"):
+            code.update(path.read_bytes())
+    facts = {
+        "config": {key: value for key, value in config.items() if key not in IRRELEVANT},
+        "models": [[identity.name, identity.revision] for identity in identities],
+        "files": list(files),
+        "versions": versions(),
+        "code": code.hexdigest(),
+    }
+    return hashlib.sha1(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def is_done(output_dir: Path, mark: str) -> bool:
+    """Whether the folder holds the results of this very run, finished."""
+    try:
+        record = json.loads((output_dir / "run.json").read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return False
+    finished = record.get("status") == "finished" and record.get("fingerprint") == mark
+    return finished and all((output_dir / name).exists() for name in FILES)
+
+
+def write_outputs(
+    output_dir: Path, models: list[ModelAnalysis], title: str, calibration: str | None, note: str = ""
+) -> str:
+    """Update ``summary.csv`` and write the table, the plot, the report and the tables behind it.
+
+    Returns:
+        The Markdown table of this run's scores.
+    """
+    rows = [row for model in models for row in model.rows]
+    if not rows:
+        raise RunError("there is no score to report")
+    summary = update_summary(output_dir / "summary.csv", rows)
+    wanted = pd.DataFrame(rows)[KEY].drop_duplicates()
+    table = wanted.merge(summary, on=KEY, how="left")  # in the order of this run, with what earlier runs knew
+    text = markdown_table(table)
+    heading = f"# {metric_name(table)} × 100, by embedding dimension\n\n" + (f"{note}\n\n" if note else "")
+    write_atomically(output_dir / "table.md", f"{heading}{text}\n{LEGEND}\n")
+    plot(table, output_dir / "plot.png")
+    for name, found in _tables(models).items():
+        write_atomically(output_dir / name, pd.DataFrame(found).to_csv(index=False))
+
+    made_with = {
+        "Command": command_line(),
+        "Models": "; ".join(f"{m.identity.name} at revision {m.identity.revision}" for m in models),
+        "Data sets": "; ".join(
+            f"{task} at {str(revision)[:12]}"
+            for task, revision in dict(zip(table["task"], table["dataset_revision"], strict=True)).items()
+        ),
+        "Fitted on": calibration or "nothing: baselines, precisions and shortlists are left out",
+        "Versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
+    }
+    count = len({(m.identity.name, m.identity.revision) for m in models})
+    subtitle = (
+        f"{count} model{'s' * (count > 1)}, {len(table.groupby(['task', 'subset']))} test sets. Scores are × 100."
+    )
+    shutil.rmtree(output_dir / "plots", ignore_errors=True)
+    write_report(output_dir, title, subtitle, build_sections(models, table, calibration, made_with, note))
+    write_moved_pairs(output_dir, moved_sections(models, table))
+    return text
+
+
+def _tables(models: list[ModelAnalysis]) -> dict[str, list[dict[str, Any]]]:
+    """The numbers behind the report, one CSV file for each kind."""
+    found: dict[str, list[dict[str, Any]]] = {
+        "baselines.csv": [],
+        "precision.csv": [],
+        "shortlist.csv": [],
+        "errors.csv": [],
+    }
+    for model in models:
+        who = {"model": model.identity.name, "revision": model.identity.revision}
+        found["baselines.csv"] += [who | row for row in model.baselines]
+        found["shortlist.csv"] += [
+            who | {"corpus": name} | row for name, rows in model.shortlists.items() for row in rows
+        ]
+        found["errors.csv"] += [who | row for row in model.errors]
+        for (task, subset), estimates in model.estimates.items():
+            for (dim, precision), estimate in estimates.items():
+                low, high = (round(x, 6) for x in estimate.interval())
+                found["precision.csv"].append(
+                    who | {"task": task, "subset": subset, "dim": dim, "precision": precision, "score": estimate.value,
+                           "ci_low": low, "ci_high": high}
+                )  # fmt: skip
+    return {name: rows for name, rows in found.items() if rows}

@@ -1,0 +1,143 @@
+"""The report's plots, as SVG that takes its text colour from the page, so that it reads on light and dark."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+INK = "#010203"  # stands for the page's text colour
+COLORS = ("#3b82d6", "#e07b39", "#3a9d6e", "#b05cc6", "#c9a227", "#d1495b", "#6b7f99", "#8c6d46")
+MARKERS = "osD^vP*X"
+
+
+@contextmanager
+def _figure(width: float, height: float, columns: int = 1, rows: int = 1) -> Iterator[tuple[Any, Any, list[str]]]:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    ink = dict.fromkeys(
+        ["text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color"], INK
+    )
+    settings = ink | {"svg.fonttype": "none", "svg.hashsalt": "report", "font.family": "sans-serif", "font.size": 10}
+    svg: list[str] = []
+    with plt.rc_context(settings):
+        figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False)
+        figure.patch.set_alpha(0)
+        for axis in axes.flat:
+            axis.patch.set_alpha(0)
+            axis.grid(alpha=0.15)
+            axis.spines[["top", "right"]].set_visible(False)
+        try:
+            yield figure, list(axes.flat), svg
+            figure.tight_layout()
+            text = io.StringIO()
+            figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+            svg.append(_clean(text.getvalue()))
+        finally:
+            plt.close(figure)
+
+
+def _clean(svg: str) -> str:
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    return re.sub(r'(<svg[^>]*?) (?:height|width)="[^"]*pt"([^>]*?) (?:height|width)="[^"]*pt"', r"\1\2", svg, count=1)
+
+
+def _legend(figure: Any, axes: list[Any], columns: int = 2) -> None:
+    handles: dict[str, Any] = {}
+    for axis in axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    axes[0].legend(handles.values(), handles.keys(), frameon=False, fontsize=8.5, loc="best")
+
+
+def _dimension_axis(axis: Any, dims: list[int]) -> None:
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(dims, [str(dim) for dim in dims])
+    axis.minorticks_off()
+    axis.set_xlabel("dimension")
+
+
+def _least_span(axis: Any, span: float) -> None:
+    """A smaller span would make mountains of what is noise."""
+    low, high = axis.get_ylim()
+    if high - low < span:
+        axis.set_ylim((low + high - span) / 2, (low + high + span) / 2)
+
+
+def score_plot(title: str, lines: dict[str, list[tuple[int, float, float, float]]], ylabel: str) -> str:
+    """Score against dimension with intervals. ``lines`` holds for each model ``(dim, score, low, high)``, × 100."""
+    with _figure(5, 3.4) as (figure, axes, svg):
+        dims: set[int] = set()
+        for number, (label, points) in enumerate(lines.items()):
+            points = sorted(points)
+            x, y, low, high = (list(values) for values in zip(*points, strict=True))
+            dims |= set(x)
+            color = COLORS[number % len(COLORS)]
+            axes[0].plot(x, y, marker=MARKERS[number % 8], color=color, label=label, linewidth=1.8, markersize=5)
+            axes[0].fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
+        _dimension_axis(axes[0], sorted(dims))
+        _least_span(axes[0], 10)
+        axes[0].set_title(title, fontsize=11)
+        axes[0].set_ylabel(ylabel)
+        _legend(figure, axes)
+    return svg[0]
+
+
+def baseline_plot(title: str, lines: dict[str, list[tuple[int, float]]]) -> str:
+    """Score against dimension for each way to make an embedding smaller."""
+    return score_plot(
+        title, {name: [(d, s, s, s) for d, s in points] for name, points in lines.items()}, "mean score × 100"
+    )
+
+
+def pareto_plot(title: str, points: list[dict[str, Any]], front: list[dict[str, Any]]) -> str:
+    """Score against bytes a vector, a mark for each dimension and precision, a line through the Pareto front."""
+    with _figure(6.4, 3.8) as (figure, axes, svg):
+        axis = axes[0]
+        for number, precision in enumerate(dict.fromkeys(point["precision"] for point in points)):
+            chosen = [point for point in points if point["precision"] == precision]
+            axis.scatter([p["bytes"] for p in chosen], [p["score"] for p in chosen], color=COLORS[number],
+                         marker=MARKERS[number], label=precision, s=34, zorder=3)  # fmt: skip
+            for point in chosen:
+                axis.annotate(str(point["dim"]), (point["bytes"], point["score"]), textcoords="offset points",
+                              xytext=(4, 5), fontsize=8)  # fmt: skip
+        axis.plot([p["bytes"] for p in front], [p["score"] for p in front], color=INK, alpha=0.45, linestyle="--",
+                  linewidth=1, label="Pareto front")  # fmt: skip
+        axis.set_xscale("log", base=2)
+        ticks = [
+            2**k for k in range(3, 15) if min(p["bytes"] for p in points) <= 2**k <= max(p["bytes"] for p in points)
+        ]
+        axis.set_xticks(ticks, [str(tick) for tick in ticks])
+        axis.minorticks_off()
+        axis.set_xlabel("bytes a vector")
+        axis.set_ylabel("mean score × 100")
+        axis.set_title(title, fontsize=11)
+        _legend(figure, axes)
+    return svg[0]
+
+
+def shortlist_plot(title: str, rows: list[dict[str, Any]]) -> str:
+    """Recall of the full search against the size of the shortlist."""
+    with _figure(6.4, 3.8) as (figure, axes, svg):
+        dims = sorted({row["dim"] for row in rows}, reverse=True)
+        for dim in dims:
+            for precision, style in (("float32", "-"), ("binary", ":")):
+                line = [row for row in rows if row["dim"] == dim and row["precision"] == precision]
+                if line:
+                    axes[0].plot([r["k"] for r in line], [100 * r["recall"] for r in line], style, marker="o", markersize=4,
+                                 color=COLORS[dims.index(dim) % len(COLORS)], label=f"{dim} {precision}")  # fmt: skip
+        sizes = sorted({row["k"] for row in rows})
+        axes[0].set_xscale("log")
+        axes[0].set_xticks(sizes, [str(size) for size in sizes])
+        axes[0].minorticks_off()
+        axes[0].set_xlabel("texts in the shortlist (k)")
+        axes[0].set_ylabel("recall of the full search, %")
+        axes[0].set_title(title, fontsize=11)
+        _legend(figure, axes)
+    return svg[0]

@@ -1,0 +1,53 @@
+"""Dimension by precision: float32, int8 and binary vectors, as sentence-transformers makes them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+PRECISIONS = ("float32", "int8", "binary")
+
+
+def bytes_per_vector(dim: int, precision: str) -> int:
+    return {"float32": 4 * dim, "int8": dim, "binary": -(-dim // 8)}[precision]
+
+
+def gigabytes_per_million(dim: int, precision: str = "float32") -> float:
+    """GB (10^9 bytes) for a million vectors, without the index around them."""
+    return bytes_per_vector(dim, precision) / 1000
+
+
+class Quantizer:
+    """Quantises prefixes; the int8 ranges are those of texts that are not the test set.
+
+    Args:
+        calibration: Full-width embeddings of these texts, shape ``[m, width]``.
+    """
+
+    def __init__(self, calibration: np.ndarray):
+        self.ranges = np.stack([calibration.min(axis=0), calibration.max(axis=0)])
+
+    def __call__(self, embeddings: np.ndarray, dim: int, precision: str) -> np.ndarray:
+        """The vectors that would be stored: shape ``[n, dim]``, or ``[n, dim / 8]`` bytes for ``binary``."""
+        from sentence_transformers import quantize_embeddings
+
+        stored = "ubinary" if precision == "binary" else precision
+        return quantize_embeddings(np.asarray(embeddings[:, :dim]), stored, ranges=self.ranges[:, :dim])
+
+    def restore(self, quantized: np.ndarray) -> np.ndarray:
+        """int8 back to float32: the middle of each step."""
+        start, end = self.ranges[:, : quantized.shape[1]]
+        return (start + (quantized.astype(np.float32) + 128.5) * (end - start) / 255).astype(np.float32)
+
+
+def hamming_similarity(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Minus the number of bits that differ between packed vectors, over the last axis."""
+    return -np.bitwise_count(np.bitwise_xor(first, second)).sum(axis=-1, dtype=np.int64)
+
+
+def pareto_front(points: list[dict], cost: str = "bytes", gain: str = "score") -> list[dict]:
+    """The points that no cheaper or equally cheap point beats, cheapest first."""
+    front: list[dict] = []
+    for point in sorted(points, key=lambda p: (p[cost], -p[gain])):
+        if not front or point[gain] > front[-1][gain]:
+            front.append(point)
+    return front

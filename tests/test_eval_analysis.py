@@ -1,0 +1,215 @@
+"""Baselines, precisions, shortlists, recommendation, published ranks, error analysis, report and model card."""
+
+import numpy as np
+import pytest
+from huggingface_hub import ModelCard
+from scipy.stats import spearmanr
+from sentence_transformers import quantize_embeddings
+from sklearn.decomposition import PCA as SklearnPCA
+
+from common.errors import RunError
+from evaluation.utils.baselines import PCA, baseline_scores, transforms
+from evaluation.utils.calibration import calibration_id, calibration_texts
+from evaluation.utils.error_analysis import pairs_that_move, rank_errors
+from evaluation.utils.evaluation_utils import hash_folder
+from evaluation.utils.model_card import update_model_card
+from evaluation.utils.pairs import PairSet
+from evaluation.utils.published import published_results, rank_among_published
+from evaluation.utils.quantization import Quantizer, bytes_per_vector, hamming_similarity, pareto_front
+from evaluation.utils.recommendation import choices, recommend, retention
+from evaluation.utils.report import Plot, Section, Table, write_report
+from evaluation.utils.shortlist import search, shortlist_rows
+from evaluation.utils.statistics import bootstrap, spearman
+from evaluation.utils.summary import update_summary
+
+RNG = np.random.default_rng(0)
+
+
+def made_pairs(n=200, width=32, useful=16):
+    """Pairs whose gold score is told by the first ``useful`` dimensions alone."""
+    rng = np.random.default_rng(1)
+    first = rng.standard_normal((n, width)).astype(np.float32)
+    share = rng.random(n)[:, None].astype(np.float32)
+    second = share * first + (1 - share) * rng.standard_normal((n, width)).astype(np.float32)
+    second[:, useful:] = first[:, useful:] = 0.01 * rng.standard_normal((n, width - useful))
+    texts = [f"text {i} " + "word " * (i % 7) for i in range(n)]
+    return PairSet("T", "ar-ar", ("ara",), "spearman", texts, texts[::-1], share[:, 0].astype(float), first, second)
+
+
+def test_pca_is_sklearns():
+    x = RNG.standard_normal((300, 12)) * np.arange(1, 13) + 3
+    ours, theirs = PCA(x)(x, 5), SklearnPCA(5).fit_transform(x)
+    np.testing.assert_allclose(np.abs(ours), np.abs(theirs), atol=1e-3)
+
+
+def test_baselines_say_each_method_at_each_dimension():
+    pairs = made_pairs()
+    calibration = RNG.standard_normal((100, 32)).astype(np.float32)
+    rows = baseline_scores(pairs, [32, 8], transforms(calibration, 1))
+    assert {(r["method"], r["dim"]) for r in rows} == {
+        (m, d) for m in ("prefix", "PCA", "random projection", "random dimensions") for d in (32, 8)
+    }
+    by = {(r["method"], r["dim"]): r["score"] for r in rows}
+    assert by["prefix", 32] == pytest.approx(by["random dimensions", 32], abs=1e-3)
+    assert rows == baseline_scores(pairs, [32, 8], transforms(calibration, 1))
+
+
+def test_quantisation_is_sentence_transformers_own_with_ranges_of_other_texts():
+    calibration, x = (RNG.standard_normal((n, 20)).astype(np.float32) for n in (500, 50))
+    quantizer = Quantizer(calibration)
+    expected = quantize_embeddings(x[:, :16], "int8", calibration_embeddings=calibration[:, :16])
+    np.testing.assert_array_equal(quantizer(x, 16, "int8"), expected)
+    step = np.ptp(calibration, axis=0)[:16] / 255
+    inside = (x[:, :16] > calibration.min(0)[:16]) & (x[:, :16] < calibration.max(0)[:16])
+    error = np.abs(quantizer.restore(quantizer(x, 16, "int8")) - x[:, :16])
+    assert (error <= 0.51 * step)[inside].all()
+    bits = quantizer(x, 12, "binary")
+    assert bits.shape == (50, 2) == (50, bytes_per_vector(12, "binary"))
+    expected = -((x[0, :12] > 0) != (x[1, :12] > 0)).sum()
+    assert hamming_similarity(bits[0], bits[1]) == expected
+
+
+def test_pareto_front():
+    points = [{"bytes": b, "score": s} for b, s in ((8, 50), (16, 48), (16, 60), (32, 60), (64, 61))]
+    assert [(p["bytes"], p["score"]) for p in pareto_front(points)] == [(8, 50), (16, 60), (64, 61)]
+
+
+def test_search_is_brute_force_and_shortlists_grow():
+    corpus = RNG.standard_normal((5000, 16)).astype(np.float32)  # more than one block
+    queries = corpus[:20]
+    own = np.arange(20)
+    unit = corpus / np.linalg.norm(corpus, axis=1, keepdims=True)
+    similarity = unit[:20] @ unit.T
+    similarity[own, own] = -np.inf
+    np.testing.assert_array_equal(search(queries, corpus, 10, 16, own=own), np.argsort(-similarity, axis=1)[:, :10])
+    rows = shortlist_rows(queries, corpus, own, [16, 8], corpus[:100])
+    for dim, precision in ((8, "float32"), (8, "binary"), (16, "binary")):
+        recall = [r["recall"] for r in rows if (r["dim"], r["precision"]) == (dim, precision)]
+        assert recall == sorted(recall) and 0 < recall[0] < 1
+    assert all(r["saving"] > 1 for r in rows)
+
+
+def estimates_of(pairs, dims):
+    columns = {(d, "float32"): pairs.similarity(pairs.first[:, :d], pairs.second[:, :d]) for d in dims}
+    found = bootstrap(spearman(pairs.gold, list(columns.values())), len(pairs.gold))
+    return {pairs.key: dict(zip(columns, found, strict=True))}
+
+
+def test_the_smallest_dimension_that_is_not_below_is_recommended():
+    found = choices(estimates_of(made_pairs(), [32, 16, 4]), 32)
+    assert [(c.dim, c.ok) for c in found] == [(4, False), (16, True), (32, True)]
+    assert recommend(found).dim == 16
+    assert found[0].low <= found[0].difference <= found[0].high < 0 and found[0].p < 0.05
+
+
+def test_nothing_is_recommended_where_the_model_does_not_do_the_task():
+    pairs = made_pairs()
+    shuffled = PairSet(**{**pairs.__dict__, "gold": np.random.default_rng(2).permutation(pairs.gold)})
+    assert choices(estimates_of(shuffled, [32, 16]), 32) == []
+    assert np.isnan(retention(0.2, 0.29)) and retention(0.4, 0.5) == 0.8
+
+
+def test_published_scores_and_ranks():
+    table = published_results()
+    assert not table.duplicated(["model", "task", "subset"]).any() and table["cosine_spearman"].between(-1, 1).all()
+    gate = table[table["model"].str.endswith("GATE-AraBert-v1")].set_index("task")["cosine_spearman"]
+    assert gate["STS17"] == 0.8278 and gate["STS22.v2"] == 0.6310
+    mini = table[(table["model"] == "sentence-transformers/all-MiniLM-L6-v2") & (table["subset"] == "en-en")]
+    assert mini["cosine_spearman"].item() == pytest.approx(0.87588, abs=1e-5)
+    best = rank_among_published("STS17", "ar-ar", 0.99, 0.98, 0.995)
+    assert best["rank"] == best["best"] == best["worst"] == 1
+    middle = rank_among_published("STS17", "ar-ar", 0.80, 0.75, 0.84)
+    assert middle["best"] < middle["rank"] < middle["worst"] <= middle["of"]
+    assert rank_among_published("STSBenchmark", "default", 0.8, 0.7, 0.9) is None
+
+
+def test_errors_by_band_length_and_dimension():
+    pairs = made_pairs()
+    rows = rank_errors(pairs, [32, 4])
+    for group in ("score", "length"):
+        assert sum(r["pairs"] for r in rows if r["group"] == group and r["dim"] == 4) == 200
+    total = {r["dim"]: r["error"] for r in rows if r["group"] == "all"}
+    assert total[32] < total[4] < 40
+    moved = pairs_that_move(pairs, 4)
+    change = [abs(m["cut_rank"] - m["full_rank"]) for m in moved]
+    assert change == sorted(change, reverse=True) and change[0] > 10
+
+
+def test_pair_scores_are_scipys():
+    pairs = made_pairs()
+    cosine = (
+        (pairs.first * pairs.second).sum(1) / np.linalg.norm(pairs.first, axis=1) / np.linalg.norm(pairs.second, axis=1)
+    )
+    assert pairs.score(pairs.first, pairs.second) == pytest.approx(spearmanr(pairs.gold, cosine).statistic, abs=1e-4)
+
+
+def test_calibration_leaves_out_the_test_texts(tmp_path):
+    file = tmp_path / "texts.csv"
+    file.write_text("a,b\none,two\nthree,one\n")
+    assert calibration_texts(str(file)) == ["one", "two", "three"]
+    assert calibration_texts(str(file), ["two"]) == ["one", "three"]
+    before = calibration_id(str(file))
+    file.write_text("a,b\none,two\nthree,four\n")
+    assert calibration_id(str(file)) != before
+    with pytest.raises(RunError, match="fewer than 2"):
+        calibration_texts(str(file), ["one", "two", "three"])
+    assert len(calibration_texts("data/sample/nli_groups.jsonl")) > 1000
+
+
+def test_the_report_escapes_everything_and_both_files_say_the_same(tmp_path):
+    nasty = '<script>alert("x")</script> | **bold** "مرحبا"'
+    section = Section("answer", "Title & more", [nasty], [Plot("a plot", "<svg width='1'></svg>")],
+                      [Table(["model", "64"], [[nasty, "12.3"]], caption=nasty, note=nasty, picked={0})])  # fmt: skip
+    write_report(tmp_path, nasty, "sub", [section])
+    html, markdown = (tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text()
+    assert "<script" not in html and html.count("&lt;script&gt;") == 6 and 'dir="auto"' in html
+    assert "<script" not in markdown and "مرحبا" in markdown and "\\*\\*bold" in markdown
+    for line in markdown.splitlines():
+        if line.startswith("|"):
+            assert line.replace("\\|", "").count("|") == 3
+    assert (tmp_path / "plots" / "answer-1.svg").exists()
+
+
+def row(dim, score, **more):
+    return {"model": "local/m", "revision": "1", "dtype": "float32", "task": "STS17", "subset": "ar-ar", "dim": dim, "n": 250,
+            "task_type": "STS", "metric": "cosine_spearman", "score": score, "cosine_spearman": score,
+            "dataset_revision": "abc", "mteb_version": "2", **more}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "card", [None, "---\nlicense: mit\nlanguage: [ar]\n---\n# Mine\n\nText | stays.\n", "no metadata\n"]
+)
+def test_model_card_is_parsed_back_and_the_model_stays_who_it_is(tmp_path, card):
+    (tmp_path / "weights").write_bytes(b"1")
+    if card:
+        (tmp_path / "README.md").write_text(card)
+    identity = hash_folder(tmp_path)
+    for score in (0.5, 0.6):  # the second run replaces
+        update_model_card(
+            tmp_path, "local/m", [row(64, score), row(768, 0.8)], {"STS17": "mteb/sts17-crosslingual-sts"}
+        )
+    assert hash_folder(tmp_path) == identity
+    found = ModelCard.load(tmp_path / "README.md")
+    results = {r.metric_args["truncate_dim"]: r for r in found.data.eval_results}
+    assert {dim: r.metric_value for dim, r in results.items()} == {64: 0.6, 768: 0.8}
+    assert len(found.data.eval_results) == 2 and results[64].dataset_type == "mteb/sts17-crosslingual-sts"
+    assert results[64].dataset_config == "ar-ar" and "64 dimensions" in results[64].metric_name
+    if card and card.startswith("---"):
+        assert found.data.license == "mit" and "Text | stays." in found.text
+
+
+def test_a_broken_card_is_left_as_it_is(tmp_path):
+    (tmp_path / "README.md").write_text("---\nlicense: [mit\n---\ntext\n")
+    with pytest.raises(RunError, match="README.md"):
+        update_model_card(tmp_path, "m", [row(64, 0.5)], {})
+    assert (tmp_path / "README.md").read_text().endswith("text\n")
+
+
+def test_a_summary_without_the_new_columns_is_read(tmp_path):
+    old = tmp_path / "summary.csv"
+    old.write_text(
+        "model,revision,task,subset,dim,n,cosine_spearman,dtype\nlocal/old,0,STS17,ar-ar,64,250,0.5,float32\n"
+    )
+    table = update_summary(old, [row(64, 0.6, ci_low=0.5, ci_high=0.7)])
+    assert list(table["model"]) == ["local/m", "local/old"]
+    assert table["ci_low"].isna().tolist() == [False, True]

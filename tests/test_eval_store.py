@@ -1,0 +1,151 @@
+"""Each text is encoded once, and no embedding or score is ever another's."""
+
+import shutil
+
+import numpy as np
+import pytest
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from common.errors import RunError
+from evaluation.utils import embeddings as module
+from evaluation.utils.embeddings import EmbeddingStore, cache_folder
+from evaluation.utils.evaluation_utils import ModelIdentity, hash_folder, identify
+
+WORDS = [f"word{i}" for i in range(300)]
+
+
+def static_model(seed=0, width=32, **arguments):
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(["[UNK]", *WORDS])}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    weights = np.random.default_rng(seed).standard_normal((len(WORDS) + 1, width)).astype(np.float32)
+    return SentenceTransformer(
+        modules=[StaticEmbedding(tokenizer, embedding_weights=weights)], device="cpu", **arguments
+    )
+
+
+class Counting:
+    """Counts the texts that a model encodes."""
+
+    def __init__(self, model):
+        self.model, self.texts = model, []
+        for name in ("encode", "encode_query", "encode_document"):
+            setattr(model, name, self.counted(getattr(model, name)))
+
+    def counted(self, encode):
+        def wrapped(texts, **arguments):
+            self.texts += list(texts)
+            return encode(texts, **arguments)
+
+        return wrapped
+
+
+def texts_of(n, seed=0):
+    rng = np.random.default_rng(seed)
+    return [" ".join(rng.choice(WORDS, 5)) for _ in range(n)]
+
+
+def test_each_distinct_text_is_encoded_once_for_all_dimensions_and_calls(tmp_path):
+    model = static_model()
+    expected = {text: model.encode(text) for text in texts_of(60)}
+    counting = Counting(model)
+    store = EmbeddingStore(model, tmp_path / "s")
+    texts = [*texts_of(60), *texts_of(30)]
+    for dim in (32, 16, 8):
+        found = store.encode(iter_again(texts), dim)
+        assert found.shape == (90, dim)
+        np.testing.assert_allclose(found, np.stack([expected[t] for t in texts])[:, :dim], rtol=1e-6)
+    again = EmbeddingStore(model, tmp_path / "s")
+    again.encode(texts[::-1])
+    assert sorted(counting.texts) == sorted(set(texts)) and again.encoded == 0
+
+
+class iter_again:  # what can be gone through again without being a list
+    def __init__(self, texts):
+        self.texts = texts
+
+    def __iter__(self):
+        return iter(self.texts)
+
+
+def test_prompts_and_roles_are_kept_apart(tmp_path):
+    model = static_model(prompts={"query": "word1 word2 ", "document": "word3 "})
+    store = EmbeddingStore(model, tmp_path / "s")
+    texts = texts_of(5)
+    plain, query, document = (
+        store.encode(texts),
+        store.encode(texts, role="query"),
+        store.encode(texts, role="document"),
+    )
+    prompted = store.encode(texts, prompt="word4 word5 ")
+    np.testing.assert_allclose(query, model.encode_query(texts), rtol=1e-6)
+    np.testing.assert_allclose(document, model.encode_document(texts), rtol=1e-6)
+    np.testing.assert_allclose(prompted, model.encode(texts, prompt="word4 word5 "), rtol=1e-6)
+    for one, other in ((plain, query), (query, document), (plain, prompted)):
+        assert not np.allclose(one, other)
+
+
+def test_models_revisions_and_precisions_have_folders_of_their_own(tmp_path):
+    identities = [ModelIdentity("a/b", "1", ""), ModelIdentity("a/b", "2", ""), ModelIdentity("a/c", "1", "")]
+    folders = {cache_folder(tmp_path, i, dtype) for i in identities for dtype in ("float32", "bfloat16")}
+    assert len(folders) == 6
+
+
+def test_a_changed_file_is_another_model_and_a_changed_card_is_not(tmp_path):
+    static_model().save(str(tmp_path / "model"))
+    first = identify(str(tmp_path / "model"))
+    (tmp_path / "model" / "README.md").write_text("another card")
+    assert identify(str(tmp_path / "model")) == first
+    shutil.rmtree(tmp_path / "model")
+    static_model(seed=1).save(str(tmp_path / "model"))
+    second = identify(str(tmp_path / "model"))
+    assert second.name == first.name and second.revision != first.revision
+    assert cache_folder(tmp_path, first, "float32") != cache_folder(tmp_path, second, "float32")
+    assert hash_folder(tmp_path / "model") == second.revision
+
+
+def test_an_interrupted_encode_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", 10)
+    texts = texts_of(35)
+    model = static_model()
+    store = EmbeddingStore(model, tmp_path / "s")
+    forward, calls = store._forward, []
+
+    def fails_third(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return forward(*arguments)
+
+    monkeypatch.setattr(store, "_forward", fails_third)
+    with pytest.raises(KeyboardInterrupt):
+        store.encode(texts)
+    rows = next((tmp_path / "s").glob("*.f32"))
+    with rows.open("ab") as file:
+        file.write(b"torn")  # half a row
+    again = EmbeddingStore(model, tmp_path / "s")
+    np.testing.assert_allclose(again.encode(texts), model.encode(texts), rtol=1e-6)
+    assert again.encoded == 15
+
+
+def test_a_large_corpus_is_a_view_of_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "VIEW_FROM", 20)
+    monkeypatch.setattr(module, "CHUNK", 16)
+    model = static_model()
+    store = EmbeddingStore(model, tmp_path / "s")
+    texts = list(dict.fromkeys(texts_of(100)))
+    found = store.encode(texts, 8)
+    assert isinstance(found, np.memmap) and not found.flags.writeable
+    np.testing.assert_allclose(found, model.encode(texts)[:, :8], rtol=1e-6)
+    shuffled = store.encode(texts[::-1], 8)
+    np.testing.assert_allclose(shuffled, np.asarray(found)[::-1], rtol=1e-6)
+
+
+def test_nan_is_refused_and_nothing_of_it_is_kept(tmp_path):
+    model = static_model()
+    model[0].embedding.weight.data[5] = float("nan")
+    store = EmbeddingStore(model, tmp_path / "s")
+    with pytest.raises(RunError, match="word4"):
+        store.encode(["word1", "word4"])
+    assert store.encode(["word1"]).shape == (1, 32)
