@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
     import logging
 
     from evaluation.utils.calibration import calibration_id, calibration_texts
-    from evaluation.utils.evaluation_utils import identify, load_model, load_task_data, unique_identities
+    from evaluation.utils.evaluation_utils import check_subsets, identify, load_model, load_task_data, unique_identities
     from evaluation.utils.outputs import fingerprint, is_done, write_outputs
 
     logger = logging.getLogger(__name__)
@@ -67,6 +67,8 @@ def main(argv: list[str] | None = None) -> None:
     tasks = choose_tasks(
         named, config.benchmark, config.languages, config.subsets, default("eval_config.json", "subsets")
     )
+    if "subsets" in chosen:
+        check_subsets(config.subsets, tasks)
     for task in tasks:
         load_task_data(task)
 

@@ -160,7 +160,6 @@ def test_each_model_gets_its_own_scores_in_one_folder(call, tiny_model, tmp_path
         assert scores_of(out, revision=revision) == pytest.approx(scores, abs=1e-5)
 
 
-@pytest.mark.xfail(reason="KeyError for tasks without subsets; mended on the branch `evaluation`", strict=False)
 def test_a_task_without_subsets(call, tiny_model, tmp_path):
     done = call(MTEB, "--model_name", tiny_model, "--tasks", "STSBenchmark", *FLAGS, "--output_dir", tmp_path)
     assert done.code == 0, done.err
@@ -407,7 +406,6 @@ def test_mistakes_end_in_one_line_and_overwrite_nothing(fails, tiny_model, pairs
     assert (out / "summary.csv").read_bytes() == before
 
 
-@pytest.mark.xfail(reason="choose_subsets falls back to the default subsets, whoever named the others")
 @pytest.mark.parametrize("script", [MTEB, STS])
 def test_a_subset_that_a_task_does_not_have(fails, tiny_model, tmp_path, script):
     task = ("--task" if script == STS else "--tasks", "STS17")

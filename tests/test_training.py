@@ -616,7 +616,6 @@ def test_without_network_and_without_cache(cli, tmp_path):
     assert not list(tmp_path.rglob("final")) and not list(tmp_path.rglob("run.json"))
 
 
-@pytest.mark.xfail(reason="identify looks in the cache under `main`, and load_model fetches by commit")
 def test_without_network_but_with_the_cache(cli, english, tmp_path):
     """What has been downloaded before is enough."""
     flags = ("--max_steps", "1", "--dev_data", "none", *FAST, "--output_dir", tmp_path / "run")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from common.config import suggest
 from common.data_files import check_scores, explain_hub_error, read_pairs
 from common.errors import RunError, UsageError, one_line
 
@@ -112,7 +113,7 @@ def unique_identities(identities: list[ModelIdentity]) -> list[ModelIdentity]:
 
 
 def _identify_on_hub(source: str) -> ModelIdentity:
-    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub import HfApi
 
     # "all-MiniLM-L6-v2" means sentence-transformers/all-MiniLM-L6-v2, as it does to SentenceTransformer
     names = [source] if "/" in source else [source, f"sentence-transformers/{source}"]
@@ -124,13 +125,19 @@ def _identify_on_hub(source: str) -> ModelIdentity:
         except Exception as error:
             failure = failure or error
     for name in names:
-        for file in ("modules.json", "config.json"):
-            cached = try_to_load_from_cache(name, file)
-            if isinstance(cached, str):
-                commit = Path(cached).relative_to(Path(cached).parents[len(Path(file).parts)]).parts[0]
-                logger.warning("the Hub did not answer for %s: using the copy in the cache, commit %s", name, commit)
-                return ModelIdentity(name, commit, name)
+        if commit := _newest_in_cache(name):
+            logger.warning("the Hub did not answer for %s: using the copy in the cache, commit %s", name, commit)
+            return ModelIdentity(name, commit, name)
     raise RunError(f"model {source}: {explain_hub_error(failure, source)}") from None
+
+
+def _newest_in_cache(name: str) -> str | None:
+    """The commit of the newest download of a model in the Hub's cache."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    snapshots = Path(HF_HUB_CACHE, f"models--{name.replace('/', '--')}", "snapshots")
+    found = [p for p in snapshots.glob("*") if (p / "modules.json").exists() or (p / "config.json").exists()]
+    return max(found, key=lambda p: p.stat().st_mtime).name if found else None
 
 
 def load_model(
@@ -228,6 +235,15 @@ def choose_subsets(wanted: list[str], defaults: list[str], offered: list[str]) -
     return offered
 
 
+def check_subsets(wanted: list[str], tasks: list[Any]) -> None:
+    """Raise :class:`UsageError` where a subset that the user named belongs to none of the tasks."""
+    offered = {subset for task in tasks for subset in task.metadata.hf_subsets}
+    for name in wanted:
+        if name not in offered:
+            known = ", ".join(sorted(offered))
+            raise UsageError(f"--subsets: none of the tasks has {name!r}{suggest(name, offered)}; they have {known}")
+
+
 def get_task(name: str, wanted: list[str], defaults: list[str]) -> Any:
     """The mteb task ``name``, restricted to the subsets of :func:`choose_subsets`.
 
@@ -274,6 +290,8 @@ def load_pairs(
         return Path(data).stem, subsets, file_hash(data)
     assert task_name is not None
     task = get_task(task_name, wanted, defaults)
+    if explicit:
+        check_subsets(wanted, [task])
     load_task_data(task)
     subsets = {}
     for subset in task.hf_subsets:
