@@ -36,7 +36,9 @@ def _figure(width: float, height: float, columns: int = 1, rows: int = 1) -> Ite
             yield figure, list(axes.flat), svg
             figure.tight_layout()
             text = io.StringIO()
-            figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+            figure.savefig(
+                text, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None, "Creator": None}
+            )
             svg.append(_clean(text.getvalue()))
         finally:
             plt.close(figure)
@@ -48,12 +50,15 @@ def _clean(svg: str) -> str:
     return re.sub(r'(<svg[^>]*?) (?:height|width)="[^"]*pt"([^>]*?) (?:height|width)="[^"]*pt"', r"\1\2", svg, count=1)
 
 
-def _legend(figure: Any, axes: list[Any], columns: int = 2) -> None:
+def _legend(figure: Any, axes: list[Any]) -> None:
+    """Below the plot, where it hides nothing."""
     handles: dict[str, Any] = {}
     for axis in axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
-    axes[0].legend(handles.values(), handles.keys(), frameon=False, fontsize=8.5, loc="best")
+    wide = max(map(len, handles)) > 24
+    figure.legend(handles.values(), handles.keys(), frameon=False, fontsize=8.5, loc="upper center",
+                  bbox_to_anchor=(0.5, 0.02), ncols=1 if wide else min(4, len(handles)))  # fmt: skip
 
 
 def _dimension_axis(axis: Any, dims: list[int]) -> None:
