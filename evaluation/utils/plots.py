@@ -75,8 +75,14 @@ def _least_span(axis: Any, span: float) -> None:
         axis.set_ylim((low + high - span) / 2, (low + high + span) / 2)
 
 
-def score_plot(title: str, lines: dict[str, list[tuple[int, float, float, float]]], ylabel: str) -> str:
-    """Score against dimension with intervals. ``lines`` holds for each model ``(dim, score, low, high)``, × 100."""
+def score_plot(
+    title: str,
+    lines: dict[str, list[tuple[int, float, float, float]]],
+    ylabel: str,
+    published: dict[str, float] | None = None,
+) -> str:
+    """Score against dimension with intervals. ``lines`` holds for each model ``(dim, score, low, high)``, × 100;
+    ``published`` scores of other models are drawn where they lie among these."""
     with _figure(5, 3.4) as (figure, axes, svg):
         dims: set[int] = set()
         for number, (label, points) in enumerate(lines.items()):
@@ -88,6 +94,12 @@ def score_plot(title: str, lines: dict[str, list[tuple[int, float, float, float]
             axes[0].fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
         _dimension_axis(axes[0], sorted(dims))
         _least_span(axes[0], 10)
+        bottom, top = axes[0].get_ylim()
+        for name, score in (published or {}).items():
+            if bottom < score < top:
+                axes[0].axhline(score, color=INK, alpha=0.4, linestyle=":", linewidth=1)
+                axes[0].annotate(name, (max(dims), score), textcoords="offset points", xytext=(0, 2), fontsize=7.5,
+                                 ha="right", alpha=0.8)  # fmt: skip
         axes[0].set_title(title, fontsize=11)
         axes[0].set_ylabel(ylabel)
         _legend(figure, axes)

@@ -211,10 +211,18 @@ def scores(models: list[ModelAnalysis], table: pd.DataFrame, label) -> Section:
             rows.append(["", "retention, %", *("" if r is None else number(r.retention, 1) for r in found)])
         n = panel["n"].iloc[0]
         name = set_name((task, subset))
+        ours = set(panel["model"])
+        near = neighbours(task, subset, panel.loc[panel["dim"] == panel["dim"].max(), "score"].max(), each_side=1)
+        near = near[~near["model"].isin(ours)]
+        for other in near.itertuples():
+            rows.append([other.model, "published", number(other.cosine_spearman), *[""] * (len(dims) - 1)])
+        references = {row.model.split("/")[-1]: 100 * row.cosine_spearman for row in near.itertuples()}
         section.plots.append(
             Plot(
                 f"{name}: score by dimension",
-                plots.score_plot(name, lines, "Spearman × 100" if what.startswith("Spearman") else "score × 100"),
+                plots.score_plot(
+                    name, lines, "Spearman × 100" if what.startswith("Spearman") else "score × 100", references
+                ),
             )
         )
         section.tables.append(
@@ -225,7 +233,9 @@ def scores(models: list[ModelAnalysis], table: pd.DataFrame, label) -> Section:
     section.tables[-1].note = (
         "In brackets the 95% interval; no brackets where the task has none (bootstrap intervals are drawn for sentence "
         "similarity, pair classification and retrieval). * significantly below the same model's full width (p < 0.05). "
-        f"Retention is the share of the full-width score, and undefined where that is below {100 * MIN_SCORE:.0f}."
+        f"Retention is the share of the full-width score, and undefined where that is below {100 * MIN_SCORE:.0f}. Published: "
+        "the best score of the Arabic field, GATE-AraBert-v1's, and those next to these models, at the width they were published "
+        "for; dotted lines where they lie in the plot."
     )
     return section
 
