@@ -9,7 +9,7 @@ from pathlib import Path
 
 from common.config import ROOT
 from common.data_files import is_file_name, load_hub_dataset, read_rows
-from common.errors import RunError
+from common.errors import RunError, UsageError
 
 logger = logging.getLogger(__name__)
 
@@ -26,10 +26,12 @@ def calibration_file(name: str) -> Path | None:
 
 
 def calibration_id(name: str) -> str:
-    """``name``, with a hash of the content where it is a file."""
+    """``name``, with a hash of the content where it is a file. Raises :class:`UsageError` where there is no such file."""
     path = calibration_file(name)
-    if path is None or not path.is_file():
+    if path is None:
         return name
+    if not path.is_file():
+        raise UsageError(f"--calibration_data {name}: no such file")
     return f"{name} sha1:{hashlib.sha1(path.read_bytes()).hexdigest()}"
 
 

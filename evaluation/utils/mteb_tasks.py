@@ -48,7 +48,8 @@ def choose_tasks(
         try:
             found = list(mteb.get_tasks(languages=languages, modalities=["text"], exclusive_modality_filter=True))
         except (KeyError, ValueError) as error:
-            raise UsageError(f"--languages {' '.join(languages)}: {error}") from None
+            why = str(error).split(",")[0]  # the rest points into the library
+            raise UsageError(f"--languages {' '.join(languages)}: {why}") from None
     tasks: dict[str, Any] = {}
     while found:
         task = found.pop(0)

@@ -36,7 +36,9 @@ def _figure(width: float, height: float, columns: int = 1, rows: int = 1) -> Ite
             yield figure, list(axes.flat), svg
             figure.tight_layout()
             text = io.StringIO()
-            figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+            figure.savefig(
+                text, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None, "Creator": None}
+            )
             svg.append(_clean(text.getvalue()))
         finally:
             plt.close(figure)
@@ -48,12 +50,15 @@ def _clean(svg: str) -> str:
     return re.sub(r'(<svg[^>]*?) (?:height|width)="[^"]*pt"([^>]*?) (?:height|width)="[^"]*pt"', r"\1\2", svg, count=1)
 
 
-def _legend(figure: Any, axes: list[Any], columns: int = 2) -> None:
+def _legend(figure: Any, axes: list[Any]) -> None:
+    """Below the plot, where it hides nothing."""
     handles: dict[str, Any] = {}
     for axis in axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
-    axes[0].legend(handles.values(), handles.keys(), frameon=False, fontsize=8.5, loc="best")
+    wide = max(map(len, handles)) > 24
+    figure.legend(handles.values(), handles.keys(), frameon=False, fontsize=8.5, loc="upper center",
+                  bbox_to_anchor=(0.5, 0.02), ncols=1 if wide else min(4, len(handles)))  # fmt: skip
 
 
 def _dimension_axis(axis: Any, dims: list[int]) -> None:
@@ -70,8 +75,14 @@ def _least_span(axis: Any, span: float) -> None:
         axis.set_ylim((low + high - span) / 2, (low + high + span) / 2)
 
 
-def score_plot(title: str, lines: dict[str, list[tuple[int, float, float, float]]], ylabel: str) -> str:
-    """Score against dimension with intervals. ``lines`` holds for each model ``(dim, score, low, high)``, × 100."""
+def score_plot(
+    title: str,
+    lines: dict[str, list[tuple[int, float, float, float]]],
+    ylabel: str,
+    published: dict[str, float] | None = None,
+) -> str:
+    """Score against dimension with intervals. ``lines`` holds for each model ``(dim, score, low, high)``, × 100;
+    ``published`` scores of other models are drawn where they lie among these."""
     with _figure(5, 3.4) as (figure, axes, svg):
         dims: set[int] = set()
         for number, (label, points) in enumerate(lines.items()):
@@ -83,6 +94,12 @@ def score_plot(title: str, lines: dict[str, list[tuple[int, float, float, float]
             axes[0].fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
         _dimension_axis(axes[0], sorted(dims))
         _least_span(axes[0], 10)
+        bottom, top = axes[0].get_ylim()
+        for name, score in (published or {}).items():
+            if bottom < score < top:
+                axes[0].axhline(score, color=INK, alpha=0.4, linestyle=":", linewidth=1)
+                axes[0].annotate(name, (max(dims), score), textcoords="offset points", xytext=(0, 2), fontsize=7.5,
+                                 ha="right", alpha=0.8)  # fmt: skip
         axes[0].set_title(title, fontsize=11)
         axes[0].set_ylabel(ylabel)
         _legend(figure, axes)

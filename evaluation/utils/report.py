@@ -34,11 +34,14 @@ class Plot:
 
 @dataclass
 class Section:
+    """Paragraphs, then plots, then tables. The paragraphs numbered in ``leads`` stand out."""
+
     id: str
     title: str
     paragraphs: list[str] = field(default_factory=list)
     plots: list[Plot] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
+    leads: set[int] = field(default_factory=set)
 
 
 def _cell(text: str) -> str:

@@ -106,7 +106,7 @@ def _certainty(choice: Choice, sets: int) -> str:
         f"a mean loss of more than {number(max(0.0, -choice.low))} points is unlikely."
     )
     if sets > 1:
-        text += f" On the set that loses most, {name}, the difference is {signed(value)} ({interval(low, high)}, p = {p_text(p)})."
+        text += f" On the set that loses most, {name}, the difference is {signed(value)} ({interval(low, high)}, p = {p_text(p)}, and {p_text(min(1.0, p * sets))} corrected for {sets} sets)."
     return text
 
 
@@ -118,6 +118,7 @@ def answer(models: list[ModelAnalysis], label, note: str) -> Section:
         sets = sets_that_count(model.estimates, model.width)
         left_out = [set_name(key) for key in model.estimates if key not in sets]
         best = recommend(model.dimensions)
+        section.leads.add(len(section.paragraphs))
         if best is None:
             why = (
                 f"no set has a score of {100 * MIN_SCORE:.0f} at full width"
@@ -138,8 +139,9 @@ def answer(models: list[ModelAnalysis], label, note: str) -> Section:
         else:
             section.paragraphs += [
                 f"Deploy {label(model)} at {best.dim} of its {model.width} dimensions: {_describe(best, model.width)}.",
-                "It is the smallest dimension tried whose score is not significantly below the full width's, neither on the "
-                f"mean of {join(map(set_name, sets))} nor on any of them. " + _certainty(best, len(sets)),
+                "It is the smallest dimension tried whose score is not significantly below the full width's (p of 0.05 or more), "
+                f"neither on the mean of {join(map(set_name, sets))} nor, corrected for their number, on any of them. "
+                + _certainty(best, len(sets)),
             ]
         small = recommend(model.grid, ("float32", "int8", "binary"))
         if small is not None and (small.dim, small.precision) != (best.dim, "float32"):
@@ -209,10 +211,18 @@ def scores(models: list[ModelAnalysis], table: pd.DataFrame, label) -> Section:
             rows.append(["", "retention, %", *("" if r is None else number(r.retention, 1) for r in found)])
         n = panel["n"].iloc[0]
         name = set_name((task, subset))
+        ours = set(panel["model"])
+        near = neighbours(task, subset, panel.loc[panel["dim"] == panel["dim"].max(), "score"].max(), each_side=1)
+        near = near[~near["model"].isin(ours)]
+        for other in near.itertuples():
+            rows.append([other.model, "published", number(other.cosine_spearman), *[""] * (len(dims) - 1)])
+        references = {row.model.split("/")[-1]: 100 * row.cosine_spearman for row in near.itertuples()}
         section.plots.append(
             Plot(
                 f"{name}: score by dimension",
-                plots.score_plot(name, lines, f"{what} × 100" if len(what) < 40 else "score × 100"),
+                plots.score_plot(
+                    name, lines, "Spearman × 100" if what.startswith("Spearman") else "score × 100", references
+                ),
             )
         )
         section.tables.append(
@@ -223,7 +233,9 @@ def scores(models: list[ModelAnalysis], table: pd.DataFrame, label) -> Section:
     section.tables[-1].note = (
         "In brackets the 95% interval; no brackets where the task has none (bootstrap intervals are drawn for sentence "
         "similarity, pair classification and retrieval). * significantly below the same model's full width (p < 0.05). "
-        f"Retention is the share of the full-width score, and undefined where that is below {100 * MIN_SCORE:.0f}."
+        f"Retention is the share of the full-width score, and undefined where that is below {100 * MIN_SCORE:.0f}. Published: "
+        "the best score of the Arabic field, GATE-AraBert-v1's, and those next to these models, at the width they were published "
+        "for; dotted lines where they lie in the plot."
     )
     return section
 
@@ -322,7 +334,7 @@ def published(models: list[ModelAnalysis], label) -> Section | None:
                 lines = sorted([*lines, (row["score"], f"→ {label(model)}, measured here", "this run")], reverse=True)
                 picked = {i for i, (_, _, source) in enumerate(lines) if source == "this run"}
                 tables.append(Table(["model", "source", "score"], [[name, source, number(score)] for score, name, source in lines],
-                                    f"Nearest on {set_name((row['task'], row['subset']))}", text_columns=2, picked=picked))  # fmt: skip
+                                    f"The best and the nearest on {set_name((row['task'], row['subset']))}", text_columns=2, picked=picked))  # fmt: skip
     if not rows:
         return None
     section.paragraphs.append(
