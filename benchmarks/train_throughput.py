@@ -142,6 +142,7 @@ def train_once(options: argparse.Namespace) -> dict:
     columns = len(dataset.column_names)
     measured = [sum(tokens[i : i + columns]) for i in range(WARM_UP * columns, steps * columns, columns)]
     operations = 6 * matrices * sum(measured)
+    ceiling = matmul_ceiling(precision, device)
     _, test = load_dev_sets(["en"], "en")
     model.eval()
     sts = {k: round(v, 6) for k, v in MatryoshkaSTSEvaluator(test, dims)(model).items() if "spearman" in k}
@@ -157,6 +158,7 @@ def train_once(options: argparse.Namespace) -> dict:
         "peak_memory_gib": round(peak, 3),
         "tokens_per_triplet": round(sum(measured) / (options.batch_size * len(measured)), 2),
         "tflops": round(operations / seconds / 1e12, 4),
+        "ceiling_tflops": round(ceiling / 1e12, 4),
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
         "sts": sts,
     }
@@ -187,17 +189,11 @@ def main() -> None:
         print(json.dumps(train_once(options)))
         return
 
-    import torch
-
     from common.records import RunRecord, write_atomically
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     record = RunRecord(
         options.output_dir / "throughput.json", {k: v for k, v in vars(options).items() if k not in ("run", "seed")}
     )
-    ceilings = {
-        str(dtype).removeprefix("torch."): matmul_ceiling(dtype, device) for dtype in (torch.float32, torch.bfloat16)
-    }
     results: list[dict] = []
     for seed in options.seeds:
         for run in options.runs:
@@ -208,14 +204,14 @@ def main() -> None:
                 f"{run}, seed {seed}: {results[-1]['triplets_per_s']:.1f} triplets/s, {results[-1]['peak_memory_gib']:.2f} GiB",
                 file=sys.stderr,
             )
-            record.write(ceiling_tflops={k: round(v / 1e12, 4) for k, v in ceilings.items()}, results=results)
-    text = table(options, results, ceilings)
+            record.write(results=results)
+    text = table(options, results)
     write_atomically(options.output_dir / "throughput.md", text)
     record.finish()
     print(text)
 
 
-def table(options: argparse.Namespace, results: list[dict], ceilings: dict[str, float]) -> str:
+def table(options: argparse.Namespace, results: list[dict]) -> str:
     """The medians over the seeds, and the ratios to the plain run of the same seed, in Markdown."""
     by_run = {run: [r for r in results if r["run"] == run] for run in options.runs}
     lines = [
@@ -234,13 +230,13 @@ def table(options: argparse.Namespace, results: list[dict], ceilings: dict[str, 
             pairs = list(zip(found, by_run[PLAIN], strict=True))
             speed = f"{statistics.median(a['triplets_per_s'] / b['triplets_per_s'] for a, b in pairs):.2f}"
             memory = f"{statistics.median(a['peak_memory_gib'] / b['peak_memory_gib'] for a, b in pairs):.2f}"
-        share = median["tflops"] * 1e12 / ceilings[found[0]["precision"]]
+        share = statistics.median(r["tflops"] / r["ceiling_tflops"] for r in found)
         last = statistics.median(statistics.mean(r["losses"][-5:]) for r in found)
         lines.append(
             f"| {run} | {found[0]['precision']} | {median['triplets_per_s']:.1f} | {speed} | {median['peak_memory_gib']:.2f} | {memory} | "
             f"{100 * share:.0f}% | {last:.4f} |"
         )
-    if options.epoch:
+    if all(result["sts"] for result in results):
         dims = [
             key.removeprefix("sts-test-").removesuffix("_spearman_cosine")
             for key in results[0]["sts"]

@@ -1,4 +1,4 @@
-"""Put the tables of results/reference/ into the README, between the comments that name their files.
+"""Put the tables of results/reference/ into the README and docs/, between the comments that name their files.
 
 python benchmarks/update_readme.py            # --check: only say whether it is up to date (exit code 1 if not)
 """
@@ -11,26 +11,34 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = [ROOT / "README.md", ROOT / "docs/scaling.md"]
 BLOCK = re.compile(r"<!-- (results/reference/\S+\.md) -->\n.*?<!-- end -->", re.DOTALL)
 
 
+def table_of(path: str) -> str:
+    """What a file says, less its headings: the README has its own."""
+    lines = (ROOT / path).read_text(encoding="utf-8").splitlines()
+    return "\n".join(line for line in lines if not line.startswith("# ")).strip()
+
+
 def updated(text: str) -> str:
-    """The README with each block's file in it, as it is now."""
-    return BLOCK.sub(
-        lambda block: f"<!-- {block[1]} -->\n{(ROOT / block[1]).read_text(encoding='utf-8').strip()}\n<!-- end -->",
-        text,
-    )
+    """A document with each block's file in it, as it is now."""
+    return BLOCK.sub(lambda block: f"<!-- {block[1]} -->\n{table_of(block[1])}\n<!-- end -->", text)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing")
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    new = updated(text)
-    if parser.parse_args().check:
-        sys.exit(new != text)
-    readme.write_text(new, encoding="utf-8")
+    check = parser.parse_args().check
+    stale = []
+    for path in DOCUMENTS:
+        text = path.read_text(encoding="utf-8")
+        if updated(text) != text:
+            stale.append(path.name)
+            if not check:
+                path.write_text(updated(text), encoding="utf-8")
+    if check and stale:
+        sys.exit(f"not up to date: {', '.join(stale)}; run python benchmarks/update_readme.py")
 
 
 if __name__ == "__main__":

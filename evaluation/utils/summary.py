@@ -129,11 +129,9 @@ def plot(table: pd.DataFrame, path: Path) -> None:
     panels = list(table.groupby(["task", "subset"], sort=False))
     models = list(dict.fromkeys(zip(table["model"], table["revision"], strict=True)))
     names = display_names(table)
-    columns = min(3, len(panels))
+    columns = 2 if len(panels) in (2, 4) else min(3, len(panels))
     lines = -(-len(panels) // columns)
-    figure, axes = plt.subplots(
-        lines, columns, figsize=(4.2 * columns + 0.8, 3.4 * lines + 0.7), squeeze=False, sharex=True
-    )
+    figure, axes = plt.subplots(lines, columns, figsize=(4.2 * columns + 0.8, 3.4 * lines + 0.7), squeeze=False)
     dims = sorted(table["dim"].unique())
     for axis, ((task, subset), panel) in zip(axes.flat, panels, strict=False):
         for color, (model, revision) in enumerate(models):

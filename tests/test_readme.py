@@ -1,0 +1,52 @@
+"""The README shows the numbers of results/reference/, and commands that exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.update_readme import BLOCK, DOCUMENTS, table_of, updated
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_the_tables_are_those_of_the_reference_results(path):
+    text = path.read_text(encoding="utf-8")
+    assert BLOCK.findall(text)
+    assert updated(text) == text, "run python benchmarks/update_readme.py"
+
+
+def test_a_changed_table_would_be_noticed():
+    name = BLOCK.search(README)[1]
+    row = next(line for line in table_of(name).splitlines() if line.startswith("| ") and any(c.isdigit() for c in line))
+    assert updated(README.replace(row, row.replace("|", "| 1", 1))) == README
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\((?!http)([^)#]+)\)", README))
+def test_links_lead_somewhere(link):
+    assert (ROOT / link).exists()
+
+
+def commands() -> list[str]:
+    lines = [line.split(" #")[0].strip() for line in README.splitlines() if line.startswith("    python ")]
+    return [line for line in lines if line]
+
+
+@pytest.mark.parametrize("command", commands())
+def test_the_commands_have_flags_that_exist(command):
+    """Each flag that the README uses is one that the script's --help explains, and each file that it names is there."""
+    script, *words = shlex.split(command)[1:]
+    shown = subprocess.run([sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert shown.returncode == 0
+    for word in words:
+        if word.startswith("--"):
+            assert re.search(rf"{re.escape(word)}\b", shown.stdout), word
+        if word.startswith("configs/"):
+            assert (ROOT / word).exists()
