@@ -84,6 +84,9 @@ def write_report(output_dir: Path, title: str, subtitle: str, sections: list[Sec
 
 def write_moved_pairs(output_dir: Path, sections: list[Section]) -> None:
     """Write ``errors.html``: the pairs whose rank truncation changes most. It quotes the test sets, so it is a file of its own."""
+    if not sections:  # there is no smaller dimension, or no task of pairs
+        (output_dir / "errors.html").unlink(missing_ok=True)
+        return
     content = {
         "title": "Pairs that truncation moves most",
         "subtitle": "Ranks are percent of the pairs of a set: 100 for the most similar, 0 for the least.",
