@@ -35,13 +35,13 @@ class Progress(ProgressCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         if state.is_world_process_zero and logs is not None and "loss" in logs:
-            parts = ", ".join(
-                f"{key.removeprefix('loss_')}: {value:.4f}" for key, value in logs.items() if key.startswith("loss_")
-            )
-            rate = f", learning rate {logs['learning_rate']:.2e}" if "learning_rate" in logs else ""
-            logger.info(
-                "step %d of %d, loss %.4f (%s)%s", state.global_step, state.max_steps, logs["loss"], parts, rate
-            )
+            parts: dict[str, float] = defaultdict(float)
+            for key, value in logs.items():
+                if key.startswith("loss_"):
+                    name, _, dim = key.removeprefix("loss_").rpartition("_")
+                    parts[name or dim] += value  # a data set's in sum over the dimensions: the trackers have them all
+            shown = ", ".join(f"{name}: {value:.3f}" for name, value in parts.items())
+            logger.info("step %d of %d, loss %.4f (%s)", state.global_step, state.max_steps, logs["loss"], shown)
 
 
 class MatryoshkaTrainer(SentenceTransformerTrainer):
