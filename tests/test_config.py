@@ -215,6 +215,23 @@ def hybrid(*argv):
             {"a": {"path": "x", "loss": "mnrl", "weight": 1}, "b": {"path": "x", "loss": "mnrl"}},
             "'a' has a weight and 'b' has none",
         ),
+        (
+            {"a": {"path": "x", "loss": "mnrl", "score_range": [0, 5]}},
+            "'score_range' is for cosent, angle, cosine, and",
+        ),
+        (
+            {"a": {"path": "x", "loss": "cosent", "directions": ["query_to_doc"]}},
+            "'directions' is for mnrl, and the loss",
+        ),
+        ({"a": {"path": "x", "loss": "mnrl", "guide": "g"}}, "'guide' is for gist, and the loss is mnrl"),
+        ({"a": {"path": "x", "loss": "gist", "teacher": "t"}}, "'teacher' is for distill, and the loss is gist"),
+        (
+            {"a": {"path": "x", "loss": "softmax", "scale": 20}},
+            "'scale' is for mnrl, gist, cosent, angle, and the loss",
+        ),
+        ({"a": {"path": "x", "loss": "mnrl", "directions": ["doc_to_query"]}}, "must have query_to_doc"),
+        ({"a": {"path": "x", "loss": "mnrl", "directions": ["query_to_doc"] * 2}}, "'directions' names one twice"),
+        ({"a": {"path": "x", "loss": "mnrl", "directions": ["query_to_dog"]}}, "did you mean query_to_doc?"),
         ({"a": 1}, "must be an object, not 1"),
         ({"a.b": {"path": "x", "loss": "mnrl"}}, "a name may not be empty nor have a dot, as 'a.b'"),
         ({"": {"path": "x", "loss": "mnrl"}}, "a name may not be empty"),
@@ -224,6 +241,24 @@ def test_wrong_mixtures(write, datasets, message):
     with pytest.raises(UsageError) as error:
         hybrid("--config", write({"datasets": datasets}))
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [({"loss": "gist"}, "gist reads the texts"), ({"loss": "distill"}, "cannot teach: name a 'teacher'")],
+)
+def test_losses_that_static_embeddings_from_nothing_cannot_have(write, entry, message):
+    path = write({"model_name": "static", "datasets": {"a": {"path": "x"} | entry}})
+    with pytest.raises(UsageError, match=message):
+        hybrid("--config", path)
+    assert hybrid("--config", path, "--model_name", "other").datasets["a"].loss == entry["loss"]
+
+
+def test_keys_that_only_some_losses_have_are_resolved(write):
+    losses = ("mnrl", "cosent", "softmax")
+    datasets = hybrid("--config", write({"datasets": {loss: {"path": "x", "loss": loss} for loss in losses}})).datasets
+    assert [datasets[loss].scale for loss in losses] == [20, 20, None]
+    assert [datasets[loss].directions for loss in losses] == [["query_to_doc"], None, None]
 
 
 def test_dims():

@@ -178,6 +178,8 @@ def test_triplets_come_in_the_order_of_the_roles(tmp_path, hub):
         (["query", "answer"], "mnrl", ["anchor", "positive"]),
         (["premise", "entailment", "contradiction"], "mnrl", ["anchor", "positive", "negative"]),
         (["premise", "hypothesis", "label"], "softmax", ["sentence1", "sentence2", "label"]),
+        (["english", "non_english"], "distill", ["sentence", "translation"]),
+        (["sentence"], "distill", ["sentence"]),
         (["text1", "text2", "similarity"], "cosent", ["sentence1", "sentence2", "score"]),
     ],
 )

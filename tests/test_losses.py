@@ -11,7 +11,7 @@ from sentence_transformers.sentence_transformer import losses as st
 from torch.nn import functional as F
 
 from common.packing import pack
-from training.utils.losses import MatryoshkaLoss, loss_parameters, make_loss, merge
+from training.utils.losses import Guide, MatryoshkaLoss, loss_parameters, make_loss, merge, self_distillation
 from training.utils.options import DatasetEntry
 
 DIMS, WEIGHTS = [64, 32, 8], [1.0, 0.5, 2.0]
@@ -129,6 +129,220 @@ def test_softmax_has_a_head_for_each_dimension(model):
     assert_same(value_and_gradients(model, independent, COLUMNS[:2], labels), found)
     for dim, head in heads.items():
         torch.testing.assert_close(head_gradients[dim], head.weight.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def guide(tiny_model) -> SentenceTransformer:
+    """Another model with the same tokenizer: it disagrees with the one that is trained."""
+    guide = SentenceTransformer(str(tiny_model), device="cpu").eval()
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for parameter in guide.parameters():
+            parameter.add_(0.3 * parameter.std() * torch.randn_like(parameter))
+    return guide
+
+
+@pytest.fixture
+def guide_folder(guide, tmp_path) -> str:
+    guide.save_pretrained(str(tmp_path / "guide"))
+    return str(tmp_path / "guide")
+
+
+@pytest.mark.parametrize("columns", [2, 3], ids=["pairs", "triplets"])
+def test_gist_leaves_out_what_the_guide_finds_more_alike(model, guide, guide_folder, columns):
+    """GISTEmbed, by hand: all similarities of anchors, positives and negatives, less those that the guide masks."""
+
+    def independent(features, _):
+        ours = [model(dict(column))["sentence_embedding"] for column in features]
+        with torch.no_grad():
+            guides = [F.normalize(guide(dict(column))["sentence_embedding"], dim=1) for column in features]
+
+        def blocks(
+            embeddings,
+        ):  # anchors to positives, anchors to anchors, positives to positives, anchors to negatives
+            a, p = embeddings[:2]
+            return [a @ p.T, a @ a.T, p @ p.T, *(a @ n.T for n in embeddings[2:])]
+
+        told = blocks(guides)
+        masks = [block > told[0].diagonal()[:, None] for block in told]
+        masks[0].fill_diagonal_(False)
+        assert any(mask.any() for mask in masks[1:]) and not all(mask.all() for mask in masks)
+        total = torch.zeros(())
+        for dim, weight in zip(DIMS, WEIGHTS, strict=True):
+            found = blocks([F.normalize(embedding[:, :dim], dim=1) for embedding in ours])
+            logits = 7 * torch.cat(
+                [block.masked_fill(mask, -torch.inf) for block, mask in zip(found, masks, strict=True)], dim=1
+            )
+            total = total + weight * F.cross_entropy(logits, torch.arange(4))
+        return total
+
+    expected = value_and_gradients(model, independent, COLUMNS[:columns], None)
+    entry = DatasetEntry("x", "gist", scale=7.0, guide=guide_folder)
+    for mini_batch_size in (None, 2):
+        loss = make_loss(model, entry, Classes(), DIMS, WEIGHTS, mini_batch_size)
+        assert_same(expected, value_and_gradients(model, loss, COLUMNS[:columns], None))
+        assert set(loss.components) == set(DIMS)
+
+
+def count_guide_rows(guide: SentenceTransformer) -> list[int]:
+    rows = []
+    guide[0].auto_model.embeddings.register_forward_hook(lambda _, inputs, output: rows.append(1))
+    return rows
+
+
+def test_the_guide_embeds_a_batch_once_for_all_dimensions(model, guide_folder):
+    loss = make_loss(model, DatasetEntry("x", "gist", guide=guide_folder), Classes(), DIMS, WEIGHTS)
+    calls = count_guide_rows(loss.loss.guide.model)
+    value_and_gradients(model, loss, COLUMNS, None)
+    assert len(calls) == 2  # the anchors; the positives and the negatives
+    value_and_gradients(model, loss, [column[::-1] for column in COLUMNS], None)
+    assert len(calls) == 4
+
+
+def test_a_guide_with_another_tokenizer_reads_the_same_texts(hub, model):
+    """From the token ids of packed batches, in one go and in small batches alike."""
+    packed = pack(SentenceTransformer(str(hub.root / "models/tiny/sentence-bert"), device="cpu")).eval()
+    entry = DatasetEntry("x", "gist", guide="distilroberta-base")
+    values = []
+    for mini_batch_size in (None, 2):
+        loss = make_loss(packed, entry, Classes(), [64, 16], None, mini_batch_size)
+        guide, read = loss.loss.guide, []
+        preprocess = guide.preprocess
+        guide.preprocess = lambda texts, read=read, preprocess=preprocess: read.extend(texts) or preprocess(texts)
+        values.append(value_and_gradients(packed, loss, COLUMNS, None)[0])
+        assert {text.replace(" ", "") for text in read} == {
+            text.replace(" ", "") for column in COLUMNS for text in column
+        }
+    assert values[1] == pytest.approx(values[0], rel=1e-4)
+
+
+def test_without_a_guide_the_model_guides_as_it_was_before_training(tiny_model):
+    student = SentenceTransformer(str(tiny_model), device="cpu")
+    loss = make_loss(student, DatasetEntry("x", "gist"), Classes(), [64, 16])
+    before = student.encode(COLUMNS[0])
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.mul_(1.5)
+    loss.train()
+    guide = loss.loss.guide
+    assert isinstance(guide, Guide)
+    found = guide(student.preprocess(COLUMNS[0]))["sentence_embedding"]
+    assert found.numpy() == pytest.approx(before, abs=1e-5)
+    assert not torch.allclose(torch.tensor(student.encode(COLUMNS[0])), found, atol=1e-3)
+    assert loss_parameters(loss, student) == {}
+    assert {id(p) for p in loss.parameters()} == {id(p) for p in student.parameters()}
+
+
+@pytest.mark.parametrize(
+    ("directions", "mode"),
+    [
+        (["query_to_doc"], "joint"),
+        (["query_to_doc", "doc_to_query"], "per_direction"),
+        (["query_to_doc", "doc_to_query", "query_to_query", "doc_to_doc"], "joint"),
+    ],
+    ids=len,
+)
+def test_the_directions_of_mnrl(model, directions, mode):
+    entry = DatasetEntry("x", "mnrl", scale=7.0, directions=directions)
+    theirs = st.MultipleNegativesRankingLoss(model, scale=7.0, directions=tuple(directions), partition_mode=mode)
+    expected = value_and_gradients(model, st.MatryoshkaLoss(model, theirs, DIMS, WEIGHTS), COLUMNS, None)
+    for mini_batch_size in (None, 2):
+        loss = make_loss(model, entry, Classes(), DIMS, WEIGHTS, mini_batch_size)
+        assert_same(expected, value_and_gradients(model, loss, COLUMNS, None))
+
+
+def test_both_directions_are_averaged(model):
+    """Symmetric InfoNCE by hand: each anchor finds its positive, each positive its anchor."""
+    loss = make_loss(
+        model, DatasetEntry("x", "mnrl", directions=["query_to_doc", "doc_to_query"]), Classes(), DIMS, None
+    )
+    value_and_gradients(model, loss, COLUMNS[:2], None)
+    with torch.no_grad():
+        a, b = (model(model.preprocess(texts))["sentence_embedding"] for texts in COLUMNS[:2])
+    for dim in DIMS:
+        similarities = 20 * F.normalize(a[:, :dim], dim=1) @ F.normalize(b[:, :dim], dim=1).T
+        right = torch.arange(4)
+        expected = (F.cross_entropy(similarities, right) + F.cross_entropy(similarities.T, right)) / 2
+        assert loss.components[dim].item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("columns", [1, 2], ids=["sentences", "translations"])
+def test_distillation_turns_every_column_towards_the_teachers_prefix(model, columns):
+    torch.manual_seed(2)
+    labels = torch.randn(4, 64)
+    loss = make_loss(model, DatasetEntry("x", "distill"), Classes(), DIMS, WEIGHTS)
+
+    def independent(features, labels):
+        total = torch.zeros(())
+        for column in features:
+            found = model(dict(column))["sentence_embedding"]
+            for dim, weight in zip(DIMS, WEIGHTS, strict=True):
+                a, b = found[:, :dim], labels[:, :dim]
+                cosine = (a * b).sum(dim=1) / a.norm(dim=1) / b.norm(dim=1)
+                total = total + weight * (1 - cosine).mean() / columns
+        return total
+
+    expected = value_and_gradients(model, independent, COLUMNS[:columns], labels)
+    assert_same(expected, value_and_gradients(model, loss, COLUMNS[:columns], labels))
+
+
+# Self-distillation: the similarities at full width teach those at each prefix
+
+
+def taught(embeddings: torch.Tensor, weights: list[float]) -> torch.Tensor:
+    """The definition, row by row: KL(full || prefix) over the other texts, mean over the texts, weighted sum over prefixes."""
+    rows, total = len(embeddings), torch.zeros(())
+
+    def probabilities(prefix, row):
+        others = [other for other in range(rows) if other != row]
+        cosine = torch.stack([F.cosine_similarity(prefix[row], prefix[other], dim=0) for other in others])
+        return (20 * cosine).softmax(dim=0)
+
+    for dim, weight in zip(DIMS[1:], weights[1:], strict=True):
+        for row in range(rows):
+            teacher = probabilities(embeddings.detach(), row)
+            student = probabilities(embeddings[:, :dim], row)
+            total = total + weight * (teacher * (teacher.log() - student.log())).sum() / rows
+    return total
+
+
+def test_self_distillation_by_its_definition():
+    torch.manual_seed(4)
+    one = torch.randn(6, 64, requires_grad=True)
+    other = one.detach().clone().requires_grad_()
+    value, expected = self_distillation(one, DIMS, WEIGHTS), taught(other, WEIGHTS)
+    value.backward()
+    expected.backward()
+    torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=1e-6)
+    assert one.grad[:, :8].abs().max() > 1e-3 and one.grad[:, 32:].abs().max() == 0  # the full width only teaches
+
+
+def test_self_distillation_of_prefixes_that_agree_is_nothing():
+    """Where all that an embedding says stands in its first numbers, the prefix has the similarities of the whole."""
+    embeddings = torch.cat([torch.randn(5, 8), torch.zeros(5, 56)], dim=1)
+    assert self_distillation(embeddings, DIMS, WEIGHTS).item() == pytest.approx(0, abs=1e-5)
+    assert self_distillation(torch.randn(5, 64), [64], [1.0]).item() == 0
+
+
+@pytest.mark.parametrize("mini_batch_size", [None, 2], ids=["in one go", "gradient cache"])
+@pytest.mark.parametrize("name", ["mnrl", "gist", "cosent"])
+def test_self_distillation_is_added_to_a_loss(model, name, mini_batch_size):
+    entry = DatasetEntry("x", name, scale=7.0)
+    plain, ours = (make_loss(model, entry, Classes(), DIMS, WEIGHTS, mini_batch_size, weight) for weight in (0.0, 0.25))
+    columns, labels = (COLUMNS[:2], SCORES) if name == "cosent" else (COLUMNS, None)
+
+    def independent(features, labels):
+        embeddings = torch.cat([model(dict(column))["sentence_embedding"] for column in features])
+        return 0.25 * taught(embeddings, WEIGHTS)
+
+    without, added = (value_and_gradients(model, loss, columns, labels) for loss in (plain, independent))
+    both = without[0] + added[0], {key: without[1][key] + added[1][key] for key in added[1]}
+    assert added[0] > 1e-3
+    assert_same(both, value_and_gradients(model, ours, columns, labels))
+    assert ours.components["self"].item() == pytest.approx(added[0], rel=1e-4)
+    assert sum(value.item() for value in ours.components.values()) == pytest.approx(both[0], rel=1e-5)
+    assert "self" not in plain.components
 
 
 def test_the_parameters_of_a_loss_are_its_own_and_not_the_models(model):

@@ -42,6 +42,7 @@ def main(argv: list[str] | None = None) -> None:
     from training.utils.losses import make_loss
     from training.utils.model_utils import choose_precision, load_base_model, prepare_run_folder, run_folder
     from training.utils.runs import finish, fit_weights, resume_command, start_record, texts_of
+    from training.utils.teacher import add_targets
     from training.utils.trainer import MatryoshkaTrainer, make_training_arguments
 
     folder = run_folder(config, "hybrid_training")
@@ -62,16 +63,23 @@ def main(argv: list[str] | None = None) -> None:
     dims = fit_dims("--matryoshka_dims", config.matryoshka_dims, width, "matryoshka_dims" in chosen)
     weights = fit_weights(config, dims)
 
-    # 5. The losses: for each data set the one that fits it, at every dimension
+    # 5. What a teacher makes of the data sets to distil from
+    for name, entry in config.datasets.items():
+        if entry.loss == "distill":
+            train_datasets[name] = add_targets(train_datasets[name], entry.teacher or config.model_name, width)
+
+    # 6. The losses: for each data set the one that fits it, at every dimension
     losses = {
-        name: make_loss(model, entry, train_datasets[name], dims, weights, config.mini_batch_size)
+        name: make_loss(
+            model, entry, train_datasets[name], dims, weights, config.mini_batch_size, config.self_distillation_weight
+        )
         for name, entry in config.datasets.items()
     }
 
-    # 6. The evaluator: dev scores at every dimension, and their mean
+    # 7. The evaluator: dev scores at every dimension, and their mean
     evaluator = MatryoshkaSTSEvaluator(dev_sets, dims) if dev_sets else None
 
-    # 7. The training arguments, and how the data sets take turns
+    # 8. The training arguments, and how the data sets take turns
     metric = evaluator.primary_metric if evaluator else None
     precision = choose_precision(config.precision, model)
     pack(model, train_dtype=precision)
@@ -81,13 +89,13 @@ def main(argv: list[str] | None = None) -> None:
     entries = {name: (entry, train_datasets[name]) for name, entry in config.datasets.items()}
     record = start_record(folder, config, model, dims, entries, dev_sets | test_sets)
 
-    # 8. Train
+    # 9. Train
     trainer = MatryoshkaTrainer(
         model=model, args=args, train_dataset=train_datasets, loss=losses, evaluator=evaluator, turns=turns
     )
     result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
-    # 9. Score the final model, save it with its card, and say where it is
+    # 10. Score the final model, save it with its card, and say where it is
     finish(trainer, result, record, config, dims, dev_sets, test_sets)
 
 

@@ -64,7 +64,9 @@ def main(argv: list[str] | None = None) -> None:
     weights = fit_weights(config, dims)
 
     # 5. The loss: the contrastive loss at every dimension
-    loss = make_loss(model, entry, train_dataset, dims, weights, config.mini_batch_size)
+    loss = make_loss(
+        model, entry, train_dataset, dims, weights, config.mini_batch_size, config.self_distillation_weight
+    )
 
     # 6. The evaluator: dev scores at every dimension, and their mean
     evaluator = MatryoshkaSTSEvaluator(dev_sets, dims) if dev_sets else None

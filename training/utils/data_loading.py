@@ -48,8 +48,17 @@ SCORED = {
     "score": ("similarity_score", "similarity", "label"),
 }
 CLASSES = {"sentence1": ("premise", "text1"), "sentence2": ("hypothesis", "text2"), "label": ("labels",)}
-ROLES = {"mnrl": RANKING, "cosent": SCORED, "angle": SCORED, "cosine": SCORED, "softmax": CLASSES}
-OPTIONAL = ("negative",)
+TAUGHT = {"sentence": ("english", "text"), "translation": ("non_english",)}
+ROLES = {
+    "mnrl": RANKING,
+    "gist": RANKING,
+    "cosent": SCORED,
+    "angle": SCORED,
+    "cosine": SCORED,
+    "softmax": CLASSES,
+    "distill": TAUGHT,
+}
+OPTIONAL = ("negative", "translation")
 
 
 def map_columns(
@@ -86,8 +95,9 @@ def map_columns(
 
 
 def load_training_data(entry: DatasetEntry, max_train_samples: int | None = None) -> Dataset:
-    """A data set in the columns that its loss wants: ``anchor, positive[, negative]`` for ``mnrl``, ``sentence1, sentence2,
-    score`` with scores from 0 to 1 for ``cosent``, ``angle`` and ``cosine``, ``sentence1, sentence2, label`` for ``softmax``.
+    """A data set in the columns that its loss wants: ``anchor, positive[, negative]`` for ``mnrl`` and ``gist``, ``sentence1,
+    sentence2, score`` with scores from 0 to 1 for ``cosent``, ``angle`` and ``cosine``, ``sentence1, sentence2, label`` for
+    ``softmax``, ``sentence[, translation]`` for ``distill``, whose targets :func:`training.utils.teacher.add_targets` adds.
 
     Raises:
         UsageError, RunError: It cannot be had, has no rows, or lacks a column or a value; the message says which.

@@ -5,9 +5,11 @@ Kusupati et al., Matryoshka Representation Learning, 2022, https://arxiv.org/abs
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import random
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,9 @@ from sentence_transformers.sentence_transformer import losses as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.errors import RunError, one_line
+from common.packing import pack
+from evaluation.utils.evaluation_utils import load_model
 from training.utils.options import DatasetEntry
 
 if TYPE_CHECKING:
@@ -25,13 +30,16 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+SELF_DISTILLATION_SCALE = 20.0  # inverse temperature of the similarities that teach
+
 
 class MatryoshkaLoss(st.MatryoshkaLoss):
     """The sum over ``matryoshka_dims`` of the weighted loss on the first ``dim`` numbers of each embedding, normalised.
 
     It has the value and the gradients of the library's ``MatryoshkaLoss``, and differs in three ways: each dimension may
     have a loss of its own (a classification head is as wide as its input); all columns of a batch are embedded in one
-    forward pass; and the loss at each dimension is kept for the log, in ``components``.
+    forward pass; and the loss at each dimension is kept for the log, in ``components``. To it may be added
+    :func:`self_distillation`, kept as the component ``self``.
 
     Args:
         model: The model to train.
@@ -39,6 +47,7 @@ class MatryoshkaLoss(st.MatryoshkaLoss):
         matryoshka_dims: Dimensions, each at most the width of the embeddings.
         matryoshka_weights: A weight for each dimension, in the same order; 1 by default.
         n_dims_per_step: How many dimensions, drawn at random, a step trains; -1 for all.
+        self_distillation_weight: Weight of the self-distillation at all dimensions below the width; 0 for none.
 
     Raises:
         ValueError: A dimension is not positive or above the width, or the weights do not match.
@@ -51,6 +60,7 @@ class MatryoshkaLoss(st.MatryoshkaLoss):
         matryoshka_dims: Sequence[int],
         matryoshka_weights: Sequence[float] | None = None,
         n_dims_per_step: int = -1,
+        self_distillation_weight: float = 0.0,
     ):
         per_dim = loss if isinstance(loss, dict) else None
         super().__init__(
@@ -58,9 +68,11 @@ class MatryoshkaLoss(st.MatryoshkaLoss):
         )
         if per_dim is not None:
             self.loss = nn.ModuleDict({str(dim): per_dim[dim] for dim in self.matryoshka_dims})
-        self.components: dict[int, Tensor] = {}
+        self.self_distillation_weight = self_distillation_weight
+        self.components: dict[int | str, Tensor] = {}
         if self.uses_gradient_cache:
             self.loss.calculate_loss.fn = self._recorded(self.loss.calculate_loss.fn)
+            self.loss.calculate_loss = self._with_self_distillation(self.loss.calculate_loss)
 
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> Tensor:
         """The loss of a batch: a scalar.
@@ -92,7 +104,30 @@ class MatryoshkaLoss(st.MatryoshkaLoss):
                     prefixes, labels[..., :dim] if labels_are_embeddings else labels
                 )
         self.components = {dim: loss.detach() for dim, loss in losses.items()}
-        return torch.stack(list(losses.values())).sum()
+        total = torch.stack(list(losses.values())).sum()
+        return total + self._self_distillation(embeddings) if self.self_distillation_weight else total
+
+    def _self_distillation(self, embeddings: list[Tensor]) -> Tensor:
+        """The weighted self-distillation of a batch, kept for the log."""
+        loss = self.self_distillation_weight * self_distillation(
+            torch.cat(embeddings), self.matryoshka_dims, self.matryoshka_weights
+        )
+        self.components["self"] = loss.detach()
+        return loss
+
+    def _with_self_distillation(self, calculate_loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """The gradient cache's computation from all cached embeddings, with the self-distillation added to it."""
+
+        def calculate(reps: list[list[Tensor]], *args: Any, with_backward: bool = False, **kwargs: Any) -> Tensor:
+            loss = calculate_loss(reps, *args, with_backward=with_backward, **kwargs)
+            if not self.self_distillation_weight:
+                return loss
+            added = self._self_distillation([torch.cat(column) for column in reps])
+            if with_backward:  # adds to the gradients of the cached embeddings
+                added.backward()
+            return loss + added.detach()
+
+        return calculate
 
     def _recorded(self, calculate_loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """The wrapped loss's computation from cached embeddings, whose width tells which dimension it is for."""
@@ -117,6 +152,34 @@ class MatryoshkaLoss(st.MatryoshkaLoss):
             "matryoshka_weights": self.matryoshka_weights,
             "n_dims_per_step": self.n_dims_per_step,
         }
+
+
+def self_distillation(embeddings: Tensor, dims: Sequence[int], weights: Sequence[float]) -> Tensor:
+    """What the similarities at full width teach those at each prefix: a scalar.
+
+    The cosine similarities of a text with each other text of the batch, times 20, are a distribution (softmax). The loss is
+    the Kullback-Leibler divergence from the one at full width, through which no gradient flows, to that at a prefix, mean over
+    the texts, and summed over the prefixes with their weights.
+
+    Args:
+        embeddings: All texts of a batch, shape ``[texts, width]``.
+        dims: Dimensions; those that are the full width teach nothing.
+        weights: A weight for each dimension.
+    """
+    others = ~torch.eye(len(embeddings), dtype=torch.bool, device=embeddings.device)
+
+    def log_probabilities(prefix: Tensor) -> Tensor:  # [texts, texts - 1]
+        prefix = F.normalize(prefix.float(), dim=-1)
+        similarities = (prefix @ prefix.T)[others].view(len(prefix), -1)
+        return (SELF_DISTILLATION_SCALE * similarities).log_softmax(dim=-1)
+
+    target = log_probabilities(embeddings.detach())
+    total = embeddings.new_zeros(())
+    for dim, weight in zip(dims, weights, strict=True):
+        if dim < embeddings.shape[-1]:
+            found = log_probabilities(embeddings[:, :dim])
+            total = total + weight * F.kl_div(found, target, reduction="batchmean", log_target=True)
+    return total
 
 
 def embed(model: nn.Module, columns: list[dict[str, Tensor]]) -> list[Tensor]:
@@ -167,6 +230,34 @@ def already_embedded(model: nn.Module) -> Iterator[None]:
             model.forward = own
 
 
+class Guide:
+    """A frozen model that tells false negatives (GISTEmbed, Solatorio, 2024, https://arxiv.org/abs/2402.16829).
+
+    Not a module, so that nothing trains it, saves it with the losses or deals it out to processes. It embeds the columns of a
+    batch once, though the loss asks for them at every dimension.
+
+    Args:
+        model: The model that guides; it is frozen, packed and put into evaluation mode.
+    """
+
+    def __init__(self, model: SentenceTransformer):
+        self.model = pack(model).requires_grad_(False).eval()
+        self.tokenizer, self.preprocess = model.tokenizer, model.preprocess
+        self.max_seq_length, self.device = model.max_seq_length, model.device
+        self._seen: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=3)  # as many as a batch has columns
+
+    def __call__(self, features: dict[str, Any]) -> dict[str, Tensor]:
+        """The embeddings of tokenised texts, ``{"sentence_embedding": [batch, width]}``."""
+        ids, mask = features["input_ids"], features["attention_mask"]
+        for seen_ids, seen_mask, embedding in self._seen:
+            if ids.shape == seen_ids.shape and torch.equal(ids, seen_ids) and torch.equal(mask, seen_mask):
+                return {"sentence_embedding": embedding}
+        with torch.no_grad():
+            embedding = self.model(dict(features))["sentence_embedding"]
+        self._seen.append((ids, mask, embedding))
+        return {"sentence_embedding": embedding}
+
+
 def make_loss(
     model: SentenceTransformer,
     entry: DatasetEntry,
@@ -174,37 +265,64 @@ def make_loss(
     dims: list[int],
     weights: list[float] | None = None,
     mini_batch_size: int | None = None,
+    self_distillation_weight: float = 0.0,
 ) -> MatryoshkaLoss:
     """The loss of a data set, at every dimension.
 
-    ``mnrl`` is MultipleNegativesRankingLoss, on pairs or triplets, with the other processes' rows as negatives too; ``cosent``,
-    ``angle`` and ``cosine`` compare the cosine similarity with a score; ``softmax`` classifies pairs (Reimers and Gurevych,
-    2019), with a head for each dimension, which is trained along and left out of the final model.
+    ``mnrl`` is MultipleNegativesRankingLoss, on pairs or triplets, with the other processes' rows as negatives too: with
+    ``query_to_doc`` and ``doc_to_query`` the mean of the two (Guenther et al., 2023, https://arxiv.org/abs/2310.19923), with
+    the other directions one softmax over all (Li et al., 2023, https://arxiv.org/abs/2308.03281). ``gist`` also leaves out
+    negatives that a guide finds more alike than the positive (Solatorio, 2024, https://arxiv.org/abs/2402.16829). ``cosent``,
+    ``angle`` and ``cosine`` compare the cosine similarity with a score. ``softmax`` classifies pairs (Reimers and Gurevych,
+    2019), with a head for each dimension, which is trained along and left out of the final model. ``distill`` turns embeddings
+    towards a teacher's of the first column (EmbedDistill, Kim et al., 2023, https://arxiv.org/abs/2301.12005), of translations
+    too (Reimers and Gurevych, 2020, https://arxiv.org/abs/2004.09813); a prefix towards the teacher's prefix.
 
     Args:
-        mini_batch_size: Rows that ``mnrl`` embeds at a time (GradCache, Gao et al., 2021, https://arxiv.org/abs/2101.06983).
+        mini_batch_size: Rows that ``mnrl`` and ``gist`` embed at a time (GradCache, Gao et al., 2021,
+            https://arxiv.org/abs/2101.06983).
+        self_distillation_weight: See :class:`MatryoshkaLoss`.
+
+    Raises:
+        RunError: The guide cannot be loaded, or it and the model have no tokenizer that the texts can be read from.
     """
     inner: nn.Module | dict[int, nn.Module]
+    gather = get_world_size() > 1
     if entry.loss == "mnrl":
-        gather = get_world_size() > 1
+        options = {
+            "scale": entry.scale,
+            "gather_across_devices": gather,
+            "directions": tuple(entry.directions),
+            "partition_mode": "joint" if set(entry.directions) & {"query_to_query", "doc_to_doc"} else "per_direction",
+        }
         if mini_batch_size is None:
-            inner = st.MultipleNegativesRankingLoss(model, scale=entry.scale, gather_across_devices=gather)
+            inner = st.MultipleNegativesRankingLoss(model, **options)
         else:
-            inner = st.CachedMultipleNegativesRankingLoss(
-                model, scale=entry.scale, mini_batch_size=mini_batch_size, gather_across_devices=gather
-            )
+            inner = st.CachedMultipleNegativesRankingLoss(model, mini_batch_size=mini_batch_size, **options)
+    elif entry.loss == "gist":
+        options = {"temperature": 1 / entry.scale, "gather_across_devices": gather}
+        try:
+            guide = Guide(copy.deepcopy(model) if entry.guide is None else load_model(entry.guide))
+            if mini_batch_size is None:
+                inner = st.GISTEmbedLoss(model, guide, **options)
+            else:
+                inner = st.CachedGISTEmbedLoss(model, guide, mini_batch_size=mini_batch_size, **options)
+        except (ValueError, TypeError) as error:  # what the library says of tokenizers that it cannot use
+            raise RunError(f"{entry.path}: gist: {one_line(error)}") from None
     elif entry.loss == "cosent":
         inner = st.CoSENTLoss(model, scale=entry.scale)
     elif entry.loss == "angle":
         inner = st.AnglELoss(model, scale=entry.scale)
     elif entry.loss == "cosine":
         inner = st.CosineSimilarityLoss(model)
+    elif entry.loss == "distill":
+        inner = st.EmbedDistillLoss(model, distance_metric="cosine")
     else:
         num_labels = max(dataset["label"]) + 1
         inner = {dim: st.SoftmaxLoss(model, dim, num_labels) for dim in dims}
-    if entry.loss != "mnrl" and get_world_size() > 1:
+    if gather and entry.loss in ("cosent", "angle"):
         logger.info("%s: the %s loss compares the rows of one process only", entry.path, entry.loss)
-    return MatryoshkaLoss(model, inner, dims, weights)
+    return MatryoshkaLoss(model, inner, dims, weights, self_distillation_weight=self_distillation_weight)
 
 
 def get_world_size() -> int:

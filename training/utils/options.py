@@ -12,7 +12,16 @@ from typing import Annotated, Any
 from common.config import Key
 from common.errors import UsageError
 
-LOSSES = ("mnrl", "cosent", "angle", "cosine", "softmax")
+LOSSES = ("mnrl", "gist", "cosent", "angle", "cosine", "softmax", "distill")
+DIRECTIONS = ("query_to_doc", "doc_to_query", "query_to_query", "doc_to_doc")
+# keys of an entry that only some losses have
+KEYS_OF_LOSSES = {
+    "scale": ("mnrl", "gist", "cosent", "angle"),
+    "directions": ("mnrl",),
+    "guide": ("gist",),
+    "teacher": ("distill",),
+    "score_range": ("cosent", "angle", "cosine"),
+}
 STATIC = "static"  # the model_name that means static embeddings from nothing
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
@@ -48,6 +57,13 @@ class TrainingConfig:
     gradient_accumulation_steps: Annotated[int, Key("batches whose gradients make one step", minimum=1)]
     learning_rate: Annotated[float, Key("peak learning rate", above=0)]
     warmup_steps: Annotated[float, Key("steps of rising learning rate; below 1 a share of all steps", minimum=0)]
+    self_distillation_weight: Annotated[
+        float,
+        Key(
+            "weight of one more loss, by which the similarities at full width teach those at each smaller dimension; 0 for none",
+            minimum=0,
+        ),
+    ]
     max_train_samples: Annotated[int | None, Key("use the first so many rows of each data set", minimum=1)]
     max_seq_length: Annotated[
         int | None, Key("cut texts to so many tokens; the model's own limit by default", minimum=1)
@@ -107,8 +123,31 @@ class DatasetEntry:
     score_range: Annotated[
         list[float] | None, Key("lowest and highest score of the data set, to bring scores to 0..1")
     ] = None
-    scale: Annotated[float, Key("inverse temperature of mnrl, cosent and angle", above=0)] = 20.0
+    scale: Annotated[
+        float | None, Key("inverse temperature of mnrl, gist, cosent and angle; 20 by default", above=0)
+    ] = None
+    directions: Annotated[
+        list[str] | None,
+        Key(
+            "what mnrl contrasts: query_to_doc (always, and alone by default), doc_to_query, query_to_query, doc_to_doc",
+            choices=DIRECTIONS,
+        ),
+    ] = None
+    guide: Annotated[
+        str | None,
+        Key("the model that finds the false negatives of gist; by default the model to train as it is before training"),
+    ] = None
+    teacher: Annotated[
+        str | None,
+        Key("the model whose embeddings are the targets of distill; by default the one that training starts from"),
+    ] = None
     max_train_samples: Annotated[int | None, Key("use the first so many rows", minimum=1)] = None
+
+    def __post_init__(self) -> None:
+        if self.scale is None and self.loss in KEYS_OF_LOSSES["scale"]:
+            self.scale = 20.0
+        if self.directions is None and self.loss in KEYS_OF_LOSSES["directions"]:
+            self.directions = ["query_to_doc"]
 
 
 @dataclass
@@ -140,7 +179,7 @@ def check_training(config: TrainingConfig) -> None:
 
 
 def check_mixture(config: HybridConfig) -> None:
-    """Raise :class:`UsageError` unless the mixture has data sets, with a weight each or none at all."""
+    """Raise :class:`UsageError` unless the mixture has data sets, with a weight each or none at all, and keys that fit."""
     if not config.datasets:
         raise UsageError("'datasets' is empty: a mixture needs at least one data set")
     weighted = [name for name, entry in config.datasets.items() if entry.weight is not None]
@@ -154,9 +193,23 @@ def check_mixture(config: HybridConfig) -> None:
             raise UsageError(
                 f"'datasets': a name may not be empty nor have a dot, as {name!r}: it names a module of the loss"
             )
-        if entry.score_range is not None and (
-            len(entry.score_range) != 2 or entry.score_range[0] >= entry.score_range[1]
-        ):
+        check_entry(f"'datasets.{name}'", entry)
+        if entry.loss == "gist" and config.model_name == STATIC:
             raise UsageError(
-                f"'datasets.{name}': 'score_range' must be the lowest and the highest score, such as [0, 5]"
+                f"'datasets.{name}': gist reads the texts of a batch from its tokens, which static embeddings do not keep by row"
             )
+        if entry.loss == "distill" and entry.teacher is None and config.model_name == STATIC:
+            raise UsageError(f"'datasets.{name}': static embeddings from nothing cannot teach: name a 'teacher'")
+
+
+def check_entry(where: str, entry: DatasetEntry) -> None:
+    """Raise :class:`UsageError` where an entry has a key that its loss does not, or a wrong value."""
+    for key, losses in KEYS_OF_LOSSES.items():
+        if getattr(entry, key) is not None and entry.loss not in losses:
+            raise UsageError(f"{where}: {key!r} is for {', '.join(losses)}, and the loss is {entry.loss}")
+    if entry.directions is not None and "query_to_doc" not in entry.directions:
+        raise UsageError(f"{where}: 'directions' must have query_to_doc, which holds the positive pair")
+    if entry.directions is not None and len(set(entry.directions)) < len(entry.directions):
+        raise UsageError(f"{where}: 'directions' names one twice")
+    if entry.score_range is not None and (len(entry.score_range) != 2 or entry.score_range[0] >= entry.score_range[1]):
+        raise UsageError(f"{where}: 'score_range' must be the lowest and the highest score, such as [0, 5]")

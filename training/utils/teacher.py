@@ -1,0 +1,70 @@
+"""The embeddings of a frozen teacher, which distillation has for its targets: computed once, before training."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from common.errors import RunError
+from common.packing import pack
+from evaluation.utils.evaluation_utils import identify, load_model
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+logger = logging.getLogger(__name__)
+
+ROWS = 4096  # embedded between two writes to disk; sorted by length, so the more the better
+BATCH = 64
+
+
+def add_targets(dataset: Dataset, teacher: str, width: int) -> Dataset:
+    """A data set of texts with the teacher's embeddings of its column ``sentence`` in a new one, ``label``.
+
+    They are the targets of the translations as well, so that both come to lie where the teacher has the sentence (Reimers and
+    Gurevych, 2020, https://arxiv.org/abs/2004.09813). They are kept in the data sets' cache under the rows and the teacher's
+    revision, so that a second or a resumed run has them at once, and are read from disk, not held in memory.
+
+    Args:
+        dataset: Rows with a text ``sentence``.
+        teacher: A model's name on the Hub, or its folder.
+        width: Width of the student's embeddings.
+
+    Returns:
+        The rows with ``label``, lists of ``width`` float32 numbers.
+
+    Raises:
+        RunError: The teacher cannot be loaded, its embeddings have another width, or they are not finite.
+    """
+    import numpy as np
+    from datasets import Features, List, Value, config
+    from datasets.fingerprint import Hasher
+
+    identity = identify(teacher)
+    key = Hasher.hash([dataset._fingerprint, identity.name, identity.revision, width])
+    folder = Path(config.HF_DATASETS_CACHE) / "teachers"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{key}.arrow"
+    model = None if path.exists() else pack(load_model(teacher, identity).eval())
+    if model is not None and model.get_embedding_dimension() != width:
+        raise RunError(
+            f"the teacher {teacher} has {model.get_embedding_dimension()} dimensions and the model {width}: distill needs equal widths"
+        )
+
+    def embed(batch: dict[str, list[str]]) -> dict[str, np.ndarray]:
+        found = model.encode(batch["sentence"], batch_size=BATCH, show_progress_bar=False)
+        if not np.isfinite(found).all():
+            raise RunError(f"the teacher {teacher} gives NaN or infinite embeddings")
+        return {"label": found.astype(np.float32)}
+
+    logger.info("teacher %s: %d targets%s", identity.label, len(dataset), " from the cache" if model is None else "")
+    return dataset.map(
+        embed,
+        batched=True,
+        batch_size=ROWS,
+        cache_file_name=str(path),
+        new_fingerprint=key,
+        features=Features(dataset.features | {"label": List(Value("float32"), length=width)}),
+        desc="teacher",
+    )
