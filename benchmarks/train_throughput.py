@@ -62,7 +62,7 @@ def train_once(options: argparse.Namespace) -> dict:
     from common.config import fit_dims
     from common.packing import pack
     from common.script import set_up_logging
-    from evaluation.utils.sts_evaluator import MatryoshkaSTSEvaluator
+    from evaluation.utils.dev_evaluator import MatryoshkaEvaluator
     from training.utils.data_loading import NLI_TRIPLETS, load_dev_sets, load_training_data
     from training.utils.losses import make_loss
     from training.utils.model_utils import choose_precision
@@ -145,7 +145,7 @@ def train_once(options: argparse.Namespace) -> dict:
     ceiling = matmul_ceiling(precision, device)
     _, test = load_dev_sets(["en"], "en")
     model.eval()
-    sts = {k: round(v, 6) for k, v in MatryoshkaSTSEvaluator(test, dims)(model).items() if "spearman" in k}
+    sts = {k: round(v, 6) for k, v in MatryoshkaEvaluator(test, dims)(model).items() if "spearman" in k}
     return {
         "run": options.run,
         "seed": options.seed,
@@ -253,7 +253,7 @@ def table(options: argparse.Namespace, results: list[dict]) -> str:
                 f"{100 * statistics.mean(r['sts'][f'sts-test-{dim}_spearman_cosine'] for r in found):.2f}"
                 for dim in dims
             ]
-            means = [100 * r["sts"]["mean_spearman_cosine"] for r in found]
+            means = [100 * statistics.mean(r["sts"][f"sts-test-{dim}_spearman_cosine"] for dim in dims) for r in found]
             lines.append(
                 f"| {run} | "
                 + " | ".join(cells)

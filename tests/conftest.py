@@ -145,6 +145,11 @@ def write_datasets(folder: Path, groups: list[dict], pairs: list[dict]) -> None:
         arabic / "Arabic-stsb",
         {"default": {s: scored(pairs, "ar-ar", sts_parts[s], 1 / 5) for s in ("train", "validation")}},
     )
+    parallel = [{"english": g["premise_en"], "non_english": g["premise_ar"]} for g in groups]
+    write_dataset(
+        folder / "sentence-transformers/parallel-sentences-tatoeba",
+        {"en-ar": {"train": parallel[156:252], "dev": parallel[252:292]}},
+    )
     sts17 = [row for lang in ("ar-ar", "en-ar", "en-en") for row in scored(pairs, lang, slice(0, 60), lang=lang)]
     write_dataset(folder / "mteb/sts17-crosslingual-sts", {"default": {"test": sts17}})
     sts22 = scored(pairs, "ar-ar", slice(60, 110), 3 / 5, 1, lang="ar")

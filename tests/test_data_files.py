@@ -259,6 +259,9 @@ def test_data_sets_of_the_hub(hub, groups):
     assert len(dev["sts-dev"]["score"]) == 40 and max(dev["sts-dev"]["score"]) == 1
     dev, test = load_dev_sets(["en", "ar"], "en")
     assert list(dev) == ["sts-en-dev", "sts-ar-dev"] and list(test) == ["sts-en-test"]
+    dev, test = load_dev_sets(["en-ar"], "en")
+    assert list(dev) == ["translations-en-ar-dev"] and test == {}
+    assert dev["translations-en-ar-dev"]["target"] == [group["premise_ar"] for group in groups[252:292]]
     assert load_dev_sets(["none"], "en") == ({}, {})
 
 
@@ -266,6 +269,10 @@ def test_dev_sets_of_ones_own(hub, tmp_path):
     path = write_rows(tmp_path / "mine.csv", ROWS)
     dev, test = load_dev_sets([str(path)], "en")
     assert list(dev) == ["mine"] and test == {}
+    parallel = [{"english": f"e{i}", "non_english": f"a{i}"} for i in range(3)]
+    dev, test = load_dev_sets([str(write_rows(tmp_path / "parallel.csv", parallel)), str(path)], "en")
+    assert dev["parallel"] == {"source": ["e0", "e1", "e2"], "target": ["a0", "a1", "a2"]} and test == {}
+    assert list(dev) == ["parallel", "mine"]
     for names, message in ((["none", "en"], "'none' stands alone"), (["fr"], "'fr' is neither"), ([], "--dev_data")):
         with pytest.raises(UsageError, match=message):
             load_dev_sets(names, "en")

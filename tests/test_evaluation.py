@@ -15,8 +15,8 @@ from scipy import stats
 from sentence_transformers import SentenceTransformer
 
 from common.errors import RunError, UsageError
+from evaluation.utils.dev_evaluator import MatryoshkaEvaluator
 from evaluation.utils.evaluation_utils import hash_folder, identify, load_model, sts_scores
-from evaluation.utils.sts_evaluator import MatryoshkaSTSEvaluator
 from evaluation.utils.summary import markdown_table, update_summary
 from tests.conftest import read_jsonl, scored
 
@@ -349,7 +349,7 @@ def test_the_dev_score_is_the_mean_over_dimensions_and_sets(tiny_model, pairs):
         for name, rows in (("a", scored(pairs, "ar-ar", slice(0, 20))), ("b", scored(pairs, "en-en", slice(0, 20))))
     }
     model = SentenceTransformer(str(tiny_model))
-    metrics = MatryoshkaSTSEvaluator(sets, [64, 16])(model)
+    metrics = MatryoshkaEvaluator(sets, [64, 16])(model)
     expected = {}
     for name, rows in sets.items():
         first, second = (model.encode(rows[key]) for key in ("sentence1", "sentence2"))
@@ -358,7 +358,36 @@ def test_the_dev_score_is_the_mean_over_dimensions_and_sets(tiny_model, pairs):
             expected[f"{name}-{dim}_spearman_cosine"] = score["cosine_spearman"]
             expected[f"{name}-{dim}_pearson_cosine"] = score["cosine_pearson"]
     means = [score for key, score in expected.items() if "spearman" in key]
-    assert metrics == pytest.approx(expected | {"mean_spearman_cosine": np.mean(means)}, abs=1e-5)
+    assert metrics == pytest.approx(expected | {"mean_score": np.mean(means)}, abs=1e-5)
+
+
+def test_translations_are_found_as_the_library_counts_them(tiny_model, groups, pairs):
+    """At every dimension from one encode, and each set weighs the same in the mean."""
+    from sentence_transformers.sentence_transformer.evaluation import TranslationEvaluator
+
+    groups = [*groups[:40], groups[0], groups[0] | {"premise_en": "another premise"}]  # texts that stand twice
+    rows = {"source": [g["premise_en"] for g in groups], "target": [g["premise_ar"] for g in groups]}
+    sets = {
+        "sts": {key: [row[key] for row in scored(pairs, "ar-ar", slice(0, 20))] for key in ("sentence1", "sentence2")}
+        | {"score": [row["score"] for row in scored(pairs, "ar-ar", slice(0, 20))]},
+        "found": rows,
+    }
+    model = SentenceTransformer(str(tiny_model))
+    texts, encode = [], model.encode
+    model.encode = lambda batch, **kwargs: texts.extend(batch) or encode(batch, **kwargs)
+    metrics = MatryoshkaEvaluator(sets, [64, 16])(model)
+    assert len(texts) == len({*rows["source"], *rows["target"]}) + len(
+        {*sets["sts"]["sentence1"], *sets["sts"]["sentence2"]}
+    )
+    model.encode = encode
+    judged = [metrics[f"sts-{dim}_spearman_cosine"] for dim in (64, 16)]
+    for dim in (64, 16):
+        library = TranslationEvaluator(rows["source"], rows["target"], name=f"found-{dim}", truncate_dim=dim)
+        expected = library(model)
+        assert {key: metrics[key] for key in expected} == pytest.approx(expected)
+        judged.append(expected[f"found-{dim}_mean_accuracy"])
+    assert 0 < judged[-1] < 1
+    assert metrics["mean_score"] == pytest.approx(np.mean(judged))
 
 
 def test_a_model_that_gives_nan(fails, tiny_model, tmp_path):

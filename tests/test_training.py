@@ -187,7 +187,7 @@ def test_arabic_with_a_bare_model(arabic):
     record = record_of(folder)
     assert record["config"]["model_name"] == ARABERT and record["matryoshka_dims"] == [64]
     assert set(record["datasets"]) == {"Omartificial-Intelligence-Space/Arabic-NLi-Triplet"}
-    assert set(record["scored_pairs"]) == {"sts-dev"}  # its STS sibling has no test split
+    assert set(record["dev_and_test_rows"]) == {"sts-dev"}  # its STS sibling has no test split
     assert "sts-dev-64_spearman_cosine" in record["scores"]
     assert_card_has_the_scores(final, record)
     assert re.search(r"language:\s*\n- ar\n", card_of(final))
@@ -426,7 +426,7 @@ def test_a_best_checkpoint_that_cannot_be_loaded_ends_the_run(fails, monkeypatch
         (2, "a dimension must be positive, not -64", [HYBRID, "--matryoshka_dims", "-64"]),
         (2, "64 stands twice", [NLI, "--matryoshka_dims", "64", "64"]),
         (2, "has 1 numbers for the 5 of --matryoshka_dims", [NLI, ARABERT, "--matryoshka_weights", "1"]),
-        (2, "'fr' is neither auto, none, en, ar nor a file", [NLI, "--dev_data", "fr"]),
+        (2, "'fr' is neither auto, none, en, ar, en-ar nor a file", [NLI, "--dev_data", "fr"]),
         (1, "--max_seq_length 4096 is above the", [NLI, ARABERT, "--max_seq_length", "4096"]),
         (1, "has no checkpoint to resume from", [NLI, "--resume_from_checkpoint", "latest"]),
         (2, "--max_steps must be at least 1", [NLI, "--max_steps", "0"]),

@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
     from transformers import set_seed
 
     from common.packing import pack
-    from evaluation.utils.sts_evaluator import MatryoshkaSTSEvaluator
+    from evaluation.utils.dev_evaluator import MatryoshkaEvaluator
     from training.utils.data_loading import load_dev_sets, load_training_data
     from training.utils.losses import make_loss
     from training.utils.model_utils import choose_precision, load_base_model, prepare_run_folder, run_folder
@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> None:
     }
 
     # 7. The evaluator: dev scores at every dimension, and their mean
-    evaluator = MatryoshkaSTSEvaluator(dev_sets, dims) if dev_sets else None
+    evaluator = MatryoshkaEvaluator(dev_sets, dims) if dev_sets else None
 
     # 8. The training arguments, and how the data sets take turns
     metric = evaluator.primary_metric if evaluator else None

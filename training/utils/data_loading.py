@@ -1,4 +1,4 @@
-"""Training data in the columns that each loss wants, and the scored pairs that the best checkpoint is chosen on."""
+"""Training data in the columns that each loss wants, and the sets that the best checkpoint is chosen on."""
 
 from __future__ import annotations
 
@@ -35,6 +35,10 @@ STS = {
     "en": STSData("sentence-transformers/stsb", dev="validation", test="test"),
     "ar": STSData("Omartificial-Intelligence-Space/Arabic-stsb", dev="validation", test=None),
 }
+
+# Translations to be found: the development splits of parallel sentences.
+PARALLEL = {"en-ar": "sentence-transformers/parallel-sentences-tatoeba"}
+TRANSLATIONS = {"source": ("english",), "target": ("non_english",)}
 
 # What a loss wants of a row, in this order, and other names that public data sets have for it.
 RANKING = {
@@ -162,13 +166,15 @@ def _labels(where: str, values: list[Any]) -> list[int]:
 def load_dev_sets(
     names: list[str], language: str
 ) -> tuple[dict[str, dict[str, list[Any]]], dict[str, dict[str, list[Any]]]]:
-    """The scored pairs that a checkpoint is chosen on, and those of the test splits where there are any.
+    """The sets that a checkpoint is chosen on, and the test splits of those that have one.
 
     Args:
-        names: ``auto`` (the STS set of ``language``), a language, a file, or ``none``.
+        names: ``auto`` (the STS set of ``language``), a language, a pair of languages, a file, or ``none``. A file holds scored
+            pairs (``sentence1``, ``sentence2``, ``score``) or translations (``english``, ``non_english``).
 
     Returns:
-        ``{"sts-dev": pairs, ...}`` and ``{"sts-test": pairs, ...}``, each with lists ``sentence1``, ``sentence2``, ``score``.
+        ``{"sts-dev": rows, ...}`` and ``{"sts-test": rows, ...}``, each with lists ``sentence1``, ``sentence2``, ``score``, or
+        for translations ``source``, ``target``.
     """
     dev: dict[str, dict[str, list[Any]]] = {}
     test: dict[str, dict[str, list[Any]]] = {}
@@ -183,12 +189,23 @@ def load_dev_sets(
             dev[f"{label}-dev"] = _load_sts(STS[name].path, STS[name].dev)
             if STS[name].test is not None:
                 test[f"{label}-test"] = _load_sts(STS[name].path, STS[name].test)
+        elif name in PARALLEL:
+            rows = load_hub_dataset(PARALLEL[name], name, "dev")
+            dev[f"translations-{name}-dev"] = _translations(f"data set {PARALLEL[name]} ({name})", rows)
+        elif is_file_name(name) and "non_english" in (rows := read_rows(Path(name))).column_names:
+            dev[Path(name).stem] = _translations(name, rows)
         elif is_file_name(name):
             for subset, pairs in read_pairs(Path(name)).items():
                 dev[Path(name).stem + ("" if subset == "default" else f"-{subset}")] = pairs
         else:
-            raise UsageError(f"--dev_data: {name!r} is neither auto, none, {', '.join(STS)} nor a file")
+            raise UsageError(f"--dev_data: {name!r} is neither auto, none, {', '.join([*STS, *PARALLEL])} nor a file")
     return dev, test
+
+
+def _translations(where: str, dataset: Dataset) -> dict[str, list[str]]:
+    mapped = map_columns(where, dataset.column_names, TRANSLATIONS, None)
+    check_texts(where, dataset, list(mapped.values()))
+    return {role: list(dataset[column]) for role, column in mapped.items()}
 
 
 def _load_sts(path: str, split: str) -> dict[str, list[Any]]:

@@ -78,7 +78,7 @@ class TrainingConfig:
     dev_data: Annotated[
         list[str],
         Key(
-            "scored pairs to choose the best checkpoint on: auto (the STS set of the language), en, ar, files, or none"
+            "what the best checkpoint is chosen on: auto (the STS set of the language), en, ar, en-ar (translations found), files of scored pairs or of translations, or none"
         ),
     ]
     eval_steps: Annotated[

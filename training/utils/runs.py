@@ -13,7 +13,7 @@ from common.config import as_dict
 from common.data_files import dataset_revision
 from common.errors import RunError, UsageError, one_line
 from common.records import RunRecord, command_line
-from evaluation.utils.sts_evaluator import PRIMARY_METRIC, MatryoshkaSTSEvaluator
+from evaluation.utils.dev_evaluator import PRIMARY_METRIC, MatryoshkaEvaluator
 from training.utils.model_utils import FINAL, UNTRAINED, remove_earlier_run, save_final
 from training.utils.options import STATIC, DatasetEntry, TrainingConfig
 
@@ -58,7 +58,7 @@ def start_record(
     model: SentenceTransformer,
     dims: list[int],
     datasets: dict[str, tuple[DatasetEntry, Dataset]],
-    scored: dict[str, dict[str, list[Any]]],
+    held_out: dict[str, dict[str, list[Any]]],
 ) -> RunRecord:
     """Write ``run.json`` with what is known before training; a static model is also saved untrained, as its own baseline."""
     first = int(os.environ.get("RANK", 0)) == 0
@@ -81,7 +81,7 @@ def start_record(
             }
             for name, (entry, dataset) in datasets.items()
         },
-        scored_pairs={name: len(pairs["score"]) for name, pairs in scored.items()},
+        dev_and_test_rows={name: len(next(iter(rows.values()))) for name, rows in held_out.items()},
     )
     if first:
         record.write()
@@ -110,7 +110,7 @@ def finish(
     step = trainer.state.best_global_step or trainer.state.global_step
     for sets in (dev_sets, test_sets):
         if sets:
-            evaluator = MatryoshkaSTSEvaluator(sets, dims)
+            evaluator = MatryoshkaEvaluator(sets, dims)
             found = evaluator(model, epoch=trainer.state.epoch, steps=step)
             evaluator.log(found)
             scores |= {key: value for key, value in found.items() if key != evaluator.primary_metric}

@@ -17,7 +17,7 @@ from transformers.integrations import get_available_reporting_integrations
 
 from common.config import check_value, suggest
 from common.errors import RunError, UsageError, one_line
-from evaluation.utils.sts_evaluator import MatryoshkaSTSEvaluator
+from evaluation.utils.dev_evaluator import MatryoshkaEvaluator
 from training.utils.losses import loss_parameters
 from training.utils.options import TrainingConfig
 from training.utils.sampling import PROPORTIONAL, GlobalBatchSampler, MixtureBatchSampler
@@ -118,7 +118,7 @@ class MatryoshkaTrainer(SentenceTransformerTrainer):
 
     def evaluation_loop(self, *args: Any, **kwargs: Any):
         output = super().evaluation_loop(*args, **kwargs)
-        if isinstance(self.evaluator, MatryoshkaSTSEvaluator) and self.is_world_process_zero():
+        if isinstance(self.evaluator, MatryoshkaEvaluator) and self.is_world_process_zero():
             self.evaluator.log(output.metrics, prefix=f"{kwargs.get('metric_key_prefix', 'eval')}_")
         return output
 

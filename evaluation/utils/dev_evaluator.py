@@ -1,0 +1,131 @@
+"""The dev score while training, at every dimension from one encode: correlation on scored pairs, translation retrieval."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from sentence_transformers.base.evaluation import BaseEvaluator
+from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator, TranslationEvaluator
+
+from evaluation.utils.evaluation_utils import sts_scores
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+logger = logging.getLogger(__name__)
+
+PRIMARY_METRIC = "mean_score"
+ROWS = 1024  # compared with all at a time
+
+
+class MatryoshkaEvaluator(BaseEvaluator):
+    """Scores a model on sets of scored pairs and of translations at every dimension.
+
+    Its metrics bear the names that sentence-transformers gives them, ``<set>-<dim>_spearman_cosine`` for scored pairs and
+    ``<set>-<dim>_mean_accuracy`` for translations; ``primary_metric`` is their mean over the dimensions and the sets, in which
+    each set weighs the same.
+
+    Args:
+        sets: For each set lists of equal length: ``sentence1``, ``sentence2`` and ``score``, or the translations ``source`` and
+            ``target``.
+        dims: Dimensions to score at.
+        batch_size: Texts in a forward pass.
+    """
+
+    def __init__(self, sets: dict[str, dict[str, list[Any]]], dims: list[int], batch_size: int = 64):
+        super().__init__()
+        self.primary_metric = PRIMARY_METRIC
+        self.sets, self.dims, self.batch_size = sets, dims, batch_size
+        # These only name each line of the model card's table; one for each line, since the card groups by evaluator.
+        self._card: dict[tuple[str, int], BaseEvaluator] = {}
+        for name, rows in sets.items():
+            for dim in dims:
+                key = f"{name}-{dim}"
+                line = (
+                    EmbeddingSimilarityEvaluator([], [], [], name=key, truncate_dim=dim)
+                    if is_scored(rows)
+                    else TranslationEvaluator([], [], name=key, truncate_dim=dim)
+                )
+                line.primary_metric = f"{key}_{kind_of(rows)}"
+                self._card[name, dim] = line
+
+    def __call__(
+        self, model: SentenceTransformer, output_path: str | None = None, epoch: float = -1, steps: int = -1
+    ) -> dict[str, float]:
+        metrics: dict[str, float] = {}
+        for name, rows in self.sets.items():
+            columns = ("sentence1", "sentence2") if is_scored(rows) else ("source", "target")
+            first, second = self._embed(model, *(rows[column] for column in columns))
+            for dim in self.dims:
+                if is_scored(rows):
+                    scores = sts_scores(first[:, :dim], second[:, :dim], rows["score"])
+                    found = {f"{kind}_cosine": scores[f"cosine_{kind}"] for kind in ("pearson", "spearman")}
+                else:
+                    found = translation_accuracy(first[:, :dim], second[:, :dim], rows["source"], rows["target"])
+                found = {f"{name}-{dim}_{kind}": score for kind, score in found.items()}
+                metrics |= found
+                if hasattr(model, "model_card_data"):
+                    model.model_card_data.set_evaluation_metrics(self._card[name, dim], found, epoch, steps)
+        metrics[self.primary_metric] = float(np.mean([metrics[line.primary_metric] for line in self._card.values()]))
+        return metrics
+
+    def _embed(self, model: SentenceTransformer, *columns: list[str]) -> list[np.ndarray]:
+        """The embeddings of each column, ``[rows, width]``; a text that stands several times is encoded once."""
+        index = {text: row for row, text in enumerate(dict.fromkeys(text for column in columns for text in column))}
+        embeddings = (
+            model.encode(list(index), batch_size=self.batch_size, show_progress_bar=False, convert_to_tensor=True)
+            .float()
+            .cpu()
+            .numpy()
+        )
+        if not np.isfinite(embeddings).all():
+            raise FloatingPointError("the model gives NaN or infinite embeddings")
+        return [embeddings[[index[text] for text in column]] for column in columns]
+
+    def log(self, metrics: dict[str, float], prefix: str = "") -> None:
+        """Say the scores in a line for each set."""
+        for name, rows in self.sets.items():
+            scores = ", ".join(
+                f"{dim}: {100 * metrics[f'{prefix}{self._card[name, dim].primary_metric}']:.2f}" for dim in self.dims
+            )
+            what = "Spearman" if is_scored(rows) else "translations found"
+            logger.info("%s, %s × 100: %s", name, what, scores)
+
+
+def is_scored(rows: dict[str, list[Any]]) -> bool:
+    """Whether a set holds scored pairs; otherwise it holds translations."""
+    return "score" in rows
+
+
+def kind_of(rows: dict[str, list[Any]]) -> str:
+    """The metric that a set is judged by."""
+    return "spearman_cosine" if is_scored(rows) else "mean_accuracy"
+
+
+def translation_accuracy(
+    first: np.ndarray, second: np.ndarray, source: Sequence[str], target: Sequence[str]
+) -> dict[str, float]:
+    """How often the nearest text of the other language is the translation (accuracy@1), as TranslationEvaluator counts it.
+
+    Args:
+        first, second: Embeddings of the source texts and of their translations, shape ``[n, dim]``, the raw prefix.
+        source, target: The texts; another row's text counts where it is the same.
+
+    Returns:
+        ``src2trg_accuracy``, ``trg2src_accuracy`` and ``mean_accuracy``, each from 0 to 1.
+    """
+    first, second = (x / np.linalg.norm(x, axis=1, keepdims=True).clip(1e-12) for x in (first, second))
+
+    def accuracy(queries: np.ndarray, answers: np.ndarray, texts: Sequence[str]) -> float:
+        nearest = [
+            int(found)
+            for start in range(0, len(queries), ROWS)
+            for found in (queries[start : start + ROWS] @ answers.T).argmax(axis=1)
+        ]
+        return float(np.mean([texts[row] == texts[found] for row, found in enumerate(nearest)]))
+
+    forth, back = accuracy(first, second, target), accuracy(second, first, source)
+    return {"src2trg_accuracy": forth, "trg2src_accuracy": back, "mean_accuracy": (forth + back) / 2}
