@@ -99,10 +99,10 @@ def triplets(groups: list[dict], language: str) -> list[dict]:
     return [{k: g[f"{part}_{language}"] for k, part in zip(keys, TRIPLET, strict=True)} for g in groups]
 
 
-def classes(groups: list[dict]) -> list[dict]:
+def classes(groups: list[dict], language: str = "en") -> list[dict]:
     parts = ("entailment", "neutral", "contradiction")
     return [
-        {"premise": g["premise_en"], "hypothesis": g[f"{part}_en"], "label": label}
+        {"premise": g[f"premise_{language}"], "hypothesis": g[f"{part}_{language}"], "label": label}
         for g in groups
         for label, part in enumerate(parts)
     ]
@@ -127,7 +127,9 @@ def write_datasets(folder: Path, groups: list[dict], pairs: list[dict]) -> None:
             "pair-class": {split: classes(rows) for split, rows in parts.items()},
         },
     )
-    sts_parts = {"train": slice(0, 96), "validation": slice(96, 136), "test": slice(136, 176)}
+    # the first 60 pairs of each subset are STS17, and the next 50 Arabic ones STS22
+    sts_parts = {"train": slice(176, 252), "validation": slice(96, 136), "test": slice(136, 176)}
+    arabic_sts_parts = {"train": slice(150, 246), "validation": slice(110, 150)}
     write_dataset(
         folder / "sentence-transformers/stsb",
         {"default": {split: scored(pairs, "en-en", of, 1 / 5) for split, of in sts_parts.items()}},
@@ -142,8 +144,12 @@ def write_datasets(folder: Path, groups: list[dict], pairs: list[dict]) -> None:
         arabic / "Arabic-NLi-Triplet", {"default": {splits[s]: triplets(parts[s], "ar") for s in ("train", "dev")}}
     )
     write_dataset(
+        arabic / "Arabic-NLi-Pair-Class",
+        {"default": {splits[s]: classes(parts[s], "ar") for s in ("train", "dev")}},
+    )
+    write_dataset(
         arabic / "Arabic-stsb",
-        {"default": {s: scored(pairs, "ar-ar", sts_parts[s], 1 / 5) for s in ("train", "validation")}},
+        {"default": {split: scored(pairs, "ar-ar", of, 1 / 5) for split, of in arabic_sts_parts.items()}},
     )
     parallel = [{"english": g["premise_en"], "non_english": g["premise_ar"]} for g in groups]
     write_dataset(
@@ -197,7 +203,8 @@ def write_models(folder: Path, texts: list[str]) -> None:
 
     transformer = Transformer(str(bert))
     model = SentenceTransformer(modules=[transformer, Pooling(transformer.get_embedding_dimension())], device="cpu")
-    model.save_pretrained(str(folder / "tiny/sentence-bert"))
+    for name in ("tiny/sentence-bert", "sentence-transformers/all-MiniLM-L6-v2"):
+        model.save_pretrained(str(folder / name))
 
 
 @pytest.fixture(scope="session")

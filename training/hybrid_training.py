@@ -39,6 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     from common.packing import pack
     from evaluation.utils.dev_evaluator import MatryoshkaEvaluator
     from training.utils.data_loading import load_dev_sets, load_training_data
+    from training.utils.leaks import drop_leaks
     from training.utils.losses import make_loss
     from training.utils.model_utils import choose_precision, load_base_model, prepare_run_folder, run_folder
     from training.utils.runs import finish, fit_weights, resume_command, start_record, texts_of
@@ -49,11 +50,14 @@ def main(argv: list[str] | None = None) -> None:
     checkpoint = prepare_run_folder(folder, config, resume_command())
     set_seed(config.seed)
 
-    # 2. The data: a data set for each entry of the mixture, scored pairs to choose the best checkpoint on
+    # 2. The data: sets to choose the best checkpoint on, and for each entry of the mixture a data set that shares nothing with them
     train_datasets = DatasetDict(
         {name: load_training_data(entry, config.max_train_samples) for name, entry in config.datasets.items()}
     )
     dev_sets, test_sets = load_dev_sets(config.dev_data, "en")
+    entries = {name: (entry, train_datasets[name]) for name, entry in config.datasets.items()}
+    kept, leaks = drop_leaks(entries, dev_sets | test_sets, config.keep_leaks)
+    train_datasets = DatasetDict(kept)
 
     # 3. The model
     model = load_base_model(config, texts_of(*train_datasets.values()))
@@ -87,7 +91,7 @@ def main(argv: list[str] | None = None) -> None:
     weights_of_sets = [entry.weight for entry in config.datasets.values()]
     turns = config.multi_dataset_batch_sampler if None in weights_of_sets else weights_of_sets
     entries = {name: (entry, train_datasets[name]) for name, entry in config.datasets.items()}
-    record = start_record(folder, config, model, dims, entries, dev_sets | test_sets)
+    record = start_record(folder, config, model, dims, entries, dev_sets | test_sets, leaks)
 
     # 9. Train
     trainer = MatryoshkaTrainer(

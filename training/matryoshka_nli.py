@@ -36,6 +36,7 @@ def main(argv: list[str] | None = None) -> None:
     from common.packing import pack
     from evaluation.utils.dev_evaluator import MatryoshkaEvaluator
     from training.utils.data_loading import NLI_TRIPLETS, load_dev_sets, load_training_data
+    from training.utils.leaks import drop_leaks
     from training.utils.losses import make_loss
     from training.utils.model_utils import choose_precision, load_base_model, prepare_run_folder, run_folder
     from training.utils.runs import finish, fit_weights, resume_command, start_record, texts_of
@@ -45,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     checkpoint = prepare_run_folder(folder, config, resume_command())
     set_seed(config.seed)
 
-    # 2. The data: triplets (or pairs) to train on, scored pairs to choose the best checkpoint on
+    # 2. The data: scored pairs to choose the best checkpoint on, and triplets (or pairs) that share nothing with them
     if config.train_data is not None:
         entry = DatasetEntry(config.train_data, "mnrl", scale=config.scale)
     else:
@@ -53,6 +54,8 @@ def main(argv: list[str] | None = None) -> None:
         entry.scale = config.scale
     train_dataset = load_training_data(entry, config.max_train_samples)
     dev_sets, test_sets = load_dev_sets(config.dev_data, config.language)
+    kept, leaks = drop_leaks({entry.path: (entry, train_dataset)}, dev_sets | test_sets, config.keep_leaks)
+    train_dataset = kept[entry.path]
 
     # 3. The model
     model = load_base_model(config, texts_of(train_dataset))
@@ -76,7 +79,8 @@ def main(argv: list[str] | None = None) -> None:
     precision = choose_precision(config.precision, model)
     pack(model, train_dtype=precision)
     args = make_training_arguments(config, folder, precision, metric)
-    record = start_record(folder, config, model, dims, {entry.path: (entry, train_dataset)}, dev_sets | test_sets)
+    entries = {entry.path: (entry, train_dataset)}
+    record = start_record(folder, config, model, dims, entries, dev_sets | test_sets, leaks)
 
     # 8. Train
     trainer = MatryoshkaTrainer(model=model, args=args, train_dataset=train_dataset, loss=loss, evaluator=evaluator)

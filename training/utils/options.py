@@ -81,6 +81,12 @@ class TrainingConfig:
             "what the best checkpoint is chosen on: auto (the STS set of the language), en, ar, en-ar (translations found), files of scored pairs or of translations, or none"
         ),
     ]
+    keep_leaks: Annotated[
+        bool,
+        Key(
+            "keep training rows that share a sentence with the dev and test sets, or (where training data comes from the Hub) with STS17, STS22.v2 and STS-B test"
+        ),
+    ]
     eval_steps: Annotated[
         float,
         Key("steps between two looks at the dev set, each with a checkpoint; below 1 a share of all steps", above=0),

@@ -59,6 +59,7 @@ def start_record(
     dims: list[int],
     datasets: dict[str, tuple[DatasetEntry, Dataset]],
     held_out: dict[str, dict[str, list[Any]]],
+    leaks: dict[str, Any],
 ) -> RunRecord:
     """Write ``run.json`` with what is known before training; a static model is also saved untrained, as its own baseline."""
     first = int(os.environ.get("RANK", 0)) == 0
@@ -82,6 +83,7 @@ def start_record(
             for name, (entry, dataset) in datasets.items()
         },
         dev_and_test_rows={name: len(next(iter(rows.values()))) for name, rows in held_out.items()},
+        leaks=leaks,
     )
     if first:
         record.write()
