@@ -452,3 +452,12 @@ def test_gradcache_has_the_value_and_gradients_of_the_loss_in_one_go(tiny_model,
     assert len(found[0]) == len(found[1])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("mini_batch_size", [None, 2], ids=["in one go", "gradient cache"])
+@pytest.mark.parametrize("name", ["mnrl", "gist"])
+def test_contrastive_losses_see_the_rows_of_all_processes(model, monkeypatch, name, mini_batch_size):
+    entry = DatasetEntry("x", name)
+    assert make_loss(model, entry, None, DIMS, None, mini_batch_size).loss.gather_across_devices is False
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert make_loss(model, entry, None, DIMS, None, mini_batch_size).loss.gather_across_devices is True
