@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from common.errors import RunError
 from evaluation.utils.evaluation_utils import identify, load_model
 from training.utils.options import STATIC, TrainingConfig
+from training.utils.vocabulary import extend_vocabulary, normalize_arabic
 
 if TYPE_CHECKING:
     import torch
@@ -22,10 +23,13 @@ FINAL = "final"
 UNTRAINED = "untrained"
 
 
-def load_base_model(config: TrainingConfig, texts: Iterable[str]) -> SentenceTransformer:
+def load_base_model(
+    config: TrainingConfig, texts: Iterable[str], translations: Iterable[tuple[str, str]] = ()
+) -> SentenceTransformer:
     """The model to start from: one from the Hub or a folder, or a static one, made from the training ``texts``.
 
-    A transformer without pooling gets mean pooling over its tokens.
+    A transformer without pooling gets mean pooling over its tokens. ``translations`` are what ``--extend_vocabulary`` starts its
+    new word pieces from.
     """
     if config.model_name == STATIC:
         return make_static_model(texts, config.static_embedding_dim, config.static_vocab_size, config.seed)
@@ -37,6 +41,10 @@ def load_base_model(config: TrainingConfig, texts: Iterable[str]) -> SentenceTra
                 f"--max_seq_length {config.max_seq_length} is above the {limit} tokens that {config.model_name} can take"
             )
         model.max_seq_length = config.max_seq_length
+    if config.normalize_arabic:
+        normalize_arabic(model)
+    if config.extend_vocabulary:
+        extend_vocabulary(model, texts, config.extend_vocabulary, translations)
     return model
 
 

@@ -68,6 +68,16 @@ class TrainingConfig:
     max_seq_length: Annotated[
         int | None, Key("cut texts to so many tokens; the model's own limit by default", minimum=1)
     ]
+    normalize_arabic: Annotated[
+        bool, Key("drop Arabic diacritics and the tatweel, and unify the forms of alef; saved in the model's tokenizer")
+    ]
+    extend_vocabulary: Annotated[
+        int,
+        Key(
+            "word pieces to add for words of the training texts that the tokenizer breaks into letters; 0 for none",
+            minimum=0,
+        ),
+    ]
     precision: Annotated[
         str, Key("arithmetic of training; auto takes bf16 or fp16 where the hardware is fast at it", choices=PRECISIONS)
     ]
@@ -177,6 +187,10 @@ def check_training(config: TrainingConfig) -> None:
     if config.model_name == STATIC and config.mini_batch_size is not None:
         raise UsageError(
             "--mini_batch_size has no use for static embeddings: they keep nothing of a batch but its embeddings"
+        )
+    if config.model_name == STATIC and (config.extend_vocabulary or config.normalize_arabic):
+        raise UsageError(
+            "--extend_vocabulary and --normalize_arabic are for pretrained models: static embeddings learn word pieces of normalised text"
         )
     if config.mini_batch_size is not None and config.mini_batch_size >= config.per_device_train_batch_size:
         raise UsageError(

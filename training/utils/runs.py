@@ -40,6 +40,13 @@ def texts_of(*datasets: Dataset) -> Iterator[str]:
                 yield from dataset[column]
 
 
+def translations_of(*datasets: Dataset) -> Iterator[tuple[str, str]]:
+    """Every sentence and its translation of the data sets that have some (see the loss ``distill``)."""
+    for dataset in datasets:
+        if "translation" in dataset.column_names:
+            yield from zip(dataset["sentence"], dataset["translation"], strict=True)
+
+
 def fit_weights(config: TrainingConfig, dims: list[int]) -> list[float] | None:
     """The weights of ``dims``, given for ``matryoshka_dims`` in their order; a full width that was added weighs 1."""
     if config.matryoshka_weights is None:

@@ -1,0 +1,209 @@
+"""A tokenizer for another script: Arabic normalised, and words in place of letters.
+
+The tokenizer of an English model breaks Arabic into single letters, which makes sentences long and their meaning hard to
+learn. Here the words of the training texts become word pieces of their own. Where the training data has translations, a new
+piece starts from the vectors of what it is translated by, so that the model understands the new language in part before its first
+step.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from common.errors import RunError
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+    from tokenizers import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+CONTINUES = "##"  # WordPiece's mark of a piece inside a word
+# Letters that Arabic writers use one for the other, and the tatweel, which only stretches a word.
+VARIANTS = {"\u0640": "", "أ": "ا", "إ": "ا", "آ": "ا", "ٱ": "ا", "ى": "ي"}
+MARKS = "[\u0610-\u061a\u064b-\u065f\u0670\u06d6-\u06ed]"  # vowel signs and other marks above and below the letters
+MAX_PAIRS = 100_000  # translations to learn the alignment from
+ROUNDS = 8  # of expectation and maximisation
+
+
+def normalize_arabic(model: SentenceTransformer) -> None:
+    """Have the model's tokenizer drop Arabic diacritics and the tatweel, and write every alef as a bare one and alef maqsura as ya.
+
+    The rules become part of the tokenizer and are saved with the model, so that training and use agree.
+
+    Raises:
+        RunError: The tokenizer is not one of the ``tokenizers`` library.
+    """
+    from tokenizers import Regex, normalizers
+
+    backend = _backend(model, "--normalize_arabic")
+    rules = [normalizers.Replace(Regex(MARKS), "")]
+    rules += [normalizers.Replace(letter, plain) for letter, plain in VARIANTS.items()]
+    backend.normalizer = normalizers.Sequence([*rules, *([backend.normalizer] if backend.normalizer else [])])
+
+
+def extend_vocabulary(
+    model: SentenceTransformer, texts: Iterable[str], size: int, translations: Iterable[tuple[str, str]] = ()
+) -> int:
+    """Add word pieces for the words of ``texts`` that the tokenizer breaks into single letters, and vectors for them.
+
+    A new piece starts from the mean of the vectors of the pieces that it is aligned with in ``translations`` (see
+    :func:`align`), weighted by how surely; one that is aligned with nothing, from the mean of those that the tokenizer broke it
+    into. Text that the tokenizer knew how to break into words keeps its tokens. (Starting new rows from translations:
+    Minixhofer et al., WECHSEL, 2022, https://arxiv.org/abs/2112.06598, there with static embeddings and a dictionary.)
+
+    Args:
+        size: How many word pieces at most.
+        translations: Pairs of a sentence that the model understands and one in the new script.
+
+    Returns:
+        How many pieces were added.
+
+    Raises:
+        RunError: The tokenizer is not WordPiece (that of BERT), or breaks no word of ``texts`` into letters.
+    """
+    import torch
+    from tokenizers import Tokenizer
+
+    backend = _backend(model, "--extend_vocabulary")
+    state = json.loads(backend.to_str())
+    if state["model"]["type"] != "WordPiece" or state["model"]["continuing_subword_prefix"] != CONTINUES:
+        raise RunError(
+            f"--extend_vocabulary needs a WordPiece tokenizer, as BERT's; this model's is {state['model']['type']}: leave it out"
+        )
+    before = _unpadded(backend)
+    vocabulary = state["model"]["vocab"]
+    old = len(vocabulary)
+    for piece in learn_pieces(before, texts, size):
+        vocabulary.setdefault(piece, len(vocabulary))
+    added = list(vocabulary)[old:]
+    if not added:
+        raise RunError(
+            "--extend_vocabulary: the tokenizer breaks no word of the training texts into letters: leave it out"
+        )
+    model.tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))
+
+    transformer = model[0].auto_model
+    transformer.resize_token_embeddings(len(vocabulary), mean_resizing=False)
+    weights = transformer.get_input_embeddings().weight
+    broken = [
+        encoding.ids
+        for encoding in before.encode_batch([p.removeprefix(CONTINUES) for p in added], add_special_tokens=False)
+    ]
+    with torch.no_grad():
+        vectors = weights[:old].numpy()
+        start = np.stack([vectors[ids].mean(axis=0) for ids in broken])
+        pairs = [pair for pair, _ in zip(translations, range(MAX_PAIRS), strict=False)]
+        aligned = np.zeros(len(added), dtype=bool)
+        if pairs:
+            found = align(_unpadded(model.tokenizer.backend_tokenizer), pairs)[old:, :old]
+            total = np.asarray(found.sum(axis=1)).ravel()
+            aligned = total > 0
+            mean = (found @ vectors)[aligned] / total[aligned, None]
+            # a mean of many vectors is shorter than each, and the model expects words as long as those it knows
+            start[aligned] = mean * (
+                np.linalg.norm(vectors, axis=1).mean() / np.linalg.norm(mean, axis=1, keepdims=True)
+            )
+        weights[old:] = torch.from_numpy(start)
+    logger.info("vocabulary: %d word pieces and %d new ones, %d of them aligned", old, len(added), aligned.sum())
+    return len(added)
+
+
+def learn_pieces(tokenizer: Tokenizer, texts: Iterable[str], size: int) -> list[str]:
+    """Word pieces for the words of ``texts`` that ``tokenizer`` breaks into single letters: the same ones every time.
+
+    Learnt by byte-pair encoding with a mark before each word, which is then turned into WordPiece's mark of what continues a
+    word; the trainer of WordPiece itself numbers its pieces at random.
+    """
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    learner = Tokenizer(models.BPE())
+    mark = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
+    learner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), mark])
+    learner.train_from_iterator(
+        words_in_letters(tokenizer, texts), trainers.BpeTrainer(vocab_size=size, show_progress=False)
+    )
+    pieces = sorted(learner.get_vocab().items(), key=lambda item: item[1])
+    marked = (piece[1:] if piece.startswith("▁") else CONTINUES + piece for piece, _ in pieces)
+    return [piece for piece in marked if piece]
+
+
+def words_in_letters(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[str]:
+    """For each text its words, normalised, that ``tokenizer`` breaks into single letters or does not know at all."""
+    known: dict[str, bool] = {}
+
+    def in_letters(word: str) -> bool:
+        if word not in known:
+            tokens = tokenizer.encode(word, add_special_tokens=False).tokens
+            letters = all(len(token.removeprefix(CONTINUES)) == 1 for token in tokens)
+            known[word] = word.isalpha() and len(word) > 1 and (letters or len(tokens) == 1 and tokens[0] != word)
+        return known[word]
+
+    for text in texts:
+        words = tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(text))
+        if found := [word for word, _ in words if in_letters(word)]:
+            yield " ".join(found)
+
+
+def align(tokenizer: Tokenizer, pairs: list[tuple[str, str]]):
+    """How surely each token is a translation of each other one: IBM Model 1 (Brown et al., 1993, https://aclanthology.org/J93-2003).
+
+    The expected counts of a token ``e`` of the first sentence being there because of ``f`` in the second, as found by expectation
+    maximisation, give p(e | f) and p(f | e); their geometric mean is large only where both are.
+
+    Args:
+        pairs: A sentence and its translation.
+
+    Returns:
+        A sparse matrix of shape ``[vocabulary, vocabulary]``: rows are tokens ``f`` of the second sentences, columns ``e``.
+    """
+    from scipy.sparse import csr_matrix
+
+    size = tokenizer.get_vocab_size()
+    firsts, seconds = (
+        [encoding.ids for encoding in tokenizer.encode_batch([pair[side] for pair in pairs], add_special_tokens=False)]
+        for side in (0, 1)
+    )
+    # every token of a first sentence beside every token of the second, and beside an empty word that explains what has no counterpart
+    seconds = [np.unique([size, *ids]) for ids in seconds]
+    first = np.concatenate([np.repeat(ids, len(other)) for ids, other in zip(firsts, seconds, strict=True)]).astype(
+        np.int64
+    )
+    second = np.concatenate([np.tile(other, len(ids)) for ids, other in zip(firsts, seconds, strict=True)])
+    places = np.concatenate([np.full(len(ids), len(other)) for ids, other in zip(firsts, seconds, strict=True)])
+    place = np.repeat(np.arange(len(places)), places)
+
+    cells, cell = np.unique(first * (size + 1) + second, return_inverse=True)
+    e, f = np.divmod(cells, size + 1)
+    likely = np.ones(len(cells))
+    for _ in range(ROUNDS):
+        chance = likely[cell]
+        chance /= np.bincount(place, chance)[place]
+        counts = np.bincount(cell, chance, minlength=len(cells))
+        likely = counts / np.bincount(f, counts, minlength=size + 1)[f]
+    both = np.sqrt(likely * counts / np.bincount(e, counts, minlength=size + 1)[e])
+    return csr_matrix((both, (f, e)), shape=(size + 1, size + 1))[:size, :size]
+
+
+def _backend(model: SentenceTransformer, flag: str) -> Tokenizer:
+    backend = getattr(model.tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise RunError(
+            f"{flag} needs a tokenizer of the `tokenizers` library; this model's is {type(model.tokenizer).__name__}"
+        )
+    return backend
+
+
+def _unpadded(tokenizer: Tokenizer) -> Tokenizer:
+    """A copy that neither pads nor cuts."""
+    from tokenizers import Tokenizer
+
+    copy = Tokenizer.from_str(tokenizer.to_str())
+    copy.no_padding()
+    copy.no_truncation()
+    return copy
