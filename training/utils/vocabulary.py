@@ -45,6 +45,7 @@ def normalize_arabic(model: SentenceTransformer) -> None:
     rules = [normalizers.Replace(Regex(MARKS), "")]
     rules += [normalizers.Replace(letter, plain) for letter, plain in VARIANTS.items()]
     backend.normalizer = normalizers.Sequence([*rules, *([backend.normalizer] if backend.normalizer else [])])
+    _keep_whole(model)
 
 
 def extend_vocabulary(
@@ -197,6 +198,20 @@ def _backend(model: SentenceTransformer, flag: str) -> Tokenizer:
             f"{flag} needs a tokenizer of the `tokenizers` library; this model's is {type(model.tokenizer).__name__}"
         )
     return backend
+
+
+def _keep_whole(model: SentenceTransformer) -> None:
+    """Make the model's tokenizer one that is loaded as it was saved: transformers rebuilds BERT's from its vocabulary alone."""
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = model.tokenizer
+    model[0].processor = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer,
+        model_max_length=tokenizer.model_max_length,
+        model_input_names=tokenizer.model_input_names,
+        padding_side=tokenizer.padding_side,
+        **tokenizer.special_tokens_map,
+    )
 
 
 def _unpadded(tokenizer: Tokenizer) -> Tokenizer:
