@@ -36,12 +36,10 @@ def main() -> None:
     )
     options = parser.parse_args()
 
-    import numpy as np
-
     from common.data_files import read_pairs
     from common.records import RunRecord, write_atomically
     from evaluation.utils.evaluation_utils import load_model, pairwise_similarities
-    from evaluation.utils.statistics import Estimate, bootstrap, spearman
+    from evaluation.utils.statistics import Estimate, bootstrap, paired_mean, spearman
 
     record = RunRecord(options.output_dir / "lift.json", {"seeds": options.seeds, "recipe": "configs/quickstart.json"})
     subsets = read_pairs(PAIRS)
@@ -70,14 +68,6 @@ def main() -> None:
                         spearman(pairs["score"], cosines), len(pairs["score"]), sample="sts_pairs"
                     )
 
-    def mean(parts: list[Estimate]) -> Estimate:
-        """The mean of estimates that were made on the same pairs."""
-        return Estimate(
-            float(np.mean([e.value for e in parts])),
-            np.mean([e.replicates for e in parts], axis=0),
-            np.mean([e.jackknife for e in parts], axis=0),
-        )
-
     lines = [
         "| subset | model | " + " | ".join(map(str, DIMS)) + " | mean |",
         "|---|---|" + "---:|" * (len(DIMS) + 1),
@@ -85,28 +75,32 @@ def main() -> None:
     lifts = {}
     for subset in subsets:
         over_seeds = {
-            name: [mean([estimates[seed, name, subset][index] for seed in options.seeds]) for index in range(len(DIMS))]
+            name: [
+                paired_mean([estimates[seed, name, subset][index] for seed in options.seeds])
+                for index in range(len(DIMS))
+            ]
             for name in ("untrained", "final")
         }
         for name, label in (("untrained", "untrained"), ("final", "trained")):
-            values = [*over_seeds[name], mean(over_seeds[name])]
+            values = [*over_seeds[name], paired_mean(over_seeds[name])]
             lines.append(f"| {subset} | {label} | " + " | ".join(f"{100 * e.value:.1f}" for e in values) + " |")
         rises = [
             trained - untrained for trained, untrained in zip(over_seeds["final"], over_seeds["untrained"], strict=True)
         ]
         cells = []
-        for rise in [*rises, mean(rises)]:
+        for rise in [*rises, paired_mean(rises)]:
             low, high = rise.interval()
             cells.append(f"{100 * rise.value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]")
         lines.append(f"| {subset} | **rise** | " + " | ".join(cells) + " |")
         by_seed = {
-            seed: mean(estimates[seed, "final", subset]).value - mean(estimates[seed, "untrained", subset]).value
+            seed: paired_mean(estimates[seed, "final", subset]).value
+            - paired_mean(estimates[seed, "untrained", subset]).value
             for seed in options.seeds
         }
         lifts[subset] = {
-            "mean_rise": mean(rises).value,
-            "interval": mean(rises).interval(),
-            "p": mean(rises).p_value(),
+            "mean_rise": paired_mean(rises).value,
+            "interval": paired_mean(rises).interval(),
+            "p": paired_mean(rises).p_value(),
             "by_seed": by_seed,
         }
     note = (

@@ -95,6 +95,15 @@ def mean_estimate(estimates: Sequence[Estimate]) -> Estimate:
     )
 
 
+def paired_mean(estimates: Sequence[Estimate]) -> Estimate:
+    """The mean of estimates of the same items (of several seeds or dimensions, say)."""
+    return Estimate(
+        float(np.mean([e.value for e in estimates])),
+        np.mean([e.replicates for e in estimates], axis=0),
+        np.mean([e.jackknife for e in estimates], axis=0),
+    )
+
+
 def bootstrap(
     statistic: Statistic, items: int, resamples: int = RESAMPLES, seed: int = SEED, sample: str = ""
 ) -> list[Estimate]:

@@ -1,0 +1,241 @@
+"""What each recipe and each of its parts is worth: models trained over several seeds, and their STS17 scores at every dimension.
+
+    python benchmarks/recipes.py                              # every row of benchmarks/recipes.json
+    python benchmarks/recipes.py --rows crosslingual          # these rows only; the others' models are kept
+
+A row is a model to train, with its command's flags and its seeds, or one that is only scored. A model that is there already is
+not trained again. The development sets chose everything; STS17 is only reported. A number is the mean over the seeds, with the
+95% interval of the bootstrap over the sentence pairs; a row is compared with the one it names in "against", on the same pairs. Results
+go to --output_dir as recipes.json, recipes.md, dev.md and recipes.png.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a file: import from the repository root, as `python -m` does
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import argparse
+import json
+import subprocess
+
+ROOT = Path(__file__).resolve().parents[1]
+ROWS = Path(__file__).with_suffix(".json")
+TASK, SUBSETS = "STS17", ("ar-ar", "en-ar", "en-en")
+DIMS = (384, 256, 128, 64)
+
+
+def train(name: str, row: dict, seed: int, models: Path) -> Path:
+    """The final model of a row's run with a seed, trained now unless it is there."""
+    folder = models / f"{name}-{seed}"
+    if not (folder / "final").is_dir():
+        command = [sys.executable, *row["train"], "--seed", str(seed), "--output_dir", str(folder)]
+        if any(folder.glob("checkpoint-*")):
+            command += ["--resume_from_checkpoint", "latest"]
+        print(" ".join(["python", *command[1:]]), file=sys.stderr)
+        subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    return folder / "final"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", nargs="+", help="train and score these rows only (default: all)")
+    parser.add_argument(
+        "--models", type=Path, default=Path("output/recipes"), help="folder of the models (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--output_dir", type=Path, default=Path("results/recipes"), help="folder of the results (default: %(default)s)"
+    )
+    options = parser.parse_args()
+    rows = json.loads(ROWS.read_text(encoding="utf-8"))
+    if unknown := set(options.rows or ()) - rows.keys():
+        parser.error(f"no row {sorted(unknown)[0]!r}; there are {', '.join(rows)}")
+    rows = {name: row for name, row in rows.items() if options.rows is None or name in options.rows}
+
+    import numpy as np
+
+    from common.records import RunRecord, write_atomically
+    from evaluation.utils.evaluation_utils import load_model, pairwise_similarities
+    from evaluation.utils.statistics import Estimate, bootstrap, paired_mean, spearman
+
+    record = RunRecord(options.output_dir / "recipes.json", {"rows": rows})
+    pairs = load_pairs()
+    estimates: dict[tuple[str, str], list[Estimate]] = {}  # row and subset: one for each dimension
+    runs: dict[str, list[dict]] = {}
+    for name, row in rows.items():
+        seeds = row.get("seeds", [0])
+        per_seed: dict[str, list[list[Estimate]]] = {subset: [] for subset in SUBSETS}
+        for seed in seeds:
+            source = str(train(name, row, seed, options.models)) if "train" in row else row["model"]
+            model = load_model(source)
+            project = principal_axes(model) if row.get("pca") else lambda embeddings: embeddings
+            for subset, (first, second, gold) in pairs.items():
+                a, b = (project(model.encode(texts, show_progress_bar=False)) for texts in (first, second))
+                cosines = [pairwise_similarities(a[:, :dim], b[:, :dim])["cosine"] for dim in DIMS]
+                per_seed[subset].append(bootstrap(spearman(gold, cosines), len(gold), sample=subset))
+            if "train" in row:
+                runs.setdefault(name, []).append(summary_of_run(options.models / f"{name}-{seed}"))
+        for subset, found in per_seed.items():
+            estimates[name, subset] = [paired_mean([of_seed[i] for of_seed in found]) for i in range(len(DIMS))]
+        record.write(scores=as_json(estimates), runs=runs)
+
+    def cell(name: str, subset: str, index: int) -> str:
+        estimate = estimates[name, subset][index]
+        low, high = estimate.interval()
+        against = rows[name].get("against")
+        mark = ""
+        if against in rows:
+            difference = estimate - estimates[against, subset][index]
+            if difference.p_value() < 0.05:
+                mark = " ▲" if difference.value > 0 else " ▼"
+        return f"{100 * estimate.value:.1f} ({100 * low:.0f} to {100 * high:.0f}){mark}"
+
+    lines = []
+    for subset in SUBSETS:
+        lines += [f"**{subset}**", "", "| model | seeds | " + " | ".join(map(str, DIMS)) + " | 64 ÷ 384 | against |"]
+        lines += ["|---|---:|" + "---:|" * (len(DIMS) + 1) + "---|"]
+        for name, row in rows.items():
+            full, small = estimates[name, subset][0].value, estimates[name, subset][-1].value
+            kept = f"{100 * small / full:.1f}%" if full > 0.1 else "–"
+            cells = [cell(name, subset, index) for index in range(len(DIMS))]
+            lines.append(
+                "| "
+                + " | ".join(
+                    [
+                        row["label"],
+                        str(len(row.get("seeds", [0]))),
+                        *cells,
+                        kept,
+                        rows.get(row.get("against"), {}).get("label", ""),
+                    ]
+                )
+                + " |"
+            )
+        lines.append("")
+    lines.append(
+        f"{TASK}, Spearman × 100, 250 pairs each: mean over the seeds, in brackets the 95% bootstrap interval. "
+        "▲ ▼ significantly above or below the row named under “against” at that dimension (paired bootstrap, p < 0.05)."
+    )
+    text = "\n".join(lines) + "\n"
+    write_atomically(options.output_dir / "recipes.md", text)
+    write_atomically(options.output_dir / "dev.md", dev_table(rows, runs))
+    plot(options.output_dir / "recipes.png", rows, estimates)
+    record.finish()
+    print(text)
+
+
+def load_pairs() -> dict[str, tuple[list[str], list[str], list[float]]]:
+    """The task's sentences and gold scores, by subset."""
+    import mteb
+
+    task = mteb.get_task(TASK, eval_splits=["test"], hf_subsets=list(SUBSETS))
+    task.load_data()
+    return {
+        subset: tuple(list(task.dataset[subset]["test"][column]) for column in ("sentence1", "sentence2", "score"))
+        for subset in SUBSETS
+    }
+
+
+def principal_axes(model):
+    """A function that turns embeddings to the principal axes of the English dev sentences, the largest first."""
+    import numpy as np
+
+    from training.utils.data_loading import load_dev_sets
+
+    dev, _ = load_dev_sets(["en"], "en")
+    texts = list(dict.fromkeys(text for rows in dev.values() for text in [*rows["sentence1"], *rows["sentence2"]]))
+    embeddings = model.encode(texts, show_progress_bar=False)
+    mean = embeddings.mean(axis=0)
+    _, _, axes = np.linalg.svd(embeddings - mean, full_matrices=False)
+    return lambda found: (found - mean) @ axes.T
+
+
+def summary_of_run(folder: Path) -> dict:
+    """What a run's record says that a table needs."""
+    values = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    kept = (
+        "command",
+        "seed",
+        "steps",
+        "best_step",
+        "wall_time_s",
+        "scores",
+        "hardware",
+        "versions",
+        "git",
+        "datasets",
+        "leaks",
+    )
+    return {key: values.get(key) for key in kept}
+
+
+def as_json(estimates: dict) -> dict:
+    return {
+        f"{name} {subset}": {
+            str(dim): {"value": estimate.value, "interval": estimate.interval()}
+            for dim, estimate in zip(DIMS, found, strict=True)
+        }
+        for (name, subset), found in estimates.items()
+    }
+
+
+def dev_table(rows: dict, runs: dict[str, list[dict]]) -> str:
+    """The development scores that the choices were made on, mean over the dimensions and the seeds, and the time of training."""
+    import numpy as np
+
+    sets = list(
+        dict.fromkeys(
+            key.rsplit("-", 1)[0] for run in sum(runs.values(), []) for key in run["scores"] if "-dev-" in key
+        )
+    )
+    lines = ["| model | steps | minutes | " + " | ".join(sets) + " |", "|---|---:|---:|" + "---:|" * len(sets)]
+    for name, found in runs.items():
+        cells = []
+        for of in sets:
+            values = [
+                value
+                for run in found
+                for key, value in run["scores"].items()
+                if key.startswith(f"{of}-") and key.endswith(("_spearman_cosine", "_mean_accuracy"))
+            ]
+            cells.append(f"{100 * np.mean(values):.1f}" if values else "")
+        minutes = np.mean([run["wall_time_s"] for run in found]) / 60
+        lines.append(f"| {rows[name]['label']} | {found[0]['steps']} | {minutes:.0f} | " + " | ".join(cells) + " |")
+    lines.append("\nMean over the dimensions and the seeds, × 100: Spearman for STS, accuracy for translations.")
+    return "\n".join(lines) + "\n"
+
+
+def plot(path: Path, rows: dict, estimates: dict) -> None:
+    """A panel for each subset: score against dimension, for the rows that ask for a line."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    shown = [name for name, row in rows.items() if row.get("plot")]
+    figure, panels = plt.subplots(1, len(SUBSETS), figsize=(12, 4.2), layout="constrained")
+    places = range(len(DIMS))
+    for panel, subset in zip(panels, SUBSETS, strict=True):
+        for number, name in enumerate(shown):
+            found = estimates[name, subset]
+            bounds = [estimate.interval() for estimate in found]
+            panel.plot(
+                places, [100 * e.value for e in found], marker="o", color=f"C{number}", label=rows[name]["label"]
+            )
+            panel.fill_between(
+                places, [100 * b[0] for b in bounds], [100 * b[1] for b in bounds], color=f"C{number}", alpha=0.12
+            )
+        panel.set_xticks(places, [str(dim) for dim in DIMS])
+        panel.set(title=f"{TASK} {subset}", xlabel="dimension")
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("Spearman × 100, with 95% interval")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""Arabic in the tokenizer of an English model: what is normalised, which word pieces are added, and where they start."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+from common.errors import RunError
+from training.utils.vocabulary import ROUNDS, align, extend_vocabulary, learn_pieces, normalize_arabic
+
+ENGLISH = ["the", "moon", "sun", "sea", "bird", "house", "river", "is", "near", "far"]
+ARABIC = ["القمر", "شمس", "بحر", "طير", "بيت", "نهر", "قريب", "بعيد"]
+TRANSLATION = dict(zip(["moon", "sun", "sea", "bird", "house", "river", "near", "far"], ARABIC, strict=True))
+
+
+@pytest.fixture
+def english_model(tmp_path):
+    """A tiny BERT that knows ten English words, and of Arabic only letters."""
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    letters = sorted(set("abcdefghijklmnopqrstuvwxyz") | set("".join(ARABIC)) | set("أإآٱىيكتبلوم"))
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *ENGLISH, *letters, *(f"##{letter}" for letter in letters)]
+    tokenizer = BertTokenizerFast(vocab={piece: index for index, piece in enumerate(pieces)}, model_max_length=64)
+    tokenizer.save_pretrained(tmp_path / "bert")
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(pieces),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=64,
+    )
+    BertModel(config).save_pretrained(tmp_path / "bert")
+    transformer = Transformer(str(tmp_path / "bert"))
+    return SentenceTransformer(modules=[transformer, Pooling(16)], device="cpu")
+
+
+def translated(count: int) -> list[tuple[str, str]]:
+    """Sentences of four English words and their translations, in another order and without "the" and "is"."""
+    draw = random.Random(5)
+    found = []
+    for _ in range(count):
+        words = draw.sample(list(TRANSLATION), 4)
+        others = [TRANSLATION[word] for word in words]
+        draw.shuffle(others)
+        found.append((f"the {words[0]} is {words[1]} {words[2]} the {words[3]}", " ".join(others)))
+    return found
+
+
+def tokens(model, text):
+    return model.tokenizer.tokenize(text)
+
+
+def test_writings_of_one_word_get_the_same_tokens_in_the_saved_model_too(english_model, tmp_path):
+    assert tokens(english_model, "كتـــاب") != tokens(english_model, "كتاب")
+    normalize_arabic(english_model)
+    english_model.save_pretrained(str(tmp_path / "saved"))
+    for model in (english_model, SentenceTransformer(str(tmp_path / "saved"), device="cpu")):
+        for one, other in (("كَتَبَ", "كتب"), ("كتـــاب", "كتاب"), ("أكل", "اكل"), ("إلى", "الي"), ("آكل ٱكل", "اكل اكل")):
+            assert tokens(model, one) == tokens(model, other), one
+        assert tokens(model, "The Moon") == ["the", "moon"]
+        assert model.tokenizer("moon")["input_ids"][0] == model.tokenizer.cls_token_id
+        assert model.max_seq_length == 64
+    assert np.array_equal(english_model.encode("كَتَبَ moon"), model.encode("كتب moon"))
+
+
+def test_arabic_words_become_pieces_and_english_keeps_its_tokens(english_model, tmp_path):
+    pairs = translated(40)
+    before = tokens(english_model, pairs[0][0])
+    added = extend_vocabulary(english_model, [text for pair in pairs for text in pair], 100)
+    assert added > 0
+    english_model.save_pretrained(str(tmp_path / "saved"))
+    loaded = SentenceTransformer(str(tmp_path / "saved"), device="cpu")
+    for model in (english_model, loaded):
+        assert tokens(model, pairs[0][0]) == before
+        assert tokens(model, " ".join(ARABIC)) == ARABIC
+        assert len(model.tokenizer) == model[0].auto_model.get_input_embeddings().num_embeddings
+    assert np.array_equal(english_model.encode(pairs[0][1]), loaded.encode(pairs[0][1]))
+
+
+def test_the_same_texts_give_the_same_pieces_and_at_most_so_many(english_model):
+    texts = [pair[1] for pair in translated(40)]
+    backend = english_model.tokenizer.backend_tokenizer
+    assert learn_pieces(backend, texts, 100) == learn_pieces(backend, iter(texts), 100)
+    assert len(learn_pieces(backend, texts, 30)) <= 30
+
+
+def test_without_translations_a_piece_starts_from_the_letters_it_was_broken_into(english_model):
+    vectors = english_model[0].auto_model.get_input_embeddings().weight.detach().clone()
+    letters = english_model.tokenizer("شمس", add_special_tokens=False)["input_ids"]
+    extend_vocabulary(english_model, [pair[1] for pair in translated(40)], 100)
+    weights = english_model[0].auto_model.get_input_embeddings().weight
+    assert torch.equal(weights[: len(vectors)], vectors)
+    piece = english_model.tokenizer.convert_tokens_to_ids("شمس")
+    assert torch.allclose(weights[piece], vectors[letters].mean(dim=0), atol=1e-6)
+
+
+def test_with_translations_a_piece_starts_beside_the_word_that_it_translates(english_model):
+    pairs = translated(200)
+    extend_vocabulary(english_model, [pair[1] for pair in pairs], 100, pairs)
+    weights = torch.nn.functional.normalize(english_model[0].auto_model.get_input_embeddings().weight.detach(), dim=1)
+    find = english_model.tokenizer.convert_tokens_to_ids
+    for english, arabic in TRANSLATION.items():
+        similarities = weights[find(arabic)] @ weights[[find(word) for word in ENGLISH]].T
+        assert ENGLISH[similarities.argmax()] == english
+
+
+def test_the_alignment_is_that_of_ibm_model_1(english_model):
+    pairs = translated(12)
+    extend_vocabulary(english_model, [pair[1] for pair in pairs], 100)
+    english_model.tokenizer.backend_tokenizer.no_padding()
+    find = english_model.tokenizer.convert_tokens_to_ids
+    found = align(english_model.tokenizer.backend_tokenizer, pairs)
+
+    probability = defaultdict(lambda: 1.0)  # of e given f, a pair at a time
+    for _ in range(ROUNDS):
+        counts, of_f, of_e = defaultdict(float), defaultdict(float), defaultdict(float)
+        for english, arabic in pairs:
+            sources = {*arabic.split(), None}
+            for e in english.split():
+                total = sum(probability[e, f] for f in sources)
+                for f in sources:
+                    share = probability[e, f] / total
+                    counts[e, f] += share
+                    of_f[f] += share
+                    of_e[e] += share
+        for e, f in counts:
+            probability[e, f] = counts[e, f] / of_f[f]
+    for (e, f), count in counts.items():
+        if f is not None:
+            assert found[find(f), find(e)] == pytest.approx((probability[e, f] * count / of_e[e]) ** 0.5)
+
+
+def test_a_tokenizer_without_word_pieces_or_without_need_is_refused(hub, tiny_model):
+    roberta = SentenceTransformer(str(hub.root / "models/distilroberta-base"), device="cpu")
+    with pytest.raises(RunError, match="--extend_vocabulary needs a WordPiece tokenizer.*BPE"):
+        extend_vocabulary(roberta, ["كتب الولد"], 100)
+    with pytest.raises(RunError, match="breaks no word"):
+        extend_vocabulary(SentenceTransformer(str(tiny_model), device="cpu"), ["The boy wrote", "12 ..."], 100)
