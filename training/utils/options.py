@@ -136,7 +136,6 @@ class DatasetEntry:
     weight: Annotated[
         float | None, Key("how often it is drawn, relative to the others; by its size if none has a weight", above=0)
     ] = None
-    loss_weight: Annotated[float, Key("what its loss is multiplied by", above=0)] = 1.0
     score_range: Annotated[
         list[float] | None, Key("lowest and highest score of the data set, to bring scores to 0..1")
     ] = None
