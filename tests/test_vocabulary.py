@@ -12,7 +12,14 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
 from common.errors import RunError
-from training.utils.vocabulary import ROUNDS, align, extend_vocabulary, learn_pieces, normalize_arabic
+from training.utils.vocabulary import (
+    ROUNDS,
+    align,
+    extend_vocabulary,
+    learn_pieces,
+    normalize_arabic,
+    words_in_letters,
+)
 
 ENGLISH = ["the", "moon", "sun", "sea", "bird", "house", "river", "is", "near", "far"]
 ARABIC = ["القمر", "شمس", "بحر", "طير", "بيت", "نهر", "قريب", "بعيد"]
@@ -85,11 +92,16 @@ def test_arabic_words_become_pieces_and_english_keeps_its_tokens(english_model, 
     assert np.array_equal(english_model.encode(pairs[0][1]), loaded.encode(pairs[0][1]))
 
 
-def test_the_same_texts_give_the_same_pieces_and_at_most_so_many(english_model):
+def test_the_same_texts_give_the_same_pieces_and_at_most_so_many():
     texts = [pair[1] for pair in translated(40)]
-    backend = english_model.tokenizer.backend_tokenizer
-    assert learn_pieces(backend, texts, 100) == learn_pieces(backend, iter(texts), 100)
-    assert len(learn_pieces(backend, texts, 30)) <= 30
+    assert learn_pieces(texts, 100) == learn_pieces(iter(texts), 100)
+    assert len(learn_pieces(texts, 30)) <= 30
+
+
+def test_words_in_letters(english_model):
+    find = words_in_letters(english_model.tokenizer.backend_tokenizer)
+    assert find("The sun is شَمس, بحر 12 x!") == ["شمس", "بحر"]
+    assert find("the moon") == []
 
 
 def test_without_translations_a_piece_starts_from_the_letters_it_was_broken_into(english_model):
@@ -104,7 +116,9 @@ def test_without_translations_a_piece_starts_from_the_letters_it_was_broken_into
 
 def test_with_translations_a_piece_starts_beside_the_word_that_it_translates(english_model):
     pairs = translated(200)
-    extend_vocabulary(english_model, [pair[1] for pair in pairs], 100, pairs)
+    # the translations are found among pairs of one language, whichever side is the new one
+    mixed = [("the moon", "the sun"), *((b, a) for a, b in pairs[:100]), ("شمس", "بحر"), *pairs[100:]]
+    extend_vocabulary(english_model, [pair[1] for pair in pairs], 100, mixed)
     weights = torch.nn.functional.normalize(english_model[0].auto_model.get_input_embeddings().weight.detach(), dim=1)
     find = english_model.tokenizer.convert_tokens_to_ids
     for english, arabic in TRANSLATION.items():

@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
     from training.utils.leaks import drop_leaks
     from training.utils.losses import make_loss
     from training.utils.model_utils import choose_precision, load_base_model, prepare_run_folder, run_folder
-    from training.utils.runs import finish, fit_weights, resume_command, start_record, texts_of, translations_of
+    from training.utils.runs import finish, fit_weights, pairs_of, resume_command, start_record, texts_of
     from training.utils.teacher import add_targets
     from training.utils.trainer import MatryoshkaTrainer, make_training_arguments
 
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
 
     # 3. The model
     data = train_datasets.values()
-    model = load_base_model(config, texts_of(*data), translations_of(*data))
+    model = load_base_model(config, texts_of(*data), pairs_of(*data))
 
     # 4. The dimensions: those named that the model has, and its full width
     width = model.get_embedding_dimension()

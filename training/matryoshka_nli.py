@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     from training.utils.leaks import drop_leaks
     from training.utils.losses import make_loss
     from training.utils.model_utils import choose_precision, load_base_model, prepare_run_folder, run_folder
-    from training.utils.runs import finish, fit_weights, resume_command, start_record, texts_of
+    from training.utils.runs import finish, fit_weights, pairs_of, resume_command, start_record, texts_of
     from training.utils.trainer import MatryoshkaTrainer, make_training_arguments
 
     folder = run_folder(config, "matryoshka_nli")
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     train_dataset = kept[entry.path]
 
     # 3. The model
-    model = load_base_model(config, texts_of(train_dataset))
+    model = load_base_model(config, texts_of(train_dataset), pairs_of(train_dataset))
     model.model_card_data.language = [config.language]
 
     # 4. The dimensions: those named that the model has, and its full width

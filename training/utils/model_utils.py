@@ -24,12 +24,12 @@ UNTRAINED = "untrained"
 
 
 def load_base_model(
-    config: TrainingConfig, texts: Iterable[str], translations: Iterable[tuple[str, str]] = ()
+    config: TrainingConfig, texts: Iterable[str], pairs: Iterable[tuple[str, str]] = ()
 ) -> SentenceTransformer:
     """The model to start from: one from the Hub or a folder, or a static one, made from the training ``texts``.
 
-    A transformer without pooling gets mean pooling over its tokens. ``translations`` are what ``--extend_vocabulary`` starts its
-    new word pieces from.
+    A transformer without pooling gets mean pooling over its tokens. ``--extend_vocabulary`` starts
+    its new word pieces from the translations among the ``pairs``.
     """
     if config.model_name == STATIC:
         return make_static_model(texts, config.static_embedding_dim, config.static_vocab_size, config.seed)
@@ -44,7 +44,7 @@ def load_base_model(
     if config.normalize_arabic:
         normalize_arabic(model)
     if config.extend_vocabulary:
-        extend_vocabulary(model, texts, config.extend_vocabulary, translations)
+        extend_vocabulary(model, texts, config.extend_vocabulary, pairs if config.align_vocabulary else ())
     return model
 
 

@@ -78,6 +78,10 @@ class TrainingConfig:
             minimum=0,
         ),
     ]
+    align_vocabulary: Annotated[
+        bool,
+        Key("start the added word pieces from their translations, where the training data has some; else from letters"),
+    ]
     precision: Annotated[
         str, Key("arithmetic of training; auto takes bf16 or fp16 where the hardware is fast at it", choices=PRECISIONS)
     ]

@@ -40,11 +40,12 @@ def texts_of(*datasets: Dataset) -> Iterator[str]:
                 yield from dataset[column]
 
 
-def translations_of(*datasets: Dataset) -> Iterator[tuple[str, str]]:
-    """Every sentence and its translation of the data sets that have some (see the loss ``distill``)."""
+def pairs_of(*datasets: Dataset) -> Iterator[tuple[str, str]]:
+    """Every pair of sentences that mean the same, of some data sets: anchors and positives, sentences and translations."""
     for dataset in datasets:
-        if "translation" in dataset.column_names:
-            yield from zip(dataset["sentence"], dataset["translation"], strict=True)
+        for first, second in (("anchor", "positive"), ("sentence", "translation")):
+            if {first, second} <= set(dataset.column_names):
+                yield from zip(dataset[first], dataset[second], strict=True)
 
 
 def fit_weights(config: TrainingConfig, dims: list[int]) -> list[float] | None:

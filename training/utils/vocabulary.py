@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -49,18 +50,18 @@ def normalize_arabic(model: SentenceTransformer) -> None:
 
 
 def extend_vocabulary(
-    model: SentenceTransformer, texts: Iterable[str], size: int, translations: Iterable[tuple[str, str]] = ()
+    model: SentenceTransformer, texts: Iterable[str], size: int, pairs: Iterable[tuple[str, str]] = ()
 ) -> int:
     """Add word pieces for the words of ``texts`` that the tokenizer breaks into single letters, and vectors for them.
 
-    A new piece starts from the mean of the vectors of the pieces that it is aligned with in ``translations`` (see
+    A new piece starts from the mean of the vectors of the pieces that it is aligned with in the translations among ``pairs`` (see
     :func:`align`), weighted by how surely; one that is aligned with nothing, from the mean of those that the tokenizer broke it
     into. Text that the tokenizer knew how to break into words keeps its tokens. (Starting new rows from translations:
     Minixhofer et al., WECHSEL, 2022, https://arxiv.org/abs/2112.06598, there with static embeddings and a dictionary.)
 
     Args:
         size: How many word pieces at most.
-        translations: Pairs of a sentence that the model understands and one in the new script.
+        pairs: Pairs of sentences. Those of which one side alone has words in letters are taken for translations.
 
     Returns:
         How many pieces were added.
@@ -78,9 +79,10 @@ def extend_vocabulary(
             f"--extend_vocabulary needs a WordPiece tokenizer, as BERT's; this model's is {state['model']['type']}: leave it out"
         )
     before = _unpadded(backend)
+    in_letters = words_in_letters(before)
     vocabulary = state["model"]["vocab"]
     old = len(vocabulary)
-    for piece in learn_pieces(before, texts, size):
+    for piece in learn_pieces((" ".join(words) for text in texts if (words := in_letters(text))), size):
         vocabulary.setdefault(piece, len(vocabulary))
     added = list(vocabulary)[old:]
     if not added:
@@ -92,63 +94,77 @@ def extend_vocabulary(
     transformer = model[0].auto_model
     transformer.resize_token_embeddings(len(vocabulary), mean_resizing=False)
     weights = transformer.get_input_embeddings().weight
-    broken = [
-        encoding.ids
-        for encoding in before.encode_batch([p.removeprefix(CONTINUES) for p in added], add_special_tokens=False)
-    ]
+    broken = before.encode_batch([piece.removeprefix(CONTINUES) for piece in added], add_special_tokens=False)
+    translations = list(islice(_translations(pairs, in_letters), MAX_PAIRS))
     with torch.no_grad():
         vectors = weights[:old].numpy()
-        start = np.stack([vectors[ids].mean(axis=0) for ids in broken])
-        pairs = [pair for pair, _ in zip(translations, range(MAX_PAIRS), strict=False)]
+        start = np.stack([vectors[encoding.ids].mean(axis=0) for encoding in broken])
         aligned = np.zeros(len(added), dtype=bool)
-        if pairs:
-            found = align(_unpadded(model.tokenizer.backend_tokenizer), pairs)[old:, :old]
+        if translations:
+            found = align(_unpadded(model.tokenizer.backend_tokenizer), translations)[old:, :old]
             total = np.asarray(found.sum(axis=1)).ravel()
             aligned = total > 0
             mean = (found @ vectors)[aligned] / total[aligned, None]
             # a mean of many vectors is shorter than each, and the model expects words as long as those it knows
-            start[aligned] = mean * (
-                np.linalg.norm(vectors, axis=1).mean() / np.linalg.norm(mean, axis=1, keepdims=True)
-            )
+            length = np.linalg.norm(vectors, axis=1).mean()
+            start[aligned] = mean * (length / np.linalg.norm(mean, axis=1, keepdims=True))
         weights[old:] = torch.from_numpy(start)
-    logger.info("vocabulary: %d word pieces and %d new ones, %d of them aligned", old, len(added), aligned.sum())
+    logger.info(
+        "vocabulary: %d word pieces and %d new ones, %d of them aligned in %d translations",
+        old,
+        len(added),
+        aligned.sum(),
+        len(translations),
+    )
     return len(added)
 
 
-def learn_pieces(tokenizer: Tokenizer, texts: Iterable[str], size: int) -> list[str]:
-    """Word pieces for the words of ``texts`` that ``tokenizer`` breaks into single letters: the same ones every time.
+def _translations(
+    pairs: Iterable[tuple[str, str]], in_letters: Callable[[str], list[str]]
+) -> Iterator[tuple[str, str]]:
+    """The pairs of which one side alone has words in letters; it comes second."""
+    for first, second in pairs:
+        if bool(in_letters(first)) != bool(in_letters(second)):
+            yield (second, first) if in_letters(first) else (first, second)
+
+
+def words_in_letters(tokenizer: Tokenizer) -> Callable[[str], list[str]]:
+    """A function that finds the words of a text, normalised, that ``tokenizer`` breaks into single letters or does not know."""
+    known: dict[str, bool] = {}
+
+    def broken(word: str) -> bool:
+        if word not in known:
+            tokens = tokenizer.encode(word, add_special_tokens=False).tokens
+            letters = all(len(token.removeprefix(CONTINUES)) == 1 for token in tokens)
+            known[word] = word.isalpha() and len(word) > 1 and (letters or (len(tokens) == 1 and tokens[0] != word))
+        return known[word]
+
+    def find(text: str) -> list[str]:
+        words = tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(text))
+        return [word for word, _ in words if broken(word)]
+
+    return find
+
+
+def learn_pieces(words: Iterable[str], size: int) -> list[str]:
+    """Word pieces for the words of some texts: the same ones every time.
 
     Learnt by byte-pair encoding with a mark before each word, which is then turned into WordPiece's mark of what continues a
     word; the trainer of WordPiece itself numbers its pieces at random.
+
+    Args:
+        words: Texts of words with spaces between them.
+        size: How many pieces at most.
     """
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     learner = Tokenizer(models.BPE())
     mark = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
     learner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), mark])
-    learner.train_from_iterator(
-        words_in_letters(tokenizer, texts), trainers.BpeTrainer(vocab_size=size, show_progress=False)
-    )
+    learner.train_from_iterator(words, trainers.BpeTrainer(vocab_size=size, show_progress=False))
     pieces = sorted(learner.get_vocab().items(), key=lambda item: item[1])
     marked = (piece[1:] if piece.startswith("▁") else CONTINUES + piece for piece, _ in pieces)
     return [piece for piece in marked if piece]
-
-
-def words_in_letters(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[str]:
-    """For each text its words, normalised, that ``tokenizer`` breaks into single letters or does not know at all."""
-    known: dict[str, bool] = {}
-
-    def in_letters(word: str) -> bool:
-        if word not in known:
-            tokens = tokenizer.encode(word, add_special_tokens=False).tokens
-            letters = all(len(token.removeprefix(CONTINUES)) == 1 for token in tokens)
-            known[word] = word.isalpha() and len(word) > 1 and (letters or len(tokens) == 1 and tokens[0] != word)
-        return known[word]
-
-    for text in texts:
-        words = tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(text))
-        if found := [word for word, _ in words if in_letters(word)]:
-            yield " ".join(found)
 
 
 def align(tokenizer: Tokenizer, pairs: list[tuple[str, str]]):
