@@ -54,7 +54,6 @@ def main() -> None:
         parser.error(f"no row {sorted(unknown)[0]!r}; there are {', '.join(rows)}")
     rows = {name: row for name, row in rows.items() if options.rows is None or name in options.rows}
 
-
     from common.records import RunRecord, write_atomically
     from evaluation.utils.evaluation_utils import load_model, pairwise_similarities
     from evaluation.utils.statistics import Estimate, bootstrap, paired_mean, spearman

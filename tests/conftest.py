@@ -186,25 +186,37 @@ def write_models(folder: Path, texts: list[str]) -> None:
         )
     ).save_pretrained(roberta)
 
+    def write_bert(path: Path, tokenizer: BertTokenizerFast) -> None:
+        tokenizer.save_pretrained(path)
+        BertModel(
+            BertConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=64,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                intermediate_size=128,
+                max_position_embeddings=128,
+            )
+        ).save_pretrained(path)
+
+    def write_sentence_model(path: Path, bert: Path) -> None:
+        transformer = Transformer(str(bert))
+        pooling = Pooling(transformer.get_embedding_dimension())
+        SentenceTransformer(modules=[transformer, pooling], device="cpu").save_pretrained(str(path))
+
     bert = folder / "aubmindlab/bert-base-arabertv02"
     wordpiece = BertWordPieceTokenizer(strip_accents=False, lowercase=False)
     wordpiece.train_from_iterator(texts, vocab_size=1500, show_progress=False)
-    BertTokenizerFast(tokenizer_object=wordpiece._tokenizer, model_max_length=128).save_pretrained(bert)
-    BertModel(
-        BertConfig(
-            vocab_size=wordpiece.get_vocab_size(),
-            hidden_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            intermediate_size=128,
-            max_position_embeddings=128,
-        )
-    ).save_pretrained(bert)
+    write_bert(bert, BertTokenizerFast(tokenizer_object=wordpiece._tokenizer, model_max_length=128))
+    write_sentence_model(folder / "tiny/sentence-bert", bert)
 
-    transformer = Transformer(str(bert))
-    model = SentenceTransformer(modules=[transformer, Pooling(transformer.get_embedding_dimension())], device="cpu")
-    for name in ("tiny/sentence-bert", "sentence-transformers/all-MiniLM-L6-v2"):
-        model.save_pretrained(str(folder / name))
+    english = folder / "tiny/english-bert"  # its tokenizer breaks Arabic into letters
+    letters = sorted({letter for text in texts for letter in text if "\u0600" <= letter <= "\u06ff"})
+    wordpiece = BertWordPieceTokenizer(lowercase=True)
+    wordpiece.train_from_iterator((text for text in texts if text.isascii()), vocab_size=1000, show_progress=False)
+    pieces = [*wordpiece.get_vocab(), *letters, *(f"##{letter}" for letter in letters)]
+    write_bert(english, BertTokenizerFast(vocab={piece: i for i, piece in enumerate(pieces)}, model_max_length=128))
+    write_sentence_model(folder / "sentence-transformers/all-MiniLM-L6-v2", english)
 
 
 @pytest.fixture(scope="session")
