@@ -245,7 +245,7 @@ def test_wrong_mixtures(write, datasets, message):
 
 @pytest.mark.parametrize(
     ("entry", "message"),
-    [({"loss": "gist"}, "gist reads the texts"), ({"loss": "distill"}, "cannot teach: name a 'teacher'")],
+    [({"loss": "gist"}, "gist wants a tokenizer"), ({"loss": "distill"}, "cannot teach: name a 'teacher'")],
 )
 def test_losses_that_static_embeddings_from_nothing_cannot_have(write, entry, message):
     path = write({"model_name": "static", "datasets": {"a": {"path": "x"} | entry}})

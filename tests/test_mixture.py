@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from evaluation.utils.evaluation_utils import hash_folder
 from training.utils.losses import MatryoshkaLoss
 from training.utils.trainer import MatryoshkaTrainer
 
@@ -82,7 +83,11 @@ def test_it_trains_logs_each_part_and_resumes_to_the_same_weights(call, config, 
         torch.testing.assert_close(found[name], weight, rtol=0, atol=0, msg=name)
 
 
-def test_with_gradient_cache_too(call, config, tiny_model, tmp_path, monkeypatch):
+def test_with_gradient_cache_too(call, tiny_model, hub, tmp_path, monkeypatch):
+    """And with a guide and a teacher by name, which the record has with their revisions."""
+    config = tmp_path / "mixture.json"
+    others = {"guided": {"guide": "aubmindlab/bert-base-arabertv02"}, "taught": {"teacher": str(tiny_model)}}
+    config.write_text(json.dumps({"datasets": {name: e | others.get(name, {}) for name, e in ENTRIES.items()}}))
     seen, step = {}, MatryoshkaTrainer.compute_loss
 
     def watch(self, model, inputs, *args, **kwargs):
@@ -94,6 +99,12 @@ def test_with_gradient_cache_too(call, config, tiny_model, tmp_path, monkeypatch
     flags = (tiny_model, "--config", config, *FLAGS, "--mini_batch_size", "4", "--max_steps", "3", "--dev_data", "none")
     done = call(HYBRID, *flags, "--output_dir", tmp_path / "run")
     assert done.code == 0, done.err
+    datasets = json.loads((tmp_path / "run/run.json").read_text())["datasets"]
+    guide, teacher = datasets["guided"]["guide"], datasets["taught"]["teacher"]
+    assert any(f"/{guide['name']}/resolve/{guide['revision']}/" in request for request in hub.requests)
+    assert (
+        teacher == {"name": str(tiny_model), "revision": hash_folder(tiny_model)} and "guide" not in datasets["ranked"]
+    )
     assert seen == {"guided": True, "taught": False, "ranked": True}
     history = json.loads((tmp_path / "run/checkpoint-3/trainer_state.json").read_text())["log_history"]
     assert all(any(f"loss_{name}_self" in entry for entry in history) for name in ENTRIES)

@@ -220,7 +220,7 @@ def check_mixture(config: HybridConfig) -> None:
         check_entry(f"'datasets.{name}'", entry)
         if entry.loss == "gist" and config.model_name == STATIC:
             raise UsageError(
-                f"'datasets.{name}': gist reads the texts of a batch from its tokens, which static embeddings do not keep by row"
+                f"'datasets.{name}': gist wants a tokenizer of transformers, which static embeddings do not have"
             )
         if entry.loss == "distill" and entry.teacher is None and config.model_name == STATIC:
             raise UsageError(f"'datasets.{name}': static embeddings from nothing cannot teach: name a 'teacher'")

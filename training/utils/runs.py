@@ -14,6 +14,7 @@ from common.data_files import dataset_revision
 from common.errors import RunError, UsageError, one_line
 from common.records import RunRecord, command_line
 from evaluation.utils.dev_evaluator import PRIMARY_METRIC, MatryoshkaEvaluator
+from evaluation.utils.evaluation_utils import identify
 from training.utils.model_utils import FINAL, UNTRAINED, remove_earlier_run, save_final
 from training.utils.options import STATIC, DatasetEntry, TrainingConfig
 
@@ -87,6 +88,11 @@ def start_record(
                 "revision": dataset_revision(entry.path, dataset),
                 "rows": len(dataset),
                 "columns": dataset.column_names,
+                **{
+                    role: {"name": other, "revision": identify(other).revision}
+                    for role in ("guide", "teacher")
+                    if (other := getattr(entry, role)) is not None
+                },
             }
             for name, (entry, dataset) in datasets.items()
         },
