@@ -70,7 +70,7 @@ def whole(runs, call, trained, tmp_path_factory):
 def kill(moment: str, command: tuple, folder: Path) -> int:
     """Run a command that dies at a moment (see killed.py); how many changes it made, where it outlived that."""
     words = [sys.executable, ROOT / "tests/killed.py", moment, ROOT / command[0], *command[1:], "--output_dir", folder]
-    done = subprocess.run([*map(str, words)], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*map(str, words)], capture_output=True, text=True, timeout=600)
     assert done.returncode in (-signal.SIGKILL, 0), done.stderr
     return int(done.stdout.splitlines()[-1]) if moment == "#0" else 0
 
