@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import logging
+import shutil
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
 
-EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_FAILURE, EXIT_USAGE, EXIT_SIGNAL = 1, 2, 128
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+FULL = 2**20  # bytes; a disk with less free is full
 
 
 class RunError(Exception):
@@ -18,6 +25,14 @@ class RunError(Exception):
 
 class UsageError(RunError):
     """The command or the configuration is wrong: exit code 2. The message is one line."""
+
+
+class Stopped(KeyboardInterrupt):
+    """SIGINT or SIGTERM ended the run: exit code 130 or 143. The message is one line."""
+
+    def __init__(self, number: int, message: str | None = None):
+        super().__init__(message or ("interrupted" if number == signal.SIGINT else "terminated"))
+        self.number = number
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:
@@ -32,20 +47,68 @@ def _close_progress_bars() -> None:
             bar.close()
 
 
+@contextmanager
+def writing(path: Path, advice: str) -> Iterator[None]:
+    """Turn whatever goes wrong while ``path`` is written into one line that ends with ``advice``.
+
+    A full disk is an OSError to Python, a RuntimeError to torch, a SafetensorError to safetensors, a bare Exception to
+    tokenizers, and not all of them say so.
+    """
+    try:
+        yield
+    except RunError:
+        raise
+    except Exception as error:
+        logging.getLogger(__name__).debug("where it came from:", exc_info=True)
+        parent = next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
+        full = shutil.disk_usage(parent).free < FULL
+        reason = "no space left on the disk" if full else one_line(error, 160)
+        raise RunError(f"{path} could not be written ({reason}): {advice}") from error
+
+
+@contextmanager
+def on_signal(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """While this lasts, SIGINT and SIGTERM call ``handler``, except those that whoever started the process had it ignore."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    heeded = [number for number in SIGNALS if before[number] != signal.SIG_IGN]
+    for number in heeded:
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number in heeded:
+            if signal.getsignal(number) != signal.SIG_DFL:  # else there was one, and the next ends the process
+                signal.signal(number, before[number])
+
+
+def end_at_once_next_time() -> None:
+    """Let a second signal end the process, whatever it is doing."""
+    for number in SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    end_at_once_next_time()
+    raise Stopped(number)
+
+
 def run(main: Callable[[], None]) -> None:
-    """Call ``main`` and end the process: 0, or 2 for a usage error, 1 for a failure, 130 for Ctrl-C.
+    """Call ``main`` and end the process: 0, or 2 for a usage error, 1 for a failure, 130 for Ctrl-C, 143 for SIGTERM.
 
     Errors that are not the user's keep their traceback, since whoever mends them needs it.
     """
     try:
-        main()
+        with on_signal(_stop):
+            main()
     except RunError as error:
         _close_progress_bars()  # or they draw themselves once more, below the message
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILURE)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
+    except KeyboardInterrupt as stop:
+        _close_progress_bars()
+        print(str(stop) or "interrupted", file=sys.stderr)
+        sys.exit(EXIT_SIGNAL + getattr(stop, "number", signal.SIGINT))
     except ModuleNotFoundError as error:
         print(f"error: the package {error.name} is not installed: pip install -r requirements.txt", file=sys.stderr)
         sys.exit(EXIT_FAILURE)

@@ -1,5 +1,6 @@
 """Each text is encoded once, and no embedding or score is ever another's."""
 
+import resource
 import shutil
 
 import numpy as np
@@ -124,6 +125,23 @@ def test_an_interrupted_encode_goes_on_where_it_stopped(tmp_path, monkeypatch):
     rows = next((tmp_path / "s").glob("*.f32"))
     with rows.open("ab") as file:
         file.write(b"torn")  # half a row
+    again = EmbeddingStore(model, tmp_path / "s")
+    np.testing.assert_allclose(again.encode(texts), model.encode(texts), rtol=1e-6)
+    assert again.encoded == 15
+
+
+def test_a_full_disk_names_the_file_and_keeps_what_was_encoded(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", 10)
+    texts = texts_of(35)
+    model = static_model()
+    store = EmbeddingStore(model, tmp_path / "s")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (25 * 4 * 32, hard))  # 25 rows: the third chunk does not fit
+    try:
+        with pytest.raises(OSError, match=r"too large.*/s/\w+\.f32"):
+            store.encode(texts)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     again = EmbeddingStore(model, tmp_path / "s")
     np.testing.assert_allclose(again.encode(texts), model.encode(texts), rtol=1e-6)
     assert again.encoded == 15

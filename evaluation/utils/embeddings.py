@@ -18,6 +18,7 @@ from filelock import FileLock
 from tqdm.auto import tqdm
 
 from common.errors import RunError
+from common.records import naming
 from evaluation.utils.evaluation_utils import ModelIdentity
 
 if TYPE_CHECKING:
@@ -146,6 +147,7 @@ class EmbeddingStore:
         known = len(self._rows[key])
         logger.info("encoding %d texts", len(first))
         with (
+            naming(self.folder / f"{key}.f32"),
             (self.folder / f"{key}.f32").open("ab") as rows,
             (self.folder / f"{key}.digests").open("ab") as names,
             tqdm(total=len(first), unit="text", desc="encoding", disable=len(first) < PROGRESS_FROM) as progress,

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from common.errors import RunError
+from common.config import as_dict
+from common.errors import RunError, writing
+from common.records import read_record
 from evaluation.utils.evaluation_utils import identify, load_model
+from training.utils.checkpoints import checkpoints, damage, find_checkpoint, remove_damaged
 from training.utils.options import STATIC, TrainingConfig
 from training.utils.vocabulary import extend_vocabulary, normalize_arabic
 
@@ -21,6 +25,18 @@ logger = logging.getLogger(__name__)
 
 FINAL = "final"
 UNTRAINED = "untrained"
+PARTIAL = ".partial"
+# what a resumed run may have otherwise: where it writes and what it reports, but not what it learns
+MAY_CHANGE = {
+    "output_dir",
+    "overwrite_output_dir",
+    "resume_from_checkpoint",
+    "save_total_limit",
+    "logging_steps",
+    "report_to",
+    "push_to_hub",
+    "hub_model_id",
+}
 
 
 def load_base_model(
@@ -124,12 +140,6 @@ def run_folder(config: TrainingConfig, script: str) -> Path:
     return Path(config.output_dir or f"output/{script}-{Path(config.model_name).name}")
 
 
-def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a run's folder, oldest first."""
-    found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
-
-
 def prepare_run_folder(folder: Path, config: TrainingConfig, resume_command: str) -> Path | None:
     """Make sure that no earlier run is lost, and find the checkpoint to go on from.
 
@@ -151,16 +161,22 @@ def prepare_run_folder(folder: Path, config: TrainingConfig, resume_command: str
             raise RunError(
                 f"{folder} holds a finished run: there is nothing to resume; --overwrite_output_dir starts it anew"
             )
-        return _checkpoint_to_resume(folder, config.resume_from_checkpoint, found)
+        checkpoint = find_checkpoint(folder, config.resume_from_checkpoint)
+        check_same_settings(checkpoint.parent / "run.json", config)
+        return checkpoint
     if config.overwrite_output_dir:
         pass  # remove_earlier_run follows, once this run is sure to begin
     elif (folder / FINAL).exists():
         raise RunError(
             f"{folder} holds a finished run: choose another --output_dir, or replace it with --overwrite_output_dir"
         )
-    elif found:
+    elif any(damage(path, contents=False) is None for path in found):
         raise RunError(
             f"{folder} holds an unfinished run: resume it with `{resume_command}`, or replace it with --overwrite_output_dir"
+        )
+    elif found:
+        raise RunError(
+            f"{folder} holds a run that died before it had a whole checkpoint: start it anew with --overwrite_output_dir"
         )
     folder.mkdir(parents=True, exist_ok=True)
     return None
@@ -175,22 +191,65 @@ def remove_earlier_run(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _checkpoint_to_resume(folder: Path, wanted: str, found: list[Path]) -> Path:
-    if wanted.lower() in ("latest", "true"):
-        if not found:
-            raise RunError(f"{folder} has no checkpoint to resume from")
-        return found[-1]
-    path = Path(wanted)
-    if not (path / "trainer_state.json").is_file():
-        listed = f"; {folder} has {', '.join(c.name for c in found)}" if found else ""
-        raise RunError(f"--resume_from_checkpoint {wanted} is not a checkpoint{listed}")
-    return path
+def check_same_settings(path: Path, config: TrainingConfig) -> None:
+    """Make sure that a run goes on with the settings that it began with, which its ``run.json`` at ``path`` holds.
+
+    Raises:
+        RunError: A setting differs that the weights depend on; the message names all of these.
+    """
+    before = read_record(path)
+    if before is None:
+        logger.warning("%s cannot be read, so whether the run began with the same settings is not checked", path)
+        return
+    after = as_dict(config)
+    check_unchanged(path, {key: before["config"].get(key, after[key]) for key in after}, after)
 
 
-def save_final(model: SentenceTransformer, folder: Path) -> Path:
-    """Save the model, with its card, as ``<folder>/final``; it appears there whole or not at all."""
-    partial, final = folder / f".{FINAL}.partial", folder / FINAL
+def check_unchanged(path: Path, before: dict[str, Any], after: dict[str, Any]) -> None:
+    """Raise :class:`RunError` where what a run began with, as ``path`` has it, differs in what its weights depend on."""
+    old, new = flatten(before), flatten(json.loads(json.dumps(after, default=str)))
+    changed = [
+        f"{key} was {json.dumps(old.get(key), ensure_ascii=False)} and is {json.dumps(new.get(key), ensure_ascii=False)}"
+        for key in {**old, **new}
+        if key not in MAY_CHANGE and old.get(key) != new.get(key)
+    ]
+    if changed:
+        raise RunError(
+            f"{path}: the run to resume began otherwise: {'; '.join(changed)}. Give the same, or begin anew in another --output_dir"
+        )
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"a": {"b": 1}}`` as ``{"a.b": 1}``."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def save_whole(model: SentenceTransformer, folder: Path, name: str, advice: str) -> Path:
+    """Save the model, with its card, as ``<folder>/<name>``; it appears there whole or not at all.
+
+    Raises:
+        RunError: It could not be written; the message ends with ``advice``.
+    """
+    partial, whole = folder / f".{name}{PARTIAL}", folder / name
     shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(str(partial))
-    partial.rename(final)
-    return final
+    try:
+        with writing(whole, advice):
+            model.save_pretrained(str(partial))
+            shutil.rmtree(whole, ignore_errors=True)
+            partial.rename(whole)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return whole
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a run that was killed was about to write, and its checkpoints that are not whole."""
+    for name in (FINAL, UNTRAINED):
+        shutil.rmtree(folder / f".{name}{PARTIAL}", ignore_errors=True)
+    for path in folder.glob(".run.json.*"):
+        path.unlink()
+    remove_damaged(folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,10 +13,19 @@ from typing import TYPE_CHECKING, Any
 from common.config import as_dict
 from common.data_files import dataset_revision
 from common.errors import RunError, UsageError, one_line
-from common.records import RunRecord, command_line
+from common.records import RunRecord, read_record
 from evaluation.utils.dev_evaluator import PRIMARY_METRIC, MatryoshkaEvaluator
 from evaluation.utils.evaluation_utils import identify
-from training.utils.model_utils import FINAL, UNTRAINED, remove_earlier_run, save_final
+from training.utils.checkpoints import is_latest
+from training.utils.losses import get_world_size
+from training.utils.model_utils import (
+    FINAL,
+    UNTRAINED,
+    check_unchanged,
+    remove_earlier_run,
+    remove_leftovers,
+    save_whole,
+)
 from training.utils.options import STATIC, DatasetEntry, TrainingConfig
 
 if TYPE_CHECKING:
@@ -26,11 +36,26 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+LEARNT_FROM = (
+    "matryoshka_dims",
+    "datasets",
+    "dev_and_test_rows",
+    "processes",
+)  # what of a record the weights depend on
+
 
 def resume_command() -> str:
     """This command, with the flag that makes it go on from the latest checkpoint."""
-    words = shlex.split(command_line())
-    return shlex.join([*words, "--resume_from_checkpoint", "latest"])
+    flag, words = "--resume_from_checkpoint", sys.argv[1:]
+    words = [
+        word
+        for before, word in zip(["", *words], words, strict=False)
+        if flag not in (before, word) and not word.startswith(f"{flag}=")
+    ]
+    launcher = ["python"]
+    if get_world_size() > 1:
+        launcher = ["torchrun", "--nproc_per_node", os.environ.get("LOCAL_WORLD_SIZE", str(get_world_size()))]
+    return shlex.join([*launcher, sys.argv[0], *words, flag, "latest"])
 
 
 def texts_of(*datasets: Dataset) -> Iterator[str]:
@@ -72,10 +97,7 @@ def start_record(
 ) -> RunRecord:
     """Write ``run.json`` with what is known before training; a static model is also saved untrained, as its own baseline."""
     first = int(os.environ.get("RANK", 0)) == 0
-    if first and config.overwrite_output_dir and config.resume_from_checkpoint is None:
-        remove_earlier_run(folder)
-    if first and config.model_name == STATIC and not (folder / UNTRAINED).exists():
-        model.save_pretrained(str(folder / UNTRAINED))
+    resumed = config.resume_from_checkpoint is not None
     record = RunRecord(
         folder / "run.json",
         as_dict(config),
@@ -98,10 +120,32 @@ def start_record(
         },
         dev_and_test_rows={name: len(next(iter(rows.values()))) for name, rows in held_out.items()},
         leaks=leaks,
+        processes=get_world_size(),
     )
-    if first:
-        record.write()
+    if resumed:
+        check_same_data(config, folder, record)
+    if not first:
+        return record
+    remove_leftovers(folder)
+    if config.overwrite_output_dir and not resumed:
+        remove_earlier_run(folder)
+    if config.model_name == STATIC and not (resumed and (folder / UNTRAINED).exists()):
+        save_whole(model, folder, UNTRAINED, "make room, and run the command again")
+    record.write()
     return record
+
+
+def check_same_data(config: TrainingConfig, folder: Path, record: RunRecord) -> None:
+    """Make sure that a resumed run goes on with the data, dimensions and processes that it began with.
+
+    Raises:
+        RunError: One of these differs.
+    """
+    wanted = config.resume_from_checkpoint
+    path = (folder if is_latest(wanted) else Path(wanted).parent) / "run.json"
+    before = read_record(path) or {}
+    known = [key for key in LEARNT_FROM if key in before]
+    check_unchanged(path, {key: before[key] for key in known}, {key: record.values[key] for key in known})
 
 
 def finish(
@@ -134,10 +178,11 @@ def finish(
                 evaluator.primary_metric
             ]
     history = [entry for entry in trainer.state.log_history if f"eval_{PRIMARY_METRIC}" in entry]
-    final = save_final(model, folder)
+    final = save_whole(model, folder, FINAL, f"make room and go on with `{resume_command()}`")
     record.finish(
         steps=trainer.state.global_step,
         best_step=step,
+        resumed_at_step=trainer.resumed_at_step,
         train_runtime_s=result.metrics.get("train_runtime"),
         train_samples_per_second=result.metrics.get("train_samples_per_second"),
         train_loss=result.metrics.get("train_loss"),

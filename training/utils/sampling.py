@@ -98,7 +98,9 @@ class MixtureBatchSampler(MultiDatasetDefaultBatchSampler):
             if rows is None:  # with weights, or where duplicates cost a batch
                 rounds[index] += 1
                 running[index] = self._begin(index, rounds[index])
-                rows = next(running[index])
+                rows = next(running[index], None)
+                if rows is None:
+                    raise RunError("a data set has too few different texts to fill a batch: lower the batch size")
             yield from deal([row + offsets[index] for row in rows], self.batch_samplers[index].processes)
 
     def _begin(self, index: int, round_number: int) -> Iterator[list[int]]:

@@ -1,0 +1,27 @@
+"""A long training run does not grow."""
+
+import pytest
+
+from benchmarks.train_memory import growth, measure
+from tests.conftest import triplets
+from tests.test_training import write
+
+
+@pytest.mark.slow
+def test_a_run_does_not_grow(groups, hub, tmp_path):
+    data = write(tmp_path / "ranks.csv", triplets(groups, "en"))
+    static = ("static", "--static_embedding_dim", "256", "--static_vocab_size", "2000")
+    samples = measure(
+        (*static, "--train_data", str(data), "--per_device_train_batch_size", "64", "--eval_steps", "100"), 600
+    )
+    assert [entry["step"] for entry in samples] == list(range(1, 601))
+    found = growth(samples)
+    assert found["growth_percent"] < 2, found
+    assert found["files"] == found["files_at_the_end"] and found["threads"] == found["threads_at_the_end"], found
+
+
+def test_growth_is_from_the_first_to_the_last_quarter_after_the_warm_up():
+    samples = [{"step": s, "mib": 900.0 if s <= 20 else 100.0 + s, "files": 4, "threads": 2} for s in range(1, 101)]
+    found = growth(samples)
+    assert found["mib"] == 130.5 and found["mib_at_the_end"] == 190.5  # medians of steps 21 to 40, 81 to 100
+    assert found["growth_percent"] == pytest.approx(100 * (190.5 / 130.5 - 1), abs=0.01)

@@ -1,0 +1,116 @@
+"""Checkpoints that a run can trust: each ends with a manifest of its files, without which it is not whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+
+from common.errors import RunError
+from common.records import write_atomically
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+STATE = "trainer_state.json"
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a run's folder, oldest first, whole or not."""
+    found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+
+
+def seal(checkpoint: Path) -> None:
+    """Write the manifest, once all else is on the disk: ``{file: {"bytes": ..., "sha256": ...}}``."""
+    files = {}
+    for path in sorted(path for path in checkpoint.rglob("*") if path.is_file()):
+        _sync(path)
+        files[path.relative_to(checkpoint).as_posix()] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+    write_atomically(checkpoint / MANIFEST, json.dumps(files, indent=2) + "\n")
+    _sync(checkpoint)
+    _sync(checkpoint.parent)
+
+
+def damage(checkpoint: Path, contents: bool = True) -> str | None:
+    """What is wrong with a checkpoint, or None where it is as it was written.
+
+    Args:
+        contents: Read every file; without this only names and sizes are compared.
+    """
+    if not (checkpoint / MANIFEST).is_file():
+        return f"it is not complete (no {MANIFEST})"
+    try:
+        files = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+        expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
+        if STATE not in expected:
+            return f"its {MANIFEST} lacks {STATE}"
+        for name, (size, digest) in expected.items():
+            path = checkpoint / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != size:
+                return f"{name} has {path.stat().st_size} bytes instead of {size}"
+            if contents and _sha256(path) != digest:
+                return f"{name} is not what was written"
+    except OSError as error:
+        return f"it cannot be read ({error.strerror})"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"its {MANIFEST} cannot be read"
+    return None
+
+
+def is_latest(wanted: str) -> bool:
+    """Whether ``--resume_from_checkpoint`` names no checkpoint, but the newest."""
+    return wanted.lower() in ("latest", "true")
+
+
+def find_checkpoint(folder: Path, wanted: str) -> Path:
+    """The checkpoint to resume from: the newest whole one of ``folder`` for ``latest``, else the path that is ``wanted``.
+
+    Raises:
+        RunError: There is none, or it is damaged.
+    """
+    found = checkpoints(folder)
+    if not is_latest(wanted):
+        if not (Path(wanted) / STATE).is_file():
+            listed = f"; {folder} has {', '.join(path.name for path in found)}" if found else ""
+            raise RunError(f"--resume_from_checkpoint {wanted} is not a checkpoint{listed}")
+        if reason := damage(Path(wanted)):
+            raise RunError(f"--resume_from_checkpoint {wanted}: {reason}; 'latest' takes the newest that is whole")
+        return Path(wanted)
+    for path in reversed(found):
+        reason = damage(path)
+        if reason is None:
+            return path
+        logger.warning("%s is passed over: %s", path, reason)
+    if found:
+        raise RunError(
+            f"{folder} has no whole checkpoint to resume from: start the run anew, with --overwrite_output_dir instead of --resume_from_checkpoint"
+        )
+    raise RunError(f"{folder} has no checkpoint to resume from: run the command without --resume_from_checkpoint")
+
+
+def remove_damaged(folder: Path) -> None:
+    """Remove checkpoints that are not whole, so that none is counted, or kept, in place of one that is."""
+    for path in checkpoints(folder):
+        if reason := damage(path, contents=False):
+            logger.info("removing %s: %s", path, reason)
+            shutil.rmtree(path)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Bring a file, or the names in a folder, onto the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
