@@ -3,8 +3,8 @@
     python benchmarks/recipes.py                              # every row of benchmarks/recipes.json
     python benchmarks/recipes.py --rows crosslingual          # these rows only; the others' models are kept
 
-A row is a model to train, with its command's flags and its seeds, or one that is only scored. A model that is there already is
-not trained again. The development sets chose everything; STS17 is only reported. A number is the mean over the seeds, with the
+A row is a model to train, with its script, its configuration and its seeds, or one that is only scored. A model that is there
+already is not trained again. The development sets chose everything; STS17 is only reported. A number is the mean over the seeds, with the
 95% interval of the bootstrap over the sentence pairs; a row is compared with the one it names in "against", on the same pairs. Results
 go to --output_dir as recipes.json, recipes.md, dev.md and recipes.png.
 """
@@ -27,11 +27,38 @@ TASK, SUBSETS = "STS17", ("ar-ar", "en-ar", "en-en")
 DIMS = (384, 256, 128, 64)
 
 
-def train(name: str, row: dict, seed: int, models: Path) -> Path:
+def resolve(row: dict, rows: dict) -> dict:
+    """A row's script and whole configuration: that of the row it is "of", or of its file, with its own keys, "without" some data sets."""
+    if "of" in row:
+        whole = resolve(rows[row["of"]], rows)
+    else:
+        file = json.loads((ROOT / row["file"]).read_text(encoding="utf-8")) if "file" in row else {}
+        whole = {"script": row["script"], "config": file}
+    config = whole["config"] | row.get("config", {})
+    if "datasets" in config:
+        datasets = whole["config"].get("datasets", {}) | config["datasets"]
+        config["datasets"] = {name: entry for name, entry in datasets.items() if name not in row.get("without", ())}
+    return {"script": whole["script"], "config": config}
+
+
+def train(name: str, rows: dict, seed: int, models: Path) -> Path:
     """The final model of a row's run with a seed, trained now unless it is there."""
     folder = models / f"{name}-{seed}"
     if not (folder / "final").is_dir():
-        command = [sys.executable, *row["train"], "--seed", str(seed), "--output_dir", str(folder)]
+        whole = resolve(rows[name], rows)
+        models.mkdir(parents=True, exist_ok=True)
+        file = models / f"{name}.json"
+        file.write_text(json.dumps(whole["config"], indent=2), encoding="utf-8")
+        command = [
+            sys.executable,
+            whole["script"],
+            "--config",
+            str(file),
+            "--seed",
+            str(seed),
+            "--output_dir",
+            str(folder),
+        ]
         if any(folder.glob("checkpoint-*")):
             command += ["--resume_from_checkpoint", "latest"]
         print(" ".join(["python", *command[1:]]), file=sys.stderr)
@@ -49,10 +76,10 @@ def main() -> None:
         "--output_dir", type=Path, default=Path("results/recipes"), help="folder of the results (default: %(default)s)"
     )
     options = parser.parse_args()
-    rows = json.loads(ROWS.read_text(encoding="utf-8"))
-    if unknown := set(options.rows or ()) - rows.keys():
-        parser.error(f"no row {sorted(unknown)[0]!r}; there are {', '.join(rows)}")
-    rows = {name: row for name, row in rows.items() if options.rows is None or name in options.rows}
+    every = json.loads(ROWS.read_text(encoding="utf-8"))
+    if unknown := set(options.rows or ()) - every.keys():
+        parser.error(f"no row {sorted(unknown)[0]!r}; there are {', '.join(every)}")
+    rows = {name: row for name, row in every.items() if options.rows is None or name in options.rows}
 
     from common.records import RunRecord, write_atomically
     from evaluation.utils.evaluation_utils import load_model, pairwise_similarities
@@ -66,14 +93,14 @@ def main() -> None:
         seeds = row.get("seeds", [0])
         per_seed: dict[str, list[list[Estimate]]] = {subset: [] for subset in SUBSETS}
         for seed in seeds:
-            source = str(train(name, row, seed, options.models)) if "train" in row else row["model"]
+            source = row.get("model") or str(train(name, every, seed, options.models))
             model = load_model(source)
             project = principal_axes(model) if row.get("pca") else lambda embeddings: embeddings
             for subset, (first, second, gold) in pairs.items():
                 a, b = (project(model.encode(texts, show_progress_bar=False)) for texts in (first, second))
                 cosines = [pairwise_similarities(a[:, :dim], b[:, :dim])["cosine"] for dim in DIMS]
                 per_seed[subset].append(bootstrap(spearman(gold, cosines), len(gold), sample=subset))
-            if "train" in row:
+            if "model" not in row:
                 runs.setdefault(name, []).append(summary_of_run(options.models / f"{name}-{seed}"))
         for subset, found in per_seed.items():
             estimates[name, subset] = [paired_mean([of_seed[i] for of_seed in found]) for i in range(len(DIMS))]

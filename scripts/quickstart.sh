@@ -10,5 +10,5 @@ echo "== Training a 768-dimensional static embedding model, from nothing, on dat
 model=$("$python" training/hybrid_training.py --config configs/quickstart.json --overwrite_output_dir "$@" | tail -n 1)
 
 echo "== Scoring it and its untrained twin at every dimension ==" >&2
-"$python" evaluation/evaluate_sts.py --model_name "$model" "$(dirname "$model")/untrained" --data data/sample/sts_pairs.jsonl --output_dir results/quickstart
+"$python" evaluation/evaluate_sts.py --model_name "$model" --baseline_model "$(dirname "$model")/untrained" --data data/sample/sts_pairs.jsonl --output_dir results/quickstart
 echo "Table and plot: results/quickstart/table.md, results/quickstart/plot.png. The model: $model"
