@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import RunError, UsageError, one_line
+from common.hub import HUB_NAME, load_from_hub
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -138,10 +139,12 @@ def load_hub_dataset(path: str, name: str | None, split: str) -> Dataset:
     from datasets import load_dataset
 
     label = f"{path}{f' ({name})' if name else ''}, split {split!r}"
+    if not HUB_NAME.fullmatch(path):
+        raise RunError(f"data set {label}: no such file, and not a name that the Hub has (organisation/data set)")
     try:
-        return load_dataset(path, name, split=split)
-    except Exception as error:
-        raise RunError(f"data set {label}: {explain_hub_error(error, path)}") from None
+        return load_from_hub("dataset", path, lambda: load_dataset(path, name, split=split))
+    except RunError as error:
+        raise RunError(f"data set {label}: {error}") from None
 
 
 def dataset_revision(path: str, dataset: Dataset) -> str | None:
@@ -153,39 +156,6 @@ def dataset_revision(path: str, dataset: Dataset) -> str | None:
         if found := re.search(r"[/\\]([0-9a-f]{40})[/\\]", file["filename"]):
             return found[1]
     return None
-
-
-def explain_hub_error(error: BaseException, repository: str) -> str:
-    """What a failed look-up on the Hub means, in one line; raises ``error`` again where it means something else."""
-    from datasets.exceptions import DatasetNotFoundError
-    from huggingface_hub import errors as hub
-
-    chain: list[BaseException] = []
-    while error is not None and error not in chain:
-        chain.append(error)
-        error = error.__cause__ or error.__context__
-
-    def has(*classes: type) -> bool:
-        return any(isinstance(e, classes) for e in chain)
-
-    # huggingface_hub changed the package that it talks through (httpx, httpx2) but not the names of what it raises
-    offline = any(base.__name__ == "TransportError" for e in chain for base in type(e).__mro__)
-
-    if has(hub.GatedRepoError):
-        return f"access is gated: ask for it on the Hub's page of {repository}, then log in with `hf auth login`"
-    if has(hub.RepositoryNotFoundError, DatasetNotFoundError):
-        return "not found on the Hub, or private: check the name, or log in with `hf auth login`"
-    if has(hub.RevisionNotFoundError, hub.EntryNotFoundError):
-        return f"the repository lacks what was asked for ({one_line(chain[-1], 120)})"
-    if offline or has(hub.OfflineModeIsEnabled, hub.LocalEntryNotFoundError, ConnectionError):
-        return "the Hub cannot be reached and it is not in the cache: check the network, or give a local path"
-    if has(hub.HfHubHTTPError):
-        return f"the Hub answered with an error, try again later ({one_line(chain[-1], 120)})"
-    if isinstance(chain[0], (ValueError, FileNotFoundError, OSError)) or type(chain[0]).__module__.startswith(
-        "datasets."
-    ):
-        return one_line(chain[0], 200)
-    raise chain[0]
 
 
 def check_texts(where: str, dataset: Dataset, columns: list[str]) -> None:

@@ -94,7 +94,13 @@ def main(argv: list[str] | None = None) -> None:
     # 3. Each model: score at every dimension through mteb, then intervals, baselines, precisions, shortlists, errors
     models, encoded = [], {}
     for identity in identities:
-        model = load_model(identity.source, identity, config.dtype)
+        model = load_model(
+            identity.source,
+            identity,
+            config.dtype,
+            trust_remote_code=config.trust_remote_code,
+            allow_pickle=config.allow_pickle,
+        )
         dims = fit_dims(f"--dims with {identity.name}", config.dims, model.get_embedding_dimension(), "dims" in chosen)
         store = EmbeddingStore(model, cache_folder(output_dir, identity, config.dtype), config.batch_size)
         if config.overwrite:

@@ -50,6 +50,7 @@ def pytest_configure(config):
         MTEB_CACHE=str(config.workplace / "mteb_cache"),
         HF_HUB_DISABLE_XET="1",
         HF_HUB_DISABLE_TELEMETRY="1",
+        HUB_RETRY_WAIT="0.02",
         NO_PROXY=direct,
         no_proxy=direct,
     )
