@@ -6,6 +6,8 @@ import logging
 import sys
 from collections.abc import Callable
 
+from common.redact import redact
+
 EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 
@@ -41,7 +43,7 @@ def run(main: Callable[[], None]) -> None:
         main()
     except RunError as error:
         _close_progress_bars()  # or they draw themselves once more, below the message
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {redact(str(error))}", file=sys.stderr)
         sys.exit(EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILURE)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -52,6 +54,6 @@ def run(main: Callable[[], None]) -> None:
     except OSError as error:
         if error.filename is None and error.errno is None:
             raise
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        print(f"error: {redact(one_line(error))}", file=sys.stderr)
         logging.getLogger(__name__).debug("where it came from:", exc_info=True)
         sys.exit(EXIT_FAILURE)

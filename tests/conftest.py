@@ -231,6 +231,28 @@ def cli(hub):
     return run
 
 
+@pytest.fixture(scope="session")
+def warm(hub, tmp_path_factory):
+    """As ``cli``, for a script, in a fork of a process that has imported the libraries (see tests/warm.py)."""
+    folder = tmp_path_factory.mktemp("warm")
+    command = [sys.executable, str(ROOT / "tests/warm.py")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+    ) as server:
+
+        def run(script: str, *args: str | Path, cwd: Path = ROOT):
+            out, err = folder / "out", folder / "err"
+            request = {"argv": [str(ROOT / script), *map(str, args)], "cwd": str(cwd), "out": str(out), "err": str(err)}
+            server.stdin.write(json.dumps(request) + "\n")
+            server.stdin.flush()
+            code = int(server.stdout.readline())
+            return SimpleNamespace(code=code, out=out.read_text(), err=err.read_text())
+
+        yield run
+        server.stdin.close()
+
+
 @pytest.fixture
 def call(hub, capsys, monkeypatch):
     """``call("training/x.py", "--flag", ...)`` runs a script's ``main`` in this process, which saves importing torch."""

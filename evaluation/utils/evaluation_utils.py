@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from common.config import suggest
-from common.data_files import check_scores, read_pairs
+from common.data_files import read_pairs
 from common.errors import RunError, UsageError, one_line
 from common.hub import HUB_NAME, explain_hub_error, is_unanswered, load_from_hub, look_up, offline, try_again
 from evaluation.utils.weights import refuse_pickles
@@ -194,6 +194,7 @@ def load_model(
         raise
     except Exception as error:
         raise RunError(f"model {source}: cannot be loaded: {_why_not_loaded(error, source)}") from None
+    _refuse_reranker(source, model)
     if model.get_embedding_dimension() is None:
         raise RunError(f"model {source}: it does not say how wide its embeddings are")
     if model.truncate_dim is not None:
@@ -202,6 +203,15 @@ def load_model(
         )
         model.truncate_dim = None
     return model
+
+
+def _refuse_reranker(source: str, model: SentenceTransformer) -> None:
+    """sentence-transformers makes an embedding model of any transformer; of one that scores pairs it makes a meaningless one."""
+    config = getattr(getattr(model[0], "auto_model", None), "config", None)
+    architectures = [str(name) for name in getattr(config, "architectures", None) or []]
+    classifies = any(name.endswith("ForSequenceClassification") for name in architectures)
+    if classifies and getattr(config, "num_labels", None) == 1:
+        raise RunError(f"model {source}: {architectures[0]} with one score is a reranker, not an embedding model")
 
 
 def _why_not_loaded(error: BaseException, source: str) -> str:
@@ -251,10 +261,11 @@ def sts_scores(first: np.ndarray, second: np.ndarray, gold: Sequence[float]) -> 
 
     found: dict[str, float] = {}
     for name, similarity in pairwise_similarities(first, second).items():
-        if np.ptp(similarity) == 0 or np.ptp(np.asarray(gold)) == 0:
-            raise RunError(
-                f"the {name} correlation is undefined: every pair has the same {'similarity' if np.ptp(similarity) == 0 else 'score'}"
-            )
+        for what, values in (("similarity", similarity), ("score", np.asarray(gold))):
+            if np.ptp(values) == 0:
+                raise RunError(f"the {name} correlation is undefined: every pair has the same {what}")
+            if not np.isfinite(values).all():
+                raise RunError(f"the {name} correlation is undefined: a {what} is NaN or infinite")
         found[f"{name}_spearman"] = float(spearmanr(gold, similarity).statistic)
         found[f"{name}_pearson"] = float(pearsonr(gold, similarity).statistic)
     return found
@@ -306,14 +317,14 @@ def load_task_data(task: Any) -> None:
 def load_pairs(
     task_name: str | None, data: str | None, wanted: list[str], defaults: list[str], explicit: bool
 ) -> tuple[str, dict[str, dict[str, list[Any]]], str]:
-    """The scored pairs of an mteb STS task, or of a user's file.
+    """The scored pairs of an mteb STS task, or of a user's file; their scores may be such that no correlation is defined.
 
     Returns:
         The task's name, for each subset its ``sentence1``, ``sentence2`` and ``score`` lists, and the revision of the
         data (for a file, a hash of it).
     """
     if data is not None:
-        subsets = read_pairs(Path(data))
+        subsets = read_pairs(Path(data), check=False)
         if explicit:
             if missing := [name for name in wanted if name not in subsets]:
                 raise UsageError(f"{data}: no subset {missing[0]!r}; found {', '.join(subsets)}")
@@ -334,5 +345,4 @@ def load_pairs(
             "sentence2": list(split[second]),
             "score": list(split["score"]),
         }
-        check_scores(f"task {task_name}, subset {subset}", subsets[subset]["score"])
     return task_name, subsets, task.metadata.dataset["revision"]
