@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 SHOWN = "***"
-SECRET_NAME = r"(?:\w*[_-])?(?:token|password|passwd|secret|api_?key)"
+SECRET_NAME = r"(?:\w*[_-])?(?:token|password|passwd|secret|api_?key|access_?key)"
 IN_URL = re.compile(r"(\w://)[^/\s@'\"]+@")  # https://user:token@host
 OF_THE_HUB = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
 NAMED = re.compile(rf"\b({SECRET_NAME})=[^\s&'\"]+", re.IGNORECASE)  # ?token=..., WANDB_API_KEY=...

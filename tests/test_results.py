@@ -269,6 +269,7 @@ def test_a_set_without_a_score_is_explained_and_the_others_are_scored(call, fail
     assert not (tmp_path / "other/summary.csv").exists()
 
 
+@pytest.mark.slow
 def test_a_task_with_a_constant_subset_is_explained(call, tiny_model, hub, pairs, tmp_path):
     """mteb writes NaN for such a subset."""
     from tests.conftest import write_dataset

@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -67,9 +66,7 @@ def test_pickled_weights_of_a_transformer_need_the_flag(call, fails, transformer
     said = fails(1, "pytorch_model.bin is pickled", STS, "--model_name", transformer, *flags)
     assert str(transformer) in said and "can run any code" in said and "--allow_pickle" in said and "convert" in said
     assert not (tmp_path / "out").exists()
-    training = (transformer, "--train_data", ROOT / "data/sample/nli_groups.jsonl", "--output_dir", tmp_path / "run")
     fails(1, "pytorch_model.bin is pickled", NLI, transformer, "--output_dir", tmp_path / "run")
-    del training
     done = call(STS, "--model_name", transformer, *flags, "--allow_pickle")
     assert done.code == 0, done.err
     assert (load_model(str(transformer), allow_pickle=True).encode(["a text"]) == expected).all()
@@ -139,18 +136,19 @@ def test_code_of_a_model_needs_the_flag(call, fails, with_code, tmp_path):
 # Paths
 
 
-@pytest.mark.parametrize(
-    "name", ["../up", "a/../../b", "/etc", "/etc/passwd", "a/b/c", "..", "a/..", "m" * 97, "x" * 5000]
-)
+@pytest.mark.parametrize("name", ["../up", "a/../../b", "/etc/passwd", "a/b/c", "..", "a/..", "m" * 97, "x" * 5000])
 def test_names_of_models_never_leave_a_folder(hub, name, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+    inside = tmp_path / "a folder/inside"
+    inside.mkdir(parents=True)
+    (tmp_path / "a folder/config.json").write_text("{}")
+    monkeypatch.chdir(inside)
     try:
         identity = identify(name)
     except (RunError, OSError) as error:
         assert "\n" not in str(error)
     else:  # a folder that is there
         assert Path(name).is_dir() and re.fullmatch(r"local/[\w.-]+", identity.name)
-    assert not list(tmp_path.iterdir())
+    assert not list(inside.iterdir())
 
 
 @pytest.mark.parametrize("folder", ["a b", "<script>", "عربي", "...", "a\nb", "-rf", "$(id)"])
@@ -189,19 +187,18 @@ def test_what_is_a_secret(monkeypatch):
     }
 
 
-def test_no_secret_in_anything_that_a_run_leaves(tiny_model, hub, tmp_path):
+def test_no_secret_in_anything_that_a_run_leaves(warm, tiny_model, tmp_path):
     """A token in the environment, one in a flag and one in a URL, in training and in evaluation."""
     pairs = write_pairs(tmp_path / "mine.jsonl", pairs_of(12))
     triplets = tmp_path / "triplets.csv"
     triplets.write_text("anchor,positive\n" + "".join(f"a dog {i},a cat {i}\n" for i in range(8)))
     url_secret, flag_secret = "hunter2hunter2", "hf_FlagFlagFlagFlagFlag"
-    env = os.environ | {"HF_TOKEN": TOKEN, "LOG_LEVEL": "DEBUG"}
+    env = {"HF_TOKEN": TOKEN, "LOG_LEVEL": "DEBUG"}
 
-    def run(script: str, *args: object, code: int = 0) -> str:
-        command = [sys.executable, ROOT / script, *args]
-        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=env, cwd=tmp_path)
-        assert done.returncode == code, done.stderr
-        return done.stdout + done.stderr
+    def run(script: str, *args: str | Path, code: int = 0) -> str:
+        done = warm(script, *args, env=env, cwd=tmp_path)
+        assert done.code == code, done.err
+        return done.out + done.err
 
     shown = run(NLI, tiny_model, "--train_data", triplets, "--dev_data", "none", "--precision", "fp32", "--hub_model_id",
                 f"me/{flag_secret}", "--per_device_train_batch_size", "4", "--output_dir", "run")  # fmt: skip
@@ -212,8 +209,6 @@ def test_no_secret_in_anything_that_a_run_leaves(tiny_model, hub, tmp_path):
     for path in tmp_path.rglob("*"):
         content = path.read_bytes() if path.is_file() else b""
         for secret in (TOKEN, flag_secret, url_secret):
-            if path.name == "training_args.bin" and secret == flag_secret:
-                continue
             assert secret.encode() not in content, (path, secret)
     for secret in (TOKEN, flag_secret, url_secret):
         assert secret not in shown
@@ -250,7 +245,7 @@ class Finds(html.parser.HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def hostile(tmp_path_factory) -> Path:
+def hostile(warm, tmp_path_factory) -> Path:
     """The results of data whose every text, and a model whose folder, is an attack."""
     folder = tmp_path_factory.mktemp("hostile")
     model = folder / "<script>document.title='owned'<" / "final"
@@ -263,18 +258,20 @@ def hostile(tmp_path_factory) -> Path:
         for payload in [PAYLOADS[i % len(PAYLOADS)]]
     ]
     data = write_pairs(folder / "<img src=x onerror=alert(1)>.jsonl", rows)
-    done = subprocess.run(
-        [sys.executable, str(ROOT / STS), "--model_name", str(model), "--data", str(data), "--dims", "32", "8",
-         "--calibration_data", str(data), "--update_model_card", "--output_dir", str(folder / "out")],
-        capture_output=True, text=True,
-    )  # fmt: skip
-    if "fewer than 2 texts" in done.stderr:  # all of them are tested
-        done = subprocess.run(
-            [sys.executable, str(ROOT / STS), "--model_name", str(model), "--data", str(data), "--dims", "32", "8",
-             "--update_model_card", "--output_dir", str(folder / "out")],
-            capture_output=True, text=True,
-        )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
+    flags = (
+        "--model_name",
+        model,
+        "--data",
+        data,
+        "--dims",
+        "32",
+        "8",
+        "--update_model_card",
+        "--output_dir",
+        folder / "out",
+    )
+    done = warm(STS, *flags)
+    assert done.code == 0, done.err[-2000:]
     return folder / "out"
 
 

@@ -1,6 +1,7 @@
 """A process that has imported the libraries once and runs the scripts in forks of itself: a real command without the wait.
 
-Each line of standard input is ``{"argv": [script, ...], "cwd": ..., "out": file, "err": file}``; the answer is the exit code.
+Each line of standard input is ``{"argv": [script, ...], "cwd": ..., "env": {...}, "out": file,
+"err": file}``; the answer is the exit code.
 It never computes anything itself, so that there are no threads for a fork to lose.
 """
 
@@ -21,6 +22,7 @@ def run(request: dict) -> int:
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     os.chdir(request["cwd"])
+    os.environ.update(request["env"])
     sys.argv = [os.fsdecode(text.encode("utf-8", "surrogateescape")) for text in request["argv"]]
     code = 0
     try:
