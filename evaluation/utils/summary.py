@@ -119,6 +119,13 @@ def score_cell(score: float, low: float = float("nan"), high: float = float("nan
     return text + ("*" if pd.notna(p) and p < 0.05 else "")
 
 
+def plain(text: str) -> str:
+    """Text that is no markup in Markdown, nor ends a table's cell."""
+    for character, shown in (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("[", "\\[")):
+        text = text.replace(character, shown)
+    return " ".join(text.split())
+
+
 def markdown_table(table: pd.DataFrame) -> str:
     """A Markdown table: a line for each model, task and subset, a column for each dimension, main scores times 100 with
     their 95% intervals."""
@@ -134,7 +141,8 @@ def markdown_table(table: pd.DataFrame) -> str:
             for row in group.itertuples()
         }
         shown = " | ".join(cells.get(dim, "") for dim in dims)
-        lines.append(f"| {names[model, revision]} | {task} | {subset} | {group['n'].iloc[0]:.0f} | {shown} |")
+        name, task, subset = (plain(text) for text in (names[model, revision], task, subset))
+        lines.append(f"| {name} | {task} | {subset} | {group['n'].iloc[0]:.0f} | {shown} |")
     return "\n".join(lines) + "\n"
 
 
