@@ -24,6 +24,7 @@ from evaluation.utils.summary import (
     NOTE,
     markdown_table,
     metric_name,
+    plain,
     plot,
     read_summary,
     unscored_lines,
@@ -119,9 +120,9 @@ def _write_outputs(
     summary = update_summary(output_dir / "summary.csv", rows)
     wanted = pd.DataFrame(rows)[KEY].drop_duplicates()
     table = wanted.merge(summary, on=KEY, how="left")  # in the order of this run, with what earlier runs knew
-    text = markdown_table(table) + "".join(f"\n{line}\n" for line in unscored_lines(table))
+    text = markdown_table(table) + "".join(f"\n{plain(line)}\n" for line in unscored_lines(table))
     missing, table = table, table[table["score"].notna()]
-    heading = f"# {metric_name(table)} × 100, by embedding dimension\n\n" + (f"{note}\n\n" if note else "")
+    heading = f"# {metric_name(table)} × 100, by embedding dimension\n\n" + (f"{plain(note)}\n\n" if note else "")
     write_atomically(output_dir / "table.md", f"{heading}{text}\n{LEGEND}\n")
     plot(table, output_dir / "plot.png")
     for name, found in _tables(models).items():
