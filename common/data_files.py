@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import RunError, UsageError, one_line
+from common.hub import HUB_NAME, load_from_hub
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+VISIBLE = r"[^\s\p{Z}\p{Cc}\p{Cf}]"  # not white space, and not a zero-width or direction mark
+LONGEST_NAME = 100  # characters of a subset's name, which stands above every plot
 FORMATS = (".csv", ".tsv", ".jsonl", ".parquet")
 
 
@@ -138,10 +141,12 @@ def load_hub_dataset(path: str, name: str | None, split: str) -> Dataset:
     from datasets import load_dataset
 
     label = f"{path}{f' ({name})' if name else ''}, split {split!r}"
+    if not HUB_NAME.fullmatch(path):
+        raise RunError(f"data set {label}: no such file, and not a name that the Hub has (organisation/data set)")
     try:
-        return load_dataset(path, name, split=split)
-    except Exception as error:
-        raise RunError(f"data set {label}: {explain_hub_error(error, path)}") from None
+        return load_from_hub("dataset", path, lambda: load_dataset(path, name, split=split))
+    except RunError as error:
+        raise RunError(f"data set {label}: {error}") from None
 
 
 def dataset_revision(path: str, dataset: Dataset) -> str | None:
@@ -155,39 +160,6 @@ def dataset_revision(path: str, dataset: Dataset) -> str | None:
     return None
 
 
-def explain_hub_error(error: BaseException, repository: str) -> str:
-    """What a failed look-up on the Hub means, in one line; raises ``error`` again where it means something else."""
-    from datasets.exceptions import DatasetNotFoundError
-    from huggingface_hub import errors as hub
-
-    chain: list[BaseException] = []
-    while error is not None and error not in chain:
-        chain.append(error)
-        error = error.__cause__ or error.__context__
-
-    def has(*classes: type) -> bool:
-        return any(isinstance(e, classes) for e in chain)
-
-    # huggingface_hub changed the package that it talks through (httpx, httpx2) but not the names of what it raises
-    offline = any(base.__name__ == "TransportError" for e in chain for base in type(e).__mro__)
-
-    if has(hub.GatedRepoError):
-        return f"access is gated: ask for it on the Hub's page of {repository}, then log in with `hf auth login`"
-    if has(hub.RepositoryNotFoundError, DatasetNotFoundError):
-        return "not found on the Hub, or private: check the name, or log in with `hf auth login`"
-    if has(hub.RevisionNotFoundError, hub.EntryNotFoundError):
-        return f"the repository lacks what was asked for ({one_line(chain[-1], 120)})"
-    if offline or has(hub.OfflineModeIsEnabled, hub.LocalEntryNotFoundError, ConnectionError):
-        return "the Hub cannot be reached and it is not in the cache: check the network, or give a local path"
-    if has(hub.HfHubHTTPError):
-        return f"the Hub answered with an error, try again later ({one_line(chain[-1], 120)})"
-    if isinstance(chain[0], (ValueError, FileNotFoundError, OSError)) or type(chain[0]).__module__.startswith(
-        "datasets."
-    ):
-        return one_line(chain[0], 200)
-    raise chain[0]
-
-
 def check_texts(where: str, dataset: Dataset, columns: list[str]) -> None:
     """Raise :class:`RunError` unless each column holds text, with none missing or blank."""
     import pyarrow as pa
@@ -198,7 +170,7 @@ def check_texts(where: str, dataset: Dataset, columns: list[str]) -> None:
         values = values if isinstance(values, (pa.Array, pa.ChunkedArray)) else pa.chunked_array([values[:]])
         if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
             raise RunError(f"{where}: column {column!r} holds {values.type} where text is wanted")
-        bad = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(values), ""), True)
+        bad = pc.fill_null(pc.invert(pc.match_substring_regex(values, VISIBLE)), True)
         if pc.any(bad).as_py():
             row = pc.index(bad, True).as_py()
             raise RunError(
@@ -224,11 +196,14 @@ def number(where: str, row: int, column: str, value: Any) -> float:
     return result
 
 
-def read_pairs(path: Path) -> dict[str, dict[str, list[Any]]]:
+def read_pairs(path: Path, check: bool = True) -> dict[str, dict[str, list[Any]]]:
     """Scored sentence pairs from a user's file, by subset.
 
     The columns are ``sentence1``, ``sentence2`` and ``score``; an optional ``subset`` splits the rows into several sets
     (say ``ar-ar`` and ``en-ar``), and without it all are the subset ``default``.
+
+    Args:
+        check: Whether each subset must have scores that a correlation is defined for.
 
     Returns:
         For each subset, in order of appearance, ``{"sentence1": [...], "sentence2": [...], "score": [...]}``.
@@ -246,18 +221,27 @@ def read_pairs(path: Path) -> dict[str, dict[str, list[Any]]]:
     ):
         if not isinstance(subset, str) or not subset.strip():
             raise RunError(f"{path}, row {row}: column 'subset' is empty")
+        if len(subset) > LONGEST_NAME:
+            raise RunError(f"{path}, row {row}: column 'subset' is a name of more than {LONGEST_NAME} characters")
         pairs = found.setdefault(subset, {"sentence1": [], "sentence2": [], "score": []})
         pairs["sentence1"].append(first)
         pairs["sentence2"].append(second)
         pairs["score"].append(number(str(path), row, "score", score))
-    for subset, pairs in found.items():
+    for subset, pairs in found.items() if check else ():
         check_scores(f"{path}, subset {subset!r}" if len(found) > 1 else str(path), pairs["score"])
     return found
 
 
 def check_scores(where: str, scores: list[float]) -> None:
     """Raise :class:`RunError` where no correlation is defined: fewer than three scores, or all alike."""
+    if reason := why_undefined(scores):
+        raise RunError(f"{where}: {reason}")
+
+
+def why_undefined(scores: list[float]) -> str | None:
+    """Why no correlation with these scores is defined, or None where one is."""
     if len(scores) < 3:
-        raise RunError(f"{where}: {len(scores)} scored pairs; a correlation needs at least 3")
+        return f"{len(scores)} scored pairs; a correlation needs at least 3"
     if min(scores) == max(scores):
-        raise RunError(f"{where}: every score is {scores[0]:g}; a correlation needs scores that differ")
+        return f"every score is {scores[0]:g}; a correlation needs scores that differ"
+    return None

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from common.redact import redact
+
 EXIT_FAILURE, EXIT_USAGE, EXIT_SIGNAL = 1, 2, 128
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 FULL = 2**20  # bytes; a disk with less free is full
@@ -103,7 +105,7 @@ def run(main: Callable[[], None]) -> None:
             main()
     except RunError as error:
         _close_progress_bars()  # or they draw themselves once more, below the message
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {redact(str(error))}", file=sys.stderr)
         sys.exit(EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILURE)
     except KeyboardInterrupt as stop:
         _close_progress_bars()
@@ -115,6 +117,6 @@ def run(main: Callable[[], None]) -> None:
     except OSError as error:
         if error.filename is None and error.errno is None:
             raise
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        print(f"error: {redact(one_line(error))}", file=sys.stderr)
         logging.getLogger(__name__).debug("where it came from:", exc_info=True)
         sys.exit(EXIT_FAILURE)

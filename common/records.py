@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import shlex
@@ -18,6 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from common.config import ROOT
+from common.errors import one_line
+from common.redact import redact, redact_values
+
+logger = logging.getLogger(__name__)
 
 PACKAGES = (
     "torch",
@@ -59,6 +64,30 @@ def write_atomically(path: Path, text: str) -> None:
         raise
 
 
+def set_aside(path: Path, why: str) -> None:
+    """Rename a damaged file to ``<name>.damaged``, with a warning: it is neither trusted nor lost, and what it held is redone."""
+    aside, number = path.with_name(f"{path.name}.damaged"), 1
+    while aside.exists():
+        number += 1
+        aside = path.with_name(f"{path.name}.damaged-{number}")
+    path.rename(aside)
+    logger.warning("%s is damaged (%s): kept as %s and made anew", path, why, aside.name)
+
+
+def read_json_file(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of ours; an empty one where there is no such file, or where it was damaged and is set aside."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError("not a JSON object")
+    except FileNotFoundError:
+        return {}
+    except (ValueError, RecursionError) as error:
+        set_aside(path, one_line(error, 100))
+        return {}
+    return values
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
@@ -66,11 +95,11 @@ def _umask() -> int:
 
 
 def command_line() -> str:
-    """The command as typed, with the script's path relative to the repository where it lies inside."""
+    """The command as typed but for secrets, with the script's path relative to the repository where it lies inside."""
     script = Path(sys.argv[0])
     if script.is_absolute() and script.is_relative_to(ROOT):
         script = script.relative_to(ROOT)
-    return shlex.join(["python", str(script), *sys.argv[1:]])
+    return shlex.join(redact(text) for text in ["python", str(script), *sys.argv[1:]])
 
 
 def git_state() -> dict[str, Any]:
@@ -162,7 +191,9 @@ class RunRecord:
     def write(self, **facts: Any) -> None:
         self.values.update(facts)
         self.values["wall_time_s"] = round(time.monotonic() - self._start, 2)
-        write_atomically(self.path, json.dumps(self.values, indent=2, ensure_ascii=False, default=str) + "\n")
+        write_atomically(
+            self.path, json.dumps(redact_values(self.values), indent=2, ensure_ascii=False, default=str) + "\n"
+        )
 
     def finish(self, **facts: Any) -> None:
         self.write(status="finished", **facts)

@@ -7,13 +7,15 @@ import os
 import sys
 import warnings
 
+from common.redact import redact
+
 OURS = ("__main__", "common", "training", "evaluation", "benchmarks")
 
 
 def set_up_logging() -> None:
     """Log to standard error; of the libraries only warnings. Standard output is for the result alone."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.addFilter(lambda record: record.levelno >= logging.WARNING or record.name.split(".")[0] in OURS)
+    handler.addFilter(_is_shown)
     level = os.environ.get("LOG_LEVEL", "INFO").upper()
     logging.basicConfig(
         level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=[handler], force=True
@@ -24,3 +26,10 @@ def set_up_logging() -> None:
     warnings.filterwarnings("ignore", message=".* is superseded by")
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
+
+
+def _is_shown(record: logging.LogRecord) -> bool:
+    text = record.getMessage()
+    if redact(text) != text:
+        record.msg, record.args = redact(text), ()
+    return record.levelno >= logging.WARNING or record.name.split(".")[0] in OURS

@@ -94,15 +94,22 @@ def main(argv: list[str] | None = None) -> None:
     # 3. Each model: score at every dimension through mteb, then intervals, baselines, precisions, shortlists, errors
     models, encoded = [], {}
     for identity in identities:
-        model = load_model(identity.source, identity, config.dtype)
+        model = load_model(
+            identity.source,
+            identity,
+            config.dtype,
+            trust_remote_code=config.trust_remote_code,
+            allow_pickle=config.allow_pickle,
+        )
         dims = fit_dims(f"--dims with {identity.name}", config.dims, model.get_embedding_dimension(), "dims" in chosen)
         store = EmbeddingStore(model, cache_folder(output_dir, identity, config.dtype), config.batch_size)
         if config.overwrite:
             store.clear()
         scorer = MTEBScorer(store, identity, dims, config.dtype, output_dir, config.batch_size, config.overwrite)
         rows = scorer.score(tasks)
+        missing = {(row["task"], row["subset"]) for row in scorer.unscored}
         scored, encoder = store.encoded, scorer.encoder()
-        pairs = [found for task in tasks for found in pair_sets(task, encoder)]
+        pairs = [found for task in tasks for found in pair_sets(task, encoder) if found.key not in missing]
         calibration = None
         if config.calibration_data is not None:
             tested = {text for one in pairs for text in (*one.sentence1, *one.sentence2)}
@@ -112,7 +119,17 @@ def main(argv: list[str] | None = None) -> None:
             [] if calibration is None else [found for task in tasks for found in retrieval_embeddings(task, encoder)]
         )
         models.append(
-            analyse(identity, dims, rows, pairs, calibration, queries, searches, baseline=identity.source in baseline)
+            analyse(
+                identity,
+                dims,
+                rows,
+                pairs,
+                calibration,
+                queries,
+                searches,
+                baseline=identity.source in baseline,
+                unscored=scorer.unscored,
+            )
         )
         encoded[identity.name] = {"tasks": scored, "calibration": store.encoded - scored}
         logger.info(
@@ -126,7 +143,7 @@ def main(argv: list[str] | None = None) -> None:
 
     # 4. Summary, table, plot, report, and the models' cards
     title = f"Evaluation of {', '.join(identity.name for identity in identities)}"
-    print(write_outputs(output_dir, models, title, config.calibration_data))
+    print(write_outputs(output_dir, models, title, config.calibration_data, record, texts_encoded=encoded))
     if config.update_model_card:
         paths = {task.metadata.name: task.metadata.dataset["path"] for task in tasks}
         for found in models:
@@ -136,7 +153,6 @@ def main(argv: list[str] | None = None) -> None:
                 update_model_card(Path(found.identity.source), found.identity.name, found.rows, paths)
             else:
                 logger.warning("%s is not a folder on disk: its card is left as it is", found.identity.source)
-    record.finish(texts_encoded=encoded)
     print(
         f"{output_dir}: report.html and report.md open with the answer; summary.csv, table.md, plot.png; mteb's files under mteb/"
     )

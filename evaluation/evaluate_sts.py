@@ -59,6 +59,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{output_dir}: these results were there already; --overwrite redoes them. The answer is in report.html")
         return
 
+    from common.data_files import why_undefined
     from common.records import RunRecord, versions
     from evaluation.utils.analysis import analyse, compare_with_first
     from evaluation.utils.embeddings import EmbeddingStore, cache_folder
@@ -85,35 +86,53 @@ def main(argv: list[str] | None = None) -> None:
     # 2. Each model: four similarities at every dimension, then intervals, baselines, precisions, shortlists, errors
     models, encoded = [], {}
     for identity in identities:
-        model = load_model(identity.source, identity, config.dtype)
+        model = load_model(
+            identity.source,
+            identity,
+            config.dtype,
+            trust_remote_code=config.trust_remote_code,
+            allow_pickle=config.allow_pickle,
+        )
         dims = fit_dims(f"--dims with {identity.name}", config.dims, model.get_embedding_dimension(), "dims" in chosen)
         store = EmbeddingStore(model, cache_folder(output_dir, identity, config.dtype), config.batch_size)
         if config.overwrite:
             store.clear()
         who = {"model": identity.name, "revision": identity.revision, "dtype": config.dtype}
-        rows, sets = [], []
+        rows, unscored, sets = [], [], []
         for subset, pairs in subsets.items():
             first, second = (store.encode(pairs[column]) for column in ("sentence1", "sentence2"))
-            sets.append(PairSet(task, subset, languages_of_name(subset), "spearman", pairs["sentence1"], pairs["sentence2"],
-                                np.asarray(pairs["score"], dtype=float), first, second))  # fmt: skip
+            reason = why_undefined(pairs["score"])
+            before = len(unscored)
             for dim in dims:
+                row = who | {"task": task, "subset": subset, "dim": dim, "n": len(pairs["score"]), **shared,
+                             "task_type": "STS", "metric": "cosine_spearman"}  # fmt: skip
                 try:
-                    scores = sts_scores(first[:, :dim], second[:, :dim], pairs["score"])
+                    scores = {} if reason else sts_scores(first[:, :dim], second[:, :dim], pairs["score"])
                 except RunError as error:
-                    raise RunError(f"{identity.name} on {task} {subset} at {dim}: {error}") from None
-                rows.append(who | {"task": task, "subset": subset, "dim": dim, "n": len(pairs["score"]), **shared,
-                                   "task_type": "STS", "metric": "cosine_spearman", "score": scores["cosine_spearman"], **scores})  # fmt: skip
+                    scores, why = {}, str(error)
+                    reason = (
+                        why if dim == dims[0] else None
+                    )  # without the full width's there is nothing to compare with
+                if scores:
+                    rows.append(row | {"score": scores["cosine_spearman"], **scores})
+                else:
+                    unscored.append(row | {"note": reason or why})
+            if len(unscored) == before:
+                sets.append(PairSet(task, subset, languages_of_name(subset), "spearman", pairs["sentence1"], pairs["sentence2"],
+                                    np.asarray(pairs["score"], dtype=float), first, second))  # fmt: skip
         for dim in dims:
             folder = output_dir / "sts" / identity.name.replace("/", "__") / identity.revision / f"embed_dim_{dim}"
             entries = [{"hf_subset": r["subset"], "n": r["n"]} | {k: v for k, v in r.items() if k.endswith(("spearman", "pearson"))}
                        for r in rows if r["dim"] == dim]  # fmt: skip
-            write_result(
-                folder / f"{task}.json", {"task_name": task, **who, "embed_dim": dim, **shared, "scores": entries}
-            )
+            if entries:
+                result = {"task_name": task, **who, "embed_dim": dim, **shared, "scores": entries}
+                write_result(folder / f"{task}.json", result)
         calibration = None
         if config.calibration_data is not None:
             calibration = lambda: store.encode(calibration_texts(config.calibration_data, tested))  # noqa: B023, E731
-        models.append(analyse(identity, dims, rows, sets, calibration, baseline=identity.source in baseline))
+        models.append(
+            analyse(identity, dims, rows, sets, calibration, baseline=identity.source in baseline, unscored=unscored)
+        )
         encoded[identity.name] = store.encoded
         logger.info(
             "%s: %s",
@@ -125,7 +144,7 @@ def main(argv: list[str] | None = None) -> None:
     # 3. Summary, table, plot, report, and the models' cards
     note = "" if config.task else f"These scores are of {config.data}, not of MTEB."
     title = f"Evaluation of {', '.join(identity.name for identity in identities)}"
-    print(write_outputs(output_dir, models, title, config.calibration_data, note))
+    print(write_outputs(output_dir, models, title, config.calibration_data, record, note, texts_encoded=encoded))
     if config.update_model_card:
         for found in models:
             if found.baseline:
@@ -136,7 +155,6 @@ def main(argv: list[str] | None = None) -> None:
                 logger.warning("%s is not a folder on disk: its card is left as it is", found.identity.source)
     if note:
         print(note)
-    record.finish(texts_encoded=encoded)
     print(
         f"{output_dir}: report.html and report.md open with the answer; summary.csv, table.md, plot.png; result files under sts/"
     )

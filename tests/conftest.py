@@ -50,6 +50,7 @@ def pytest_configure(config):
         MTEB_CACHE=str(config.workplace / "mteb_cache"),
         HF_HUB_DISABLE_XET="1",
         HF_HUB_DISABLE_TELEMETRY="1",
+        HUB_RETRY_WAIT="0.02",
         NO_PROXY=direct,
         no_proxy=direct,
     )
@@ -252,6 +253,29 @@ def cli(hub):
         return SimpleNamespace(code=done.returncode, out=done.stdout, err=done.stderr)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def warm(hub, tmp_path_factory):
+    """As ``cli``, for a script, in a fork of a process that has imported the libraries (see tests/warm.py)."""
+    folder = tmp_path_factory.mktemp("warm")
+    command = [sys.executable, str(ROOT / "tests/warm.py")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+    ) as server:
+
+        def run(script: str, *args: str | Path, cwd: Path = ROOT, env: dict[str, str] | None = None):
+            out, err = folder / "out", folder / "err"
+            request = {"argv": [str(ROOT / script), *map(str, args)], "cwd": str(cwd), "env": env or {}}
+            request |= {"out": str(out), "err": str(err)}
+            server.stdin.write(json.dumps(request) + "\n")
+            server.stdin.flush()
+            code = int(server.stdout.readline())
+            return SimpleNamespace(code=code, out=out.read_text(), err=err.read_text())
+
+        yield run
+        server.stdin.close()
 
 
 @pytest.fixture

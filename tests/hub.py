@@ -1,15 +1,21 @@
 """A Hub of the tests' own, on loopback: it answers what the client libraries ask of the Hugging Face Hub.
 
 It serves folders ``<root>/models/<name>`` and ``<root>/datasets/<name>``, at the revision ``main`` and at any that is 40
-hexadecimal digits. A repository that is missing gets 401, as on the Hub. Read-only.
+hexadecimal digits. A repository that is missing gets 401, as on the Hub. Read-only. It can be told to fail: see
+:meth:`Hub.fail`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
+import socket
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -25,18 +31,35 @@ class Handler(BaseHTTPRequestHandler):
     def reply(self, status: int, body: bytes | dict | list, **headers: str) -> None:
         if not isinstance(body, bytes):
             body = json.dumps(body).encode()
+        cut = self.how == "cut" and self.command == "GET"
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(body)
+            self.wfile.write(body[: len(body) // 2] if cut else body)
+        if cut:
+            self.hang_up()
+
+    def hang_up(self) -> None:
+        self.close_connection = True
+        self.wfile.flush()
+        self.connection.shutdown(socket.SHUT_RDWR)
 
     def fail(self, status: int, code: str) -> None:
         self.reply(status, {"error": code}, X_Error_Code=code, X_Error_Message=code)
 
     def answer(self) -> None:
+        self.how = self.server.how_to_answer(f"{self.command} {self.path}")
+        if self.how == "gated":
+            return self.fail(403, "GatedRepo")
+        if isinstance(self.how, int):
+            return self.reply(self.how, {"error": "on purpose"})
+        if isinstance(self.how, float):
+            time.sleep(self.how)
+        if self.how == "gone":
+            return self.hang_up()
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
         url = urlsplit(self.path)
         parts = unquote(url.path).strip("/").split("/")
@@ -93,8 +116,33 @@ class Hub(ThreadingHTTPServer):
     def __init__(self, root: Path):
         super().__init__(("127.0.0.1", 0), Handler)
         self.root, self.requests = root, []
+        self._failures: list[list] = []
         self.url = f"http://127.0.0.1:{self.server_port}"
         threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def handle_error(self, request, client_address) -> None:
+        """A client that hangs up, as one does that has waited too long, is no news."""
+
+    @contextmanager
+    def fail(self, pattern: str, how: int | float | str, times: float = math.inf) -> Iterator[None]:
+        """Within this, fail the first ``times`` requests such as ``GET /api/models/x`` that ``pattern`` is found in.
+
+        ``how``: an HTTP status, seconds to wait before the answer (a float), ``"cut"`` (half of the file, then hang up),
+        ``"gone"`` (hang up without an answer) or ``"gated"``.
+        """
+        failure = [re.compile(pattern), how, times]
+        self._failures.append(failure)
+        try:
+            yield
+        finally:
+            self._failures.remove(failure)
+
+    def how_to_answer(self, request: str) -> int | float | str:
+        for failure in self._failures:
+            if failure[2] > 0 and failure[0].search(request):
+                failure[2] -= 1
+                return failure[1]
+        return ""
 
 
 def hash_of(content: bytes) -> str:

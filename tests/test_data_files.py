@@ -8,6 +8,8 @@ import json
 import math
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from common.data_files import dataset_revision, load_hub_dataset, read_pairs, read_rows
 from common.errors import RunError, UsageError
@@ -148,6 +150,40 @@ def test_a_parquet_file_without_rows(tmp_path, hub):
     pq.write_table(pa.table({"sentence1": pa.array([], pa.string())}), path)
     with pytest.raises(RunError, match="has no rows"):
         read_rows(path)
+
+
+cells = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.lists(st.text(), max_size=2)
+rows_of_pairs = st.lists(
+    st.fixed_dictionaries({"sentence1": cells, "sentence2": cells, "score": cells}, optional={"subset": cells}),
+    max_size=6,
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows_of_pairs)
+def test_any_rows_are_read_or_refused_in_one_line(tmp_path, hub, rows):
+    path = tmp_path / "any.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    try:
+        found = read_pairs(path)
+    except RunError as error:
+        assert str(path) in str(error) and len(str(error).splitlines()) == 1
+    else:
+        assert sum(len(pairs["score"]) for pairs in found.values()) == len(rows)
+        for pairs in found.values():
+            assert all(text.strip() for text in (*pairs["sentence1"], *pairs["sentence2"]))
+            assert all(math.isfinite(score) for score in pairs["score"]) and len(set(pairs["score"])) > 1
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=200), st.sampled_from([".csv", ".tsv", ".jsonl", ".parquet"]))
+def test_any_bytes_are_read_or_refused_in_one_line(tmp_path, hub, content, suffix):
+    path = tmp_path / f"any{suffix}"
+    path.write_bytes(content)
+    try:
+        assert len(read_rows(path)) > 0
+    except RunError as error:
+        assert str(path) in str(error) and len(str(error).splitlines()) == 1
 
 
 def test_not_a_file_of_ours(tmp_path, hub):

@@ -14,10 +14,11 @@ from safetensors.torch import load_file, save_file
 from scipy import stats
 from sentence_transformers import SentenceTransformer
 
-from common.errors import RunError, UsageError
+from common.errors import RunError
 from evaluation.utils.dev_evaluator import MatryoshkaEvaluator
 from evaluation.utils.evaluation_utils import hash_folder, identify, load_model, sts_scores
 from evaluation.utils.summary import markdown_table, update_summary
+from evaluation.utils.summary import read_summary as read_summary_strictly
 from tests.conftest import read_jsonl, scored
 
 MTEB, STS = "evaluation/evaluate_mteb.py", "evaluation/evaluate_sts.py"
@@ -418,7 +419,7 @@ def test_mistakes_end_in_one_line_and_overwrite_nothing(fails, tiny_model, pairs
     fails(2, "give either --task", STS, *of)
     fails(2, "give either --task", STS, *of, "--task", "STS17", "--data", constant)
     fails(2, "no such file", STS, *of, "--data", tmp_path / "none.csv")
-    fails(1, "every score is 1", STS, *of, "--data", constant)
+    fails(1, "there is no score to report: constant default: every score is 1", STS, *of, "--data", constant)
     fails(2, "dimension 128 is above the model's width of 64", MTEB, *of, "--dims", "128", "64")
     fails(2, "a dimension must be positive, not 0", MTEB, *of, "--dims", "0")
     fails(2, "a dimension must be positive, not -4", STS, *of, "--task", "STS17", "--dims", "-4")
@@ -498,21 +499,32 @@ def test_subsets_named_na_are_kept(tmp_path):
         b"\xff\xfe\x00",
         b'model,revision\n"x',
         b"model,revision,dtype,task,subset,dim\n1,2\n1,2,3,4,5,6,7,8\n",
+        b"model,revision,dtype,task,subset,dim\na,b,float32,t,s\n",
+        b"model,revision,dtype,task,subset,dim,score\na,b,float32,t,s,64,high\n",
+        b"model,revision,dtype,task,subset,dim,score\na,b,float32,t,s,64,0.5\na,b,float32,t,s,64,0.6\n",
     ],
 )
-def test_a_damaged_summary_is_not_overwritten(tmp_path, content):
+def test_a_damaged_summary_is_set_aside(tmp_path, caplog, content):
     path = tmp_path / "summary.csv"
-    path.write_bytes(content)
-    with pytest.raises(RunError, match="move it away") as error:
-        update_summary(path, [row()])
-    assert not isinstance(error.value, UsageError) and str(path) in str(error.value)
-    assert path.read_bytes() == content
+    for number in (1, 2):  # the second does not overwrite the first
+        path.write_bytes(content)
+        table = update_summary(path, [row(cosine_spearman=0.5)])
+        assert len(table) == 1 and read_summary(tmp_path)["cosine_spearman"].tolist() == [0.5]
+        aside = tmp_path / ("summary.csv.damaged" if number == 1 else "summary.csv.damaged-2")
+        assert aside.read_bytes() == content
+        assert f"{path} is damaged" in caplog.text and f"kept as {aside.name}" in caplog.text
 
 
-def test_a_damaged_summary_ends_the_command_in_one_line(fails, tiny_model, tmp_path):
-    (tmp_path / "summary.csv").write_text("not,a\nsummary,at,all\n")
-    fails(1, "move it away", STS, "--model_name", tiny_model, "--task", "STS17", "--output_dir", tmp_path)
-    assert (tmp_path / "summary.csv").read_text() == "not,a\nsummary,at,all\n"
+def test_a_summary_that_is_cut_off_anywhere_is_never_trusted(tmp_path):
+    path = tmp_path / "summary.csv"
+    update_summary(path, [row(dim=dim, score=0.25, cosine_spearman=0.25) for dim in (64, 32)])
+    whole = path.read_bytes()
+    for length in range(1, len(whole)):
+        path.write_bytes(whole[:length])
+        if whole[:length].count(b"\n") and whole[:length].endswith(b"\n"):
+            continue  # whole lines: nothing of a score is missing
+        with pytest.raises(RunError):
+            read_summary_strictly(path)
 
 
 def test_the_markdown_table_has_a_column_for_each_dimension():

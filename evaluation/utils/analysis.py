@@ -33,6 +33,7 @@ class ModelAnalysis:
         estimates: For each task and subset with an interval, and each dimension and precision.
         dimensions, grid: Choices of a dimension; of a dimension and precision. Fewest bytes first.
         baselines, shortlists, errors, moved: Rows of the modules of these names.
+        unscored: Rows of the summary without a score, with a note that says why.
     """
 
     identity: ModelIdentity
@@ -47,6 +48,7 @@ class ModelAnalysis:
     shortlists: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     errors: list[dict[str, Any]] = field(default_factory=list)
     moved: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    unscored: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def width(self) -> int:
@@ -76,6 +78,7 @@ def analyse(
     query_estimates: Estimates | None = None,
     searches: list[tuple[str, np.ndarray, np.ndarray]] = (),
     baseline: bool = False,
+    unscored: list[dict[str, Any]] = (),
 ) -> ModelAnalysis:
     """Find out all there is to know of one model.
 
@@ -89,8 +92,11 @@ def analyse(
         searches: Queries and corpora of retrieval tasks, for the shortlists; without any, the texts of the pairs are
             searched.
         baseline: The model is there to compare with.
+        unscored: The summary's rows of sets and dimensions without a score.
     """
-    found = ModelAnalysis(identity, dims, rows, baseline, languages={p.key: p.languages for p in pairs})
+    found = ModelAnalysis(
+        identity, dims, rows, baseline, languages={p.key: p.languages for p in pairs}, unscored=list(unscored)
+    )
     fitted = calibration() if calibration is not None and (pairs or searches) else None
     quantizer = Quantizer(fitted) if fitted is not None else None
     makers = transforms(fitted, SEED) if fitted is not None else {}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from filelock import FileLock
 from tqdm.auto import tqdm
+from xxhash import xxh3_64_intdigest
 
 from common.errors import RunError
-from common.records import naming
+from common.records import naming, set_aside
 from evaluation.utils.evaluation_utils import ModelIdentity
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 CHUNK = 1024  # texts between two writes: what an interruption can lose, and what is held in memory
 VIEW_FROM = 4096  # texts; fewer are copied out of the file, so that they can be written to
 DIGEST = "S16"  # 16 bytes for a text
+ENTRY = np.dtype([("text", DIGEST), ("row", "<u8")])  # and 8 for its embedding, so that a damaged one is noticed
 PROGRESS_FROM = 500  # texts
 
 
@@ -64,21 +65,23 @@ class EmbeddingStore:
         batch_size: Texts in a forward pass.
 
     A file for each way of encoding (query, document or neither, and the prompt) holds the rows, of ``width`` float32
-    numbers each; beside it lie the digests of the texts, in the same order. Rows without a digest, which an interruption
-    can leave behind, are overwritten.
+    numbers each; beside it lie the digests of the texts and of the rows, in the same order. Rows without a digest, which an
+    interruption can leave behind, are overwritten; files with a row that is not what its digest says are set aside.
     """
 
     def __init__(self, model: SentenceTransformer, folder: Path, batch_size: int = 32):
         self.model, self.folder, self.batch_size = model, folder, batch_size
         self.width: int = model.get_embedding_dimension()
         self.encoded = 0
-        self._rows: dict[str, Rows] = {}
+        self._rows: dict[str, tuple[tuple[int, ...], Rows]] = {}
         folder.mkdir(parents=True, exist_ok=True)
 
     def clear(self) -> None:
         """Forget everything, on disk too."""
-        shutil.rmtree(self.folder)
-        self.folder.mkdir(parents=True)
+        for names in self.folder.glob("*.digests"):
+            with FileLock(names.with_suffix(".lock")):
+                names.unlink(missing_ok=True)
+                names.with_suffix(".f32").unlink(missing_ok=True)
         self._rows.clear()
 
     def encode(
@@ -107,10 +110,11 @@ class EmbeddingStore:
             rows = self._load(key).find(digests)
             if (rows < 0).any():
                 self._add(key, texts, digests, rows < 0, prompt, role)
-                rows = self._rows[key].find(digests)
-        if not len(rows):
-            return np.zeros((0, dim or self.width), dtype=np.float32)
-        stored = np.memmap(self.folder / f"{key}.f32", dtype=np.float32, mode="r").reshape(-1, self.width)
+                rows = self._load(key).find(digests)
+            if not len(rows):
+                return np.zeros((0, dim or self.width), dtype=np.float32)
+            shape = len(self._rows[key][1]), self.width
+            stored = np.memmap(self.folder / f"{key}.f32", dtype=np.float32, mode="r", shape=shape)
         if len(rows) > VIEW_FROM and (np.diff(rows) == 1).all():
             return stored[rows[0] : rows[-1] + 1, : dim or self.width]
         return np.asarray(stored[rows, : dim or self.width])
@@ -121,12 +125,27 @@ class EmbeddingStore:
     def _load(self, key: str) -> Rows:
         """What the files hold; another process may have added to them."""
         names, rows = self.folder / f"{key}.digests", self.folder / f"{key}.f32"
-        whole = 0
+        state: tuple[int, ...] = (0,)
         if names.exists() and rows.exists():
-            whole = min(names.stat().st_size // np.dtype(DIGEST).itemsize, rows.stat().st_size // (4 * self.width))
-        if key not in self._rows or len(self._rows[key]) != whole:
-            self._rows[key] = Rows(np.fromfile(names, dtype=DIGEST, count=whole) if whole else np.zeros(0, DIGEST))
-        return self._rows[key]
+            found = names.stat(), rows.stat()
+            whole = min(found[0].st_size // ENTRY.itemsize, found[1].st_size // (4 * self.width))
+            state = (whole, *(s.st_ino for s in found), *(s.st_mtime_ns for s in found))
+        if key not in self._rows or self._rows[key][0] != state:
+            entries = np.fromfile(names, dtype=ENTRY, count=state[0]) if state[0] else np.zeros(0, ENTRY)
+            checked = len(self._rows[key][1]) if key in self._rows and self._rows[key][0][1:3] == state[1:3] else 0
+            if not self._is_whole(rows, entries, checked):
+                for path in (rows, names):
+                    set_aside(path, "an embedding is not what was written")
+                return self._load(key)
+            self._rows[key] = state, Rows(entries["text"])
+        return self._rows[key][1]
+
+    def _is_whole(self, path: Path, entries: np.ndarray, checked: int) -> bool:
+        """Whether each row of the file, from the row ``checked``, is the one that was written."""
+        if len(entries) <= checked:
+            return True
+        stored = np.memmap(path, dtype=np.float32, mode="r", shape=(len(entries), self.width))
+        return all(xxh3_64_intdigest(stored[i]) == entries["row"][i] for i in range(checked, len(entries)))
 
     def _add(
         self,
@@ -144,7 +163,7 @@ class EmbeddingStore:
         _, first = np.unique(digests[positions], return_index=True)  # a text that comes twice is encoded once
         new = np.zeros(len(digests), dtype=bool)
         new[positions[first]] = True
-        known = len(self._rows[key])
+        known = len(self._load(key))
         logger.info("encoding %d texts", len(first))
         with (
             naming(self.folder / f"{key}.f32"),
@@ -153,15 +172,17 @@ class EmbeddingStore:
             tqdm(total=len(first), unit="text", desc="encoding", disable=len(first) < PROGRESS_FROM) as progress,
         ):
             rows.truncate(known * 4 * self.width)
-            names.truncate(known * digests.itemsize)
+            names.truncate(known * ENTRY.itemsize)
             for chunk, chunk_digests in _chunks(texts, digests, new):
-                rows.write(self._forward(encode, chunk, prompt).tobytes())
+                block = np.ascontiguousarray(self._forward(encode, chunk, prompt))
+                rows.write(block.tobytes())
                 rows.flush()
-                names.write(chunk_digests.tobytes())
+                entries = np.empty(len(block), ENTRY)
+                entries["text"], entries["row"] = chunk_digests, [xxh3_64_intdigest(row) for row in block]
+                names.write(entries.tobytes())
                 names.flush()
                 self.encoded += len(chunk)
                 progress.update(len(chunk))
-        self._load(key)
 
     def _forward(self, encode: Callable[..., Any], texts: list[str], prompt: str | None) -> np.ndarray:
         embeddings = encode(

@@ -10,6 +10,7 @@ import hashlib
 import logging
 import re
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from common.config import suggest
-from common.data_files import check_scores, explain_hub_error, read_pairs
+from common.data_files import read_pairs
 from common.errors import RunError, UsageError, one_line
+from common.hub import HUB_NAME, explain_hub_error, is_unanswered, load_from_hub, look_up, offline, try_again
+from evaluation.utils.weights import refuse_pickles
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -27,7 +30,6 @@ logger = logging.getLogger(__name__)
 
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 DTYPES = ("float32", "bfloat16", "float16")
-HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,13 @@ class ModelIdentity:
         name: The Hub's ``organisation/model``, or ``local/<folder>`` for a model on disk.
         revision: The Hub commit, or a hash of all the local model's files but its README.
         source: What loads it: the Hub name or the path.
+        cached: The Hub did not answer for it: it comes from the cache.
     """
 
     name: str
     revision: str
     source: str
+    cached: bool = False
 
     @property
     def label(self) -> str:
@@ -99,7 +103,7 @@ def identify(source: str) -> ModelIdentity:
         return ModelIdentity(local_name(folder), hash_folder(folder), source)
     if folder.exists():
         raise RunError(f"model {source} is a file: give the model's folder or its name on the Hub")
-    if not HUB_NAME.fullmatch(source) or ".." in source:
+    if not HUB_NAME.fullmatch(source):
         raise RunError(f"model {source}: no such folder, and not a name that the Hub has (organisation/model)")
     return _identify_on_hub(source)
 
@@ -113,22 +117,28 @@ def unique_identities(identities: list[ModelIdentity]) -> list[ModelIdentity]:
 
 
 def _identify_on_hub(source: str) -> ModelIdentity:
-    from huggingface_hub import HfApi
-
     # "all-MiniLM-L6-v2" means sentence-transformers/all-MiniLM-L6-v2, as it does to SentenceTransformer
     names = [source] if "/" in source else [source, f"sentence-transformers/{source}"]
-    failure: BaseException | None = None
+    failure: Exception | None = None
     for name in names:
         try:
-            info = HfApi().model_info(name)
-            return ModelIdentity(name, info.sha, name)
+            info = look_up("model", name)
         except Exception as error:
             failure = failure or error
-    for name in names:
+            if is_unanswered(error):
+                break  # nor would it be for the other name
+            continue
+        if not re.fullmatch("[0-9a-f]{40}", str(info.sha)):  # it becomes a folder's name
+            raise RunError(f"model {source}: the Hub gives no commit for it but {str(info.sha)[:60]!r}")
+        return ModelIdentity(name, info.sha, name)
+    for name in names if is_unanswered(failure) else ():
         if commit := _newest_in_cache(name):
-            logger.warning("the Hub did not answer for %s: using the copy in the cache, commit %s", name, commit)
-            return ModelIdentity(name, commit, name)
-    raise RunError(f"model {source}: {explain_hub_error(failure, source)}") from None
+            logger.warning(
+                "the Hub does not answer for model %s (%s): using the copy in the cache, commit %s",
+                name, one_line(failure, 100), commit,
+            )  # fmt: skip
+            return ModelIdentity(name, commit, name, cached=True)
+    raise RunError(f"model {source}: {explain_hub_error(failure, source)}")
 
 
 def _newest_in_cache(name: str) -> str | None:
@@ -141,14 +151,21 @@ def _newest_in_cache(name: str) -> str | None:
 
 
 def load_model(
-    source: str, identity: ModelIdentity | None = None, dtype: str = "float32", device: str | None = None
+    source: str,
+    identity: ModelIdentity | None = None,
+    dtype: str = "float32",
+    device: str | None = None,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
 ) -> SentenceTransformer:
     """Load a model by path or Hub name, at the commit of ``identity`` where it comes from the Hub.
 
-    No code from the repository is run and no pickled weights are unpacked into anything but tensors.
+    Args:
+        trust_remote_code: Run Python code that the model brings along.
+        allow_pickle: Read weights that are pickled (``pytorch_model.bin``), where there are no safetensors.
 
     Raises:
-        RunError: It cannot be loaded; the message says why in one line.
+        RunError: It cannot be loaded, or only with one of these two; the message says why in one line.
     """
     import torch
     from sentence_transformers import SentenceTransformer
@@ -156,13 +173,28 @@ def load_model(
 
     disable_progress_bar()  # loading weights takes a second
     identity = identity or identify(source)
-    revision = None if Path(source).is_dir() else identity.revision
-    try:
-        model = SentenceTransformer(
-            identity.source, revision=revision, device=device, model_kwargs={"dtype": getattr(torch, dtype)}
+    local = Path(source).is_dir()
+    model_kwargs = {"dtype": getattr(torch, dtype)} | ({} if allow_pickle else {"use_safetensors": True})
+
+    def load() -> SentenceTransformer:
+        if not allow_pickle:
+            refuse_pickles(identity.source, None if local else identity.revision)
+        return SentenceTransformer(
+            identity.source,
+            revision=None if local else identity.revision,
+            device=device,
+            trust_remote_code=trust_remote_code,
+            model_kwargs=model_kwargs,
         )
+
+    try:
+        with offline() if identity.cached else nullcontext():
+            model = try_again(load, f"model {source}")
+    except RunError:
+        raise
     except Exception as error:
         raise RunError(f"model {source}: cannot be loaded: {_why_not_loaded(error, source)}") from None
+    _refuse_reranker(source, model)
     if model.get_embedding_dimension() is None:
         raise RunError(f"model {source}: it does not say how wide its embeddings are")
     if model.truncate_dim is not None:
@@ -173,7 +205,18 @@ def load_model(
     return model
 
 
+def _refuse_reranker(source: str, model: SentenceTransformer) -> None:
+    """sentence-transformers makes an embedding model of any transformer; of one that scores pairs it makes a meaningless one."""
+    config = getattr(getattr(model[0], "auto_model", None), "config", None)
+    architectures = [str(name) for name in getattr(config, "architectures", None) or []]
+    classifies = any(name.endswith("ForSequenceClassification") for name in architectures)
+    if classifies and getattr(config, "num_labels", None) == 1:
+        raise RunError(f"model {source}: {architectures[0]} with one score is a reranker, not an embedding model")
+
+
 def _why_not_loaded(error: BaseException, source: str) -> str:
+    if "trust_remote_code" in str(error):
+        return "it brings Python code of its own: read that code, and if you trust it, give --trust_remote_code"
     try:
         return explain_hub_error(error, source)
     except Exception:  # whatever a stranger's files can make the libraries raise ends in one line
@@ -218,10 +261,11 @@ def sts_scores(first: np.ndarray, second: np.ndarray, gold: Sequence[float]) -> 
 
     found: dict[str, float] = {}
     for name, similarity in pairwise_similarities(first, second).items():
-        if np.ptp(similarity) == 0 or np.ptp(np.asarray(gold)) == 0:
-            raise RunError(
-                f"the {name} correlation is undefined: every pair has the same {'similarity' if np.ptp(similarity) == 0 else 'score'}"
-            )
+        for what, values in (("similarity", similarity), ("score", np.asarray(gold))):
+            if np.ptp(values) == 0:
+                raise RunError(f"the {name} correlation is undefined: every pair has the same {what}")
+            if not np.isfinite(values).all():
+                raise RunError(f"the {name} correlation is undefined: a {what} is NaN or infinite")
         found[f"{name}_spearman"] = float(spearmanr(gold, similarity).statistic)
         found[f"{name}_pearson"] = float(pearsonr(gold, similarity).statistic)
     return found
@@ -265,24 +309,22 @@ def get_task(name: str, wanted: list[str], defaults: list[str]) -> Any:
 def load_task_data(task: Any) -> None:
     """Download a task's data, once. Raises :class:`RunError` where that fails."""
     try:
-        task.load_data()
-    except Exception as error:
-        raise RunError(
-            f"task {task.metadata.name}: {explain_hub_error(error, task.metadata.dataset['path'])}"
-        ) from None
+        load_from_hub("dataset", task.metadata.dataset["path"], task.load_data)
+    except RunError as error:
+        raise RunError(f"task {task.metadata.name}: {error}") from None
 
 
 def load_pairs(
     task_name: str | None, data: str | None, wanted: list[str], defaults: list[str], explicit: bool
 ) -> tuple[str, dict[str, dict[str, list[Any]]], str]:
-    """The scored pairs of an mteb STS task, or of a user's file.
+    """The scored pairs of an mteb STS task, or of a user's file; their scores may be such that no correlation is defined.
 
     Returns:
         The task's name, for each subset its ``sentence1``, ``sentence2`` and ``score`` lists, and the revision of the
         data (for a file, a hash of it).
     """
     if data is not None:
-        subsets = read_pairs(Path(data))
+        subsets = read_pairs(Path(data), check=False)
         if explicit:
             if missing := [name for name in wanted if name not in subsets]:
                 raise UsageError(f"{data}: no subset {missing[0]!r}; found {', '.join(subsets)}")
@@ -303,5 +345,4 @@ def load_pairs(
             "sentence2": list(split[second]),
             "score": list(split["score"]),
         }
-        check_scores(f"task {task_name}, subset {subset}", subsets[subset]["score"])
     return task_name, subsets, task.metadata.dataset["revision"]

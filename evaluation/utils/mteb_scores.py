@@ -5,19 +5,22 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import mteb
 import numpy as np
+from filelock import FileLock
 from tqdm.auto import tqdm
 
 from common.errors import RunError, one_line
-from common.records import write_atomically
+from common.records import read_json_file, set_aside, write_atomically
 from evaluation.utils.embeddings import EmbeddingStore
 from evaluation.utils.evaluation_utils import ModelIdentity
 from evaluation.utils.mteb_encoder import TruncatedEncoder
-from evaluation.utils.mteb_tasks import encode_pairs, label_of, size_of, split_data
+from evaluation.utils.mteb_tasks import encode_pairs, label_of, size_of, split_data, why_unscored
 from evaluation.utils.statistics import Estimate, bootstrap, mean
 
 logger = logging.getLogger(__name__)
@@ -41,30 +44,73 @@ class MTEBScorer:
         output_dir: Result files go under ``mteb/``, the scores of each query of a retrieval task under ``queries/``.
         batch_size: Handed to mteb.
         overwrite: Score again what has been scored before.
+
+    Attributes:
+        unscored: Rows without a score, with a ``note`` that says why.
     """
 
     def __init__(self, store: EmbeddingStore, identity: ModelIdentity, dims: list[int], dtype: str, output_dir: Path,
                  batch_size: int = 32, overwrite: bool = False):  # fmt: skip
         self.store, self.identity, self.dims, self.dtype = store, identity, dims, dtype
         self.batch_size, self.overwrite = batch_size, overwrite
-        self.cache = mteb.ResultCache(output_dir / "mteb")
+        self.unscored: list[dict[str, Any]] = []
+        self.cache = WholeFiles(output_dir / "mteb")
         self.queries = output_dir / "queries" / identity.name.replace("/", "__") / f"{identity.revision}-{dtype}"
 
     def encoder(self, dim: int | None = None) -> TruncatedEncoder:
         return TruncatedEncoder(self.store, self.identity, dim or self.store.width, self.dtype)
 
     def score(self, tasks: list[Any]) -> list[dict[str, Any]]:
-        """One row for each task, subset and dimension.
+        """One row for each task, subset and dimension; those without a score go to ``unscored``.
 
         Raises:
-            RunError: A task fails, or a main score is undefined.
+            RunError: A task fails.
         """
-        rows = []
+        rows: list[dict[str, Any]] = []
         encode_pairs(tasks, self.encoder())
         for task in tqdm(tasks, desc=self.identity.name, unit="task", disable=len(tasks) < 2):
+            subsets, full = (
+                task.hf_subsets,
+                why_unscored(task, self.encoder()),
+            )  # no full width: nothing to compare with
             for dim in tqdm(self.dims, desc=task.metadata.name, unit="dim", leave=False):
-                rows += self._rows(task, dim, self._evaluate(task, dim))
+                reasons = full | (why_unscored(task, self.encoder(dim)) if dim < self.dims[0] else {})
+                self.unscored += self._unscored(task, dim, reasons)
+                task.hf_subsets = [subset for subset in subsets if subset not in reasons]
+                try:
+                    if task.hf_subsets:
+                        with self._lock(task, dim):  # mteb reads what is there, adds to it and writes it again
+                            rows += self._rows(task, dim, self._evaluate(task, dim))
+                finally:
+                    task.hf_subsets = subsets
         return rows
+
+    def _lock(self, task: Any, dim: int) -> FileLock:
+        path = self._queries_file(task, dim)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return FileLock(path.with_name(f".{path.name}.lock"))
+
+    def _unscored(self, task: Any, dim: int, reasons: dict[str, str]) -> list[dict[str, Any]]:
+        return [
+            self._row(task, subset, split, dim)
+            | {"dataset_revision": task.metadata.dataset.get("revision"), "note": reason}
+            for subset, reason in reasons.items()
+            for split in task.eval_splits
+        ]
+
+    def _row(self, task: Any, subset: str, split: str, dim: int) -> dict[str, Any]:
+        """What a row of the summary says beside the score."""
+        return {
+            "model": self.identity.name,
+            "revision": self.identity.revision,
+            "dtype": self.dtype,
+            "task": task.metadata.name,
+            "subset": label_of(task, subset, split),
+            "dim": dim,
+            "n": size_of(task, subset, split),
+            "task_type": task.metadata.type,
+            "metric": task.metadata.main_score,
+        }
 
     def _evaluate(self, task: Any, dim: int) -> Any:
         by_query = isinstance(task, mteb.abstasks.AbsTaskRetrieval)
@@ -72,10 +118,12 @@ class MTEBScorer:
         if by_query:
             self._record_queries(task, seen)
         _rewind(task)
-        missing = by_query and not self._queries_file(task, dim).exists()
+        encoder = self.encoder(dim)
+        self._set_aside_damaged(task, encoder.mteb_model_meta)
+        missing = by_query and not read_json_file(self._queries_file(task, dim))
         try:
             found = mteb.evaluate(
-                self.encoder(dim),
+                encoder,
                 task,
                 cache=self.cache,
                 overwrite_strategy="always" if self.overwrite or missing else "only-missing",
@@ -91,9 +139,20 @@ class MTEBScorer:
             raise RunError(f"{self.identity.name} on {task.metadata.name} at {dim}: {one_line(error)}") from None
         if seen:
             path = self._queries_file(task, dim)
-            known = json.loads(path.read_text()) if path.exists() and not self.overwrite else {}
+            known = {} if self.overwrite else read_json_file(path)
             write_atomically(path, json.dumps(known | seen))
         return found.task_results[0]
+
+    def _set_aside_damaged(self, task: Any, meta: Any) -> None:
+        """mteb would end with a traceback of its own."""
+        try:
+            known = self.cache.load_task_result(task.metadata.name, meta)
+            wrong = known is not None and known.task_name != task.metadata.name
+            reason = f"it is of the task {known.task_name}" if wrong else None
+        except Exception as error:  # whatever a damaged file makes the parsers raise
+            reason = one_line(error, 100)
+        if reason:
+            set_aside(self.cache.get_task_result_path(task_name=task.metadata.name, model_name=meta), reason)
 
     def _record_queries(self, task: Any, seen: dict[str, dict[str, float]]) -> None:
         """Have mteb hand over each query's score: it calls ``task_specific_scores`` with all of them."""
@@ -120,22 +179,13 @@ class MTEBScorer:
             for entry in entries:
                 if entry["hf_subset"] not in task.hf_subsets:
                     continue
-                subset = label_of(task, entry["hf_subset"], split)
                 if not np.isfinite(entry["main_score"]):
-                    raise RunError(
-                        f"{self.identity.name} on {task.metadata.name} {subset} at {dim}: the score is undefined (NaN)"
-                    )
+                    reason = {entry["hf_subset"]: f"mteb gives none for {task.metadata.main_score}"}
+                    self.unscored += self._unscored(task, dim, reason)
+                    continue
                 rows.append(
-                    {
-                        "model": self.identity.name,
-                        "revision": self.identity.revision,
-                        "dtype": self.dtype,
-                        "task": task.metadata.name,
-                        "subset": subset,
-                        "dim": dim,
-                        "n": size_of(task, entry["hf_subset"], split),
-                        "task_type": task.metadata.type,
-                        "metric": task.metadata.main_score,
+                    self._row(task, entry["hf_subset"], split, dim)
+                    | {
                         "score": round(entry["main_score"], DIGITS),
                         "dataset_revision": result.dataset_revision,
                         "mteb_version": result.mteb_version,
@@ -151,7 +201,7 @@ class MTEBScorer:
         files = {dim: self._queries_file(task, dim) for dim in self.dims}
         if not all(path.exists() for path in files.values()):
             return found
-        scores = {dim: json.loads(path.read_text()) for dim, path in files.items()}
+        scores = {dim: read_json_file(path) for dim, path in files.items()}
         for subset in scores[self.dims[0]]:
             queries = sorted(scores[self.dims[0]][subset])
             if len(queries) < 3 or any(sorted(scores[dim].get(subset, {})) != queries for dim in self.dims):
@@ -161,6 +211,23 @@ class MTEBScorer:
             estimates = bootstrap(mean(columns), len(queries), sample=" ".join(name))
             found[name] = {(dim, "float32"): e for dim, e in zip(self.dims, estimates, strict=True)}
         return found
+
+
+class WholeFiles(mteb.ResultCache):
+    """mteb's result files, each moved into place whole."""
+
+    def save_to_cache(self, task_result: Any, model_name: Any, *args: Any, **kwargs: Any) -> None:
+        target = self.get_task_result_path(task_name=task_result.task_name, model_name=model_name).parent
+        target.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target, prefix=".") as partial:
+            other = mteb.ResultCache(partial)
+            folder = other.get_task_result_path(task_name=task_result.task_name, model_name=model_name).parent
+            folder.mkdir(parents=True)
+            for path in target.glob("run_settings.jsonl"):  # which mteb adds to
+                shutil.copy(path, folder)
+            other.save_to_cache(task_result, model_name, *args, **kwargs)
+            for path in folder.iterdir():
+                path.replace(target / path.name)
 
 
 def _rewind(task: Any) -> None:

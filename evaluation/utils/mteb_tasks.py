@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common.errors import RunError, UsageError
-from evaluation.utils.evaluation_utils import get_task
+from common.data_files import why_undefined
+from common.errors import UsageError
+from evaluation.utils.evaluation_utils import get_task, pairwise_similarities
 from evaluation.utils.pairs import PairSet
 
 if TYPE_CHECKING:
@@ -132,12 +133,24 @@ def encode_pairs(tasks: list[Any], encoder: TruncatedEncoder) -> None:
         encoder.store.encode(texts, prompt=prompt, role=role)
 
 
+def why_unscored(task: Any, encoder: TruncatedEncoder) -> dict[str, str]:
+    """The subsets of an STS or pair classification task whose main score is undefined at the encoder's dimension, and why."""
+    found: dict[str, str] = {}
+    for subset, _, texts, scores, roles in _pairs(task):
+        reason = why_undefined(list(scores))
+        if reason is None and task.metadata.type == "STS":
+            first, second = (encoder.embed(side, task.metadata, role) for side, role in zip(texts, roles, strict=True))
+            if np.ptp(pairwise_similarities(first, second)["cosine"]) == 0:
+                reason = "every pair has the same similarity"
+        if reason:
+            found.setdefault(subset, reason)
+    return found
+
+
 def pair_sets(task: Any, encoder: TruncatedEncoder) -> Iterator[PairSet]:
     """The scored pairs of an STS or pair classification task with their full-width embeddings; none of other tasks."""
     for subset, split, texts, scores, roles in _pairs(task):
         gold = np.asarray(scores, dtype=np.float64)
-        if len(gold) < 3 or np.ptp(gold) == 0:
-            raise RunError(f"task {task.metadata.name}, subset {subset}: its scores are all alike, or fewer than 3")
         first, second = (encoder.embed(side, task.metadata, role) for side, role in zip(texts, roles, strict=True))
         yield PairSet(
             task=task.metadata.name,

@@ -18,6 +18,11 @@ class EvalConfig:
         list[int], Key("dimensions to score; the full width is always added, and defaults above it are left out")
     ]
     output_dir: Annotated[str, Key("folder for summary.csv, table.md, plot.png, run.json and the result files")]
+    trust_remote_code: Annotated[bool, Key("run Python code that a model brings along: only if you have read it")]
+    allow_pickle: Annotated[
+        bool,
+        Key("read pickled weights, which can run any code, where a model has no safetensors: only if you trust it"),
+    ]
     batch_size: Annotated[int, Key("texts in a forward pass", minimum=1)]
     dtype: Annotated[
         str, Key("precision of the weights and the forward pass", choices=("float32", "bfloat16", "float16"))

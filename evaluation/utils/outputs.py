@@ -9,17 +9,29 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from filelock import FileLock
 
 from common.config import ROOT
 from common.errors import RunError
-from common.records import command_line, versions, write_atomically
+from common.records import RunRecord, command_line, read_json_file, set_aside, versions, write_atomically
 from evaluation.utils.analysis import ModelAnalysis
-from evaluation.utils.evaluation_utils import ModelIdentity
-from evaluation.utils.report import write_moved_pairs, write_report
+from evaluation.utils.evaluation_utils import ModelIdentity, file_hash
+from evaluation.utils.report import Section, write_moved_pairs, write_report
 from evaluation.utils.report_sections import build_sections, moved_sections
-from evaluation.utils.summary import KEY, LEGEND, markdown_table, metric_name, plot, update_summary
+from evaluation.utils.summary import (
+    KEY,
+    LEGEND,
+    NOTE,
+    markdown_table,
+    metric_name,
+    plain,
+    plot,
+    read_summary,
+    unscored_lines,
+    update_summary,
+)
 
-FILES = ("summary.csv", "table.md", "plot.png", "report.html", "report.md", "errors.html")
+FILES = ("table.md", "plot.png", "report.html", "report.md", "errors.html")
 IRRELEVANT = ("overwrite", "output_dir", "update_model_card", "batch_size")  # keys that change no number
 
 
@@ -40,31 +52,77 @@ def fingerprint(config: dict[str, Any], identities: list[ModelIdentity], *files:
 
 
 def is_done(output_dir: Path, mark: str) -> bool:
-    """Whether the folder holds the results of this very run, finished."""
-    try:
-        record = json.loads((output_dir / "run.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
+    """Whether the folder holds the results of this very run, finished and as they were written; damaged ones are set aside."""
+    if not output_dir.is_dir():
         return False
-    finished = record.get("status") == "finished" and record.get("fingerprint") == mark
-    return finished and all((output_dir / name).exists() for name in FILES)
+    with FileLock(output_dir / ".outputs.lock"):
+        return _is_done(output_dir, mark)
+
+
+def _is_done(output_dir: Path, mark: str) -> bool:
+    record = read_json_file(output_dir / "run.json")
+    written = record.get("outputs")
+    if record.get("status") != "finished" or record.get("fingerprint") != mark or not isinstance(written, dict):
+        return False
+    try:
+        read_summary(output_dir / "summary.csv")
+    except (OSError, RunError):
+        return False  # update_summary sets it aside
+    whole = True
+    for name, digest in written.items():
+        path = output_dir / Path(name).name
+        if path.exists() and file_hash(str(path)) != digest:
+            set_aside(path, "its content has changed since it was written")
+        whole = whole and path.exists()
+    return whole
 
 
 def write_outputs(
-    output_dir: Path, models: list[ModelAnalysis], title: str, calibration: str | None, note: str = ""
+    output_dir: Path,
+    models: list[ModelAnalysis],
+    title: str,
+    calibration: str | None,
+    record: RunRecord,
+    note: str = "",
+    **facts: Any,
 ) -> str:
-    """Update ``summary.csv`` and write the table, the plot, the report and the tables behind it.
+    """Update ``summary.csv``, write the table, the plot, the report and the tables behind it, and finish the record.
+
+    Of several processes that do so in one folder, each writes all of them before the next begins.
+
+    Args:
+        note: A sentence for the table and the report.
+        **facts: What else belongs into the record.
 
     Returns:
         The Markdown table of this run's scores.
+
+    Raises:
+        RunError: Nothing has a score.
     """
-    rows = [row for model in models for row in model.rows]
-    if not rows:
-        raise RunError("there is no score to report")
+    with FileLock(output_dir / ".outputs.lock"):
+        text = _write_outputs(output_dir, models, title, calibration, note)
+        record.finish(
+            outputs={name: file_hash(str(output_dir / name)) for name in FILES if (output_dir / name).exists()},
+            **facts,
+        )
+    return text
+
+
+def _write_outputs(
+    output_dir: Path, models: list[ModelAnalysis], title: str, calibration: str | None, note: str
+) -> str:
+    unscored = [row for model in models for row in model.unscored]
+    rows = [row for model in models for row in model.rows] + unscored
+    if len(unscored) == len(rows):
+        why = f": {unscored[0]['task']} {unscored[0]['subset']}: {unscored[0][NOTE]}" if unscored else ""
+        raise RunError(f"there is no score to report{why}")
     summary = update_summary(output_dir / "summary.csv", rows)
     wanted = pd.DataFrame(rows)[KEY].drop_duplicates()
     table = wanted.merge(summary, on=KEY, how="left")  # in the order of this run, with what earlier runs knew
-    text = markdown_table(table)
-    heading = f"# {metric_name(table)} × 100, by embedding dimension\n\n" + (f"{note}\n\n" if note else "")
+    text = markdown_table(table) + "".join(f"\n{plain(line)}\n" for line in unscored_lines(table))
+    missing, table = table, table[table["score"].notna()]
+    heading = f"# {metric_name(table)} × 100, by embedding dimension\n\n" + (f"{plain(note)}\n\n" if note else "")
     write_atomically(output_dir / "table.md", f"{heading}{text}\n{LEGEND}\n")
     plot(table, output_dir / "plot.png")
     for name, found in _tables(models).items():
@@ -85,7 +143,10 @@ def write_outputs(
         f"{count} model{'s' * (count > 1)}, {len(table.groupby(['task', 'subset']))} test sets. Scores are × 100."
     )
     shutil.rmtree(output_dir / "plots", ignore_errors=True)
-    write_report(output_dir, title, subtitle, build_sections(models, table, calibration, made_with, note))
+    sections = build_sections([m for m in models if m.rows], table, calibration, made_with, note)
+    if unscored:
+        sections.insert(1, Section("unscored", "Without a score", paragraphs=unscored_lines(missing)))
+    write_report(output_dir, title, subtitle, sections)
     write_moved_pairs(output_dir, moved_sections(models, table))
     return text
 

@@ -23,7 +23,13 @@ def _figure(width: float, height: float, columns: int = 1, rows: int = 1) -> Ite
     ink = dict.fromkeys(
         ["text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color"], INK
     )
-    settings = ink | {"svg.fonttype": "none", "svg.hashsalt": "report", "font.family": "sans-serif", "font.size": 10}
+    settings = ink | {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "report",
+        "font.family": "sans-serif",
+        "font.size": 10,
+        "text.parse_math": False,
+    }
     svg: list[str] = []
     with plt.rc_context(settings):
         figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False)

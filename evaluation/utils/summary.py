@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 from collections.abc import Iterable
@@ -11,8 +12,8 @@ from typing import Any
 import pandas as pd
 from filelock import FileLock
 
-from common.errors import RunError
-from common.records import write_atomically
+from common.errors import RunError, one_line
+from common.records import read_json_file, set_aside, write_atomically
 
 KEY = ["model", "revision", "dtype", "task", "subset", "dim"]
 METRICS = [
@@ -22,10 +23,11 @@ METRICS = [
 ]
 INTERVALS = ["retention", "ci_low", "ci_high", "diff_full", "diff_full_low", "diff_full_high", "p_full",
              "compared_with", "diff_model", "diff_model_low", "diff_model_high", "p_model"]  # fmt: skip
+NOTE = "note"  # why there is no score
 TEXT = ["model", "revision", "dtype", "task", "subset", "dataset_revision", "mteb_version", "task_type", "metric",
-        "compared_with"]  # fmt: skip
+        "compared_with", NOTE]  # fmt: skip
 COLUMNS = ["model", "revision", "task", "subset", "dim", "n", *METRICS, "dtype", "dataset_revision", "mteb_version",
-           "task_type", "metric", "score", *INTERVALS]  # fmt: skip
+           "task_type", "metric", "score", *INTERVALS, NOTE]  # fmt: skip
 
 
 def update_summary(path: Path, rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
@@ -34,16 +36,24 @@ def update_summary(path: Path, rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
     A row that is there already takes the new values and keeps those that are not given again; all others stay. Safe when
     several processes do so at once.
 
+    A file that is no summary, or a damaged one, is set aside.
+
     Returns:
         The whole summary.
-
-    Raises:
-        RunError: The file is there but is not a summary; it is left as it is.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     new = pd.DataFrame(list(rows)).reindex(columns=COLUMNS).set_index(KEY)
     with FileLock(path.with_name(f".{path.name}.lock")):
-        table = new.combine_first(read_summary(path).set_index(KEY)) if path.exists() else new
+        table = new
+        if path.exists():
+            try:
+                old = read_summary(path).set_index(KEY)
+            except RunError as error:
+                set_aside(path, str(error))
+            else:
+                unscored = new.index[new[NOTE].notna()]  # which an earlier score of the same name must not fill
+                table = new.combine_first(old.drop(index=unscored, errors="ignore"))
+                table.loc[new.index[new[NOTE].isna()], NOTE] = None
         table = table.reset_index().reindex(columns=COLUMNS)
         table = table.sort_values(
             ["model", "revision", "dtype", "task", "subset", "dim"], ascending=[True] * 5 + [False]
@@ -55,13 +65,22 @@ def update_summary(path: Path, rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
 
 
 def read_summary(path: Path) -> pd.DataFrame:
-    """The rows of a ``summary.csv``. Raises :class:`RunError` where the file is not one."""
+    """The rows of a ``summary.csv``. Raises :class:`RunError` where the file is not one, or not whole."""
+    numbers = {name: float for name in COLUMNS if name not in (*TEXT, "dim", "n")} | {"dim": int, "n": "Int64"}
     try:
-        table = pd.read_csv(path, dtype={name: str for name in TEXT}, keep_default_na=False, na_values=[""])
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, ValueError) as error:
-        raise RunError(f"{path} is damaged ({error}): move it away and evaluate again") from None
+        text = path.read_text(encoding="utf-8")
+        lengths = {len(row) for row in csv.reader(io.StringIO(text), strict=True)}  # pandas fills a short line up
+        table = pd.read_csv(
+            io.StringIO(text), dtype={name: str for name in TEXT} | numbers, keep_default_na=False, na_values=[""]
+        )
+    except (ValueError, csv.Error) as error:  # pandas' errors are ValueErrors
+        raise RunError(one_line(error, 100)) from None
     if missing := [column for column in KEY if column not in table.columns]:
-        raise RunError(f"{path} is not a summary of scores (no column {missing[0]!r}): move it away and evaluate again")
+        raise RunError(f"no column {missing[0]!r}")
+    if len(lengths) > 1 or not text.endswith("\n") or table[KEY].isna().any(axis=None):
+        raise RunError("a line is cut off")
+    if table.duplicated(KEY).any():
+        raise RunError("a score stands twice")
     return table.reindex(columns=COLUMNS)
 
 
@@ -100,6 +119,13 @@ def score_cell(score: float, low: float = float("nan"), high: float = float("nan
     return text + ("*" if pd.notna(p) and p < 0.05 else "")
 
 
+def plain(text: str) -> str:
+    """Text that is no markup in Markdown, nor ends a table's cell."""
+    for character, shown in (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("[", "\\[")):
+        text = text.replace(character, shown)
+    return " ".join(text.split())
+
+
 def markdown_table(table: pd.DataFrame) -> str:
     """A Markdown table: a line for each model, task and subset, a column for each dimension, main scores times 100 with
     their 95% intervals."""
@@ -115,7 +141,8 @@ def markdown_table(table: pd.DataFrame) -> str:
             for row in group.itertuples()
         }
         shown = " | ".join(cells.get(dim, "") for dim in dims)
-        lines.append(f"| {names[model, revision]} | {task} | {subset} | {group['n'].iloc[0]:.0f} | {shown} |")
+        name, task, subset = (plain(text) for text in (names[model, revision], task, subset))
+        lines.append(f"| {name} | {task} | {subset} | {group['n'].iloc[0]:.0f} | {shown} |")
     return "\n".join(lines) + "\n"
 
 
@@ -125,6 +152,8 @@ def plot(table: pd.DataFrame, path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+
+    matplotlib.rcParams["text.parse_math"] = False  # a name with dollar signs is a name
 
     panels = list(table.groupby(["task", "subset"], sort=False))
     models = list(dict.fromkeys(zip(table["model"], table["revision"], strict=True)))
@@ -170,4 +199,26 @@ def plot(table: pd.DataFrame, path: Path) -> None:
 
 
 def write_result(path: Path, result: dict[str, Any]) -> None:
-    write_atomically(path, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    """Write a result file; what it holds of other subsets of the same data stays. Safe when several processes do so at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        known = read_json_file(path)
+        ours = {entry["hf_subset"] for entry in result["scores"]}
+        if known.get("dataset_revision") == result["dataset_revision"] and isinstance(known.get("scores"), list):
+            kept = [e for e in known["scores"] if isinstance(e, dict) and e.get("hf_subset") not in ours]
+            result = result | {"scores": kept + result["scores"]}
+        write_atomically(path, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+
+
+def unscored_lines(table: pd.DataFrame) -> list[str]:
+    """A line of words for each model, task and subset that has no score, with the reason."""
+    names = display_names(table)
+    missing = table[table[NOTE].notna()]
+    lines = []
+    for (model, revision, task, subset, note), group in missing.groupby(
+        ["model", "revision", "task", "subset", NOTE], sort=False
+    ):
+        dims = ", ".join(str(dim) for dim in group["dim"])
+        where = f"{task} {subset}".removesuffix(" default")
+        lines.append(f"{where} at {dims} dimensions has no score with {names[model, revision]}: {note}.")
+    return lines

@@ -49,7 +49,12 @@ def load_base_model(
     """
     if config.model_name == STATIC:
         return make_static_model(texts, config.static_embedding_dim, config.static_vocab_size, config.seed)
-    model = load_model(config.model_name, identify(config.model_name))
+    model = load_model(
+        config.model_name,
+        identify(config.model_name),
+        trust_remote_code=config.trust_remote_code,
+        allow_pickle=config.allow_pickle,
+    )
     if config.max_seq_length is not None:
         limit = model.max_seq_length
         if limit is not None and config.max_seq_length > limit:

@@ -31,6 +31,11 @@ class TrainingConfig:
     model_name: Annotated[
         str, Key("the model to start from: a name on the Hub, a folder, or 'static' for static embeddings from nothing")
     ]
+    trust_remote_code: Annotated[bool, Key("run Python code that a model brings along: only if you have read it")]
+    allow_pickle: Annotated[
+        bool,
+        Key("read pickled weights, which can run any code, where a model has no safetensors: only if you trust it"),
+    ]
     matryoshka_dims: Annotated[
         list[int], Key("dimensions to train; the full width is always added, and defaults above it are left out")
     ]

@@ -383,6 +383,10 @@ def make_training_arguments(
     for key, value in config.training_arguments.items():
         if key not in known:
             raise UsageError(f"training_arguments: unknown key {key!r}{suggest(key, known)}")
+        if key.endswith("_token"):
+            raise UsageError(
+                f"training_arguments: {key!r} would lie in every checkpoint: log in with `hf auth login`, or set HF_TOKEN"
+            )
         if key in own:
             raise UsageError(f"training_arguments: {key!r} has a place of its own at the top of the file")
         if type(known[key]) in (bool, int, float):

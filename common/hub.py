@@ -1,0 +1,179 @@
+"""Asking the Hugging Face Hub: failures that may pass are tried again, a Hub that is gone leaves its cache, the rest is one line.
+
+The client libraries try again by themselves while they download; what they leave out (looking a repository up, a server
+error or a connection that ends in the middle of a file) is tried again here, after 1, 2, 4 and 8 seconds. The environment variable
+``HUB_RETRY_WAIT`` holds the first of these waits. How long an answer may take is for ``HF_HUB_ETAG_TIMEOUT`` and
+``HF_HUB_DOWNLOAD_TIMEOUT`` of huggingface_hub to say.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from common.errors import RunError, one_line
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+HUB_NAME = re.compile(r"(?!.*\.\.)(?=.{1,96}$)\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)  # never a path out of a folder
+ATTEMPTS = 5
+PASSING = (408, 429, 500, 502, 503, 504)  # the statuses that huggingface_hub takes for passing
+
+
+def look_up(kind: str, name: str) -> Any:
+    """What the Hub says of a repository (``sha``, ``siblings``).
+
+    Args:
+        kind: ``model`` or ``dataset``.
+
+    Raises:
+        Exception: There is no such repository, or it is not for everyone; or the Hub does not answer, see
+            :func:`is_unanswered`.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.constants import HF_HUB_ETAG_TIMEOUT
+
+    return try_again(lambda: HfApi().repo_info(name, repo_type=kind, timeout=HF_HUB_ETAG_TIMEOUT), f"{kind} {name}")
+
+
+def load_from_hub(kind: str, name: str, load: Callable[[], T]) -> T:
+    """``load()``, tried again where that may help, and from the cache alone where the Hub does not answer.
+
+    Raises:
+        RunError: It cannot be had; the message says why and what to do, in one line.
+    """
+    failure: Exception | None = None
+    try:
+        try:
+            look_up(kind, name)
+        except Exception as error:
+            if not is_unanswered(error):
+                raise
+            failure = error
+            with offline():
+                loaded = load()
+            logger.warning(
+                "the Hub does not answer for %s %s (%s): using the copy in the cache", kind, name, one_line(error, 100)
+            )
+            return loaded
+        return try_again(load, f"{kind} {name}")
+    except RunError:
+        raise
+    except Exception as error:
+        raise RunError(explain_hub_error(failure or error, name)) from None
+
+
+def try_again(operation: Callable[[], T], what: str) -> T:
+    """``operation()``, again after growing waits as long as it fails in a way that may pass."""
+    wait = float(os.environ.get("HUB_RETRY_WAIT", 1))
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return operation()
+        except Exception as error:
+            if attempt == ATTEMPTS or not is_passing(error):
+                raise
+            logger.warning("%s: %s; trying again in %g s", what, one_line(error, 100), wait)
+            time.sleep(wait)
+            wait *= 2
+    raise AssertionError("not reached")
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """Within this, the client libraries look at their caches alone, as with ``HF_HUB_OFFLINE=1``."""
+    import datasets.config
+    import huggingface_hub.constants
+
+    switches = (datasets.config, huggingface_hub.constants)
+    before = [module.HF_HUB_OFFLINE for module in switches]
+    for module in switches:
+        module.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        for module, value in zip(switches, before, strict=True):
+            module.HF_HUB_OFFLINE = value
+
+
+def chain_of(error: BaseException | None) -> list[BaseException]:
+    """An error, what it came from, and so on."""
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:
+        chain.append(error)
+        error = error.__cause__ or error.__context__
+    return chain
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether a failure may pass by itself: a server error, too many requests, a time-out, a broken download."""
+    from huggingface_hub import errors as hub
+
+    chain = chain_of(error)
+    if any(isinstance(e, (hub.OfflineModeIsEnabled, hub.LocalEntryNotFoundError)) for e in chain) or _is_gone(error):
+        return False  # the client has tried again as long as it makes sense
+    return any(_status(e) in PASSING or _is_transport(e) or "Consistency check failed" in str(e) for e in chain)
+
+
+def is_unanswered(error: BaseException) -> bool:
+    """Whether the Hub did not say anything of a repository, so that what is in the cache may stand for it."""
+    return is_passing(error) or _is_gone(error)
+
+
+def _status(error: BaseException) -> int | None:
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def _is_transport(error: BaseException, name: str = "TransportError") -> bool:
+    # huggingface_hub changed the package that it talks through (httpx, httpx2) but not the names of what it raises
+    return any(base.__name__ == name for base in type(error).__mro__)
+
+
+def _is_gone(error: BaseException) -> bool:
+    """Whether nobody is there to answer: no network, or offline mode."""
+    from huggingface_hub import errors as hub
+
+    return any(_is_transport(e, "ConnectError") or isinstance(e, hub.OfflineModeIsEnabled) for e in chain_of(error))
+
+
+def explain_hub_error(error: BaseException, repository: str) -> str:
+    """What a failed look-up on the Hub means, in one line; raises ``error`` again where it means something else."""
+    from datasets.exceptions import DatasetNotFoundError
+    from huggingface_hub import errors as hub
+
+    chain = chain_of(error)
+
+    def first(*classes: type) -> BaseException | None:
+        return next((e for e in chain if isinstance(e, classes)), None)
+
+    missing = first(hub.RepositoryNotFoundError, DatasetNotFoundError)
+    if first(hub.GatedRepoError) or "is a gated dataset" in str(missing):  # datasets has one class for both
+        return f"access is gated: ask for it on the Hub's page of {repository}, then log in with `hf auth login`"
+    if missing:
+        return "not found on the Hub, or private: check the name, or log in with `hf auth login`"
+    if failed := next((e for e in chain if _status(e) in PASSING), None):
+        return (
+            f"the Hub answers with errors (status {_status(failed)}), and {repository} is not in the cache: "
+            "try again later (https://status.huggingface.co), or give a local path"
+        )
+    if any(map(_is_transport, chain)) and not _is_gone(error):
+        return (
+            f"the download of {repository} broke off again and again ({one_line(chain[0], 100)}): "
+            "check the network and try again, or give a local path"
+        )
+    if _is_gone(error) or first(hub.LocalEntryNotFoundError, ConnectionError):
+        return "the Hub cannot be reached and it is not in the cache: check the network, or give a local path"
+    if first(hub.RevisionNotFoundError, hub.EntryNotFoundError):
+        return f"the repository lacks what was asked for ({one_line(chain[-1], 120)})"
+    if first(hub.HfHubHTTPError):
+        return f"the Hub refuses it ({one_line(chain[-1], 120)})"
+    if "Consistency check failed" in str(chain[0]):
+        return f"the download of {repository} is incomplete again and again: check the network and try again"
+    if isinstance(chain[0], (ValueError, OSError)) or type(chain[0]).__module__.startswith("datasets."):
+        return one_line(chain[0], 200)
+    raise chain[0]

@@ -1,0 +1,33 @@
+"""Secrets stay out of what is logged, recorded and reported."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+SHOWN = "***"
+SECRET_NAME = r"(?:\w*[_-])?(?:token|password|passwd|secret|api_?key|access_?key)"
+IN_URL = re.compile(r"(\w://)[^/\s@'\"]+@")  # https://user:token@host
+OF_THE_HUB = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
+NAMED = re.compile(rf"\b({SECRET_NAME})=[^\s&'\"]+", re.IGNORECASE)  # ?token=..., WANDB_API_KEY=...
+SHORTEST = 8  # characters; an environment variable's shorter value is taken for a switch
+
+
+def redact(text: str) -> str:
+    """``text`` without credentials in URLs, tokens of the Hub, ``token=...``, and the values of the environment's secrets."""
+    for name, value in os.environ.items():
+        if len(value) >= SHORTEST and re.fullmatch(SECRET_NAME, name, re.IGNORECASE):
+            text = text.replace(value, SHOWN)
+    return NAMED.sub(rf"\1={SHOWN}", OF_THE_HUB.sub(SHOWN, IN_URL.sub(rf"\g<1>{SHOWN}@", text)))
+
+
+def redact_values(value: Any, name: str = "") -> Any:
+    """The same for JSON values, where that of a key such as ``hub_token`` is a secret whatever it is."""
+    if isinstance(value, dict):
+        return {redact(str(key)): redact_values(inner, str(key)) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [redact_values(inner, name) for inner in value]
+    if isinstance(value, str):
+        return SHOWN if value and re.fullmatch(SECRET_NAME, name, re.IGNORECASE) else redact(value)
+    return value

@@ -1,0 +1,311 @@
+"""What an evaluation leaves: whole, never another's, redone where it is damaged, and explained where there is no number."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from evaluation.utils.embeddings import EmbeddingStore
+from tests.conftest import ROOT, scored
+from tests.test_eval_store import Counting, static_model, texts_of
+from tests.test_evaluation import read_summary
+
+MTEB, STS = "evaluation/evaluate_mteb.py", "evaluation/evaluate_sts.py"
+QUICK = ("--calibration_data", "none", "--dims", "64", "16")
+
+
+@pytest.fixture(scope="module")
+def static(tmp_path_factory) -> Path:
+    """A model that loads and encodes in no time."""
+    folder = tmp_path_factory.mktemp("static") / "model"
+    static_model().save_pretrained(str(folder))
+    return folder
+
+
+def write_pairs(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def pairs_of(n: int = 40, subset: str = "default", seed: int = 0) -> list[dict]:
+    texts, scores = texts_of(2 * n, seed), np.random.default_rng(seed).random(n)
+    return [
+        {"sentence1": texts[2 * i], "sentence2": texts[2 * i + 1], "score": float(score), "subset": subset}
+        for i, score in enumerate(scores)
+    ]
+
+
+def of(static, data, out, *more):
+    return (STS, "--model_name", static, "--data", data, "--calibration_data", "none", "--dims", "32", "8", *more,
+            "--output_dir", out)  # fmt: skip
+
+
+# Damage
+
+
+@pytest.fixture
+def done(call, static, tmp_path):
+    """An evaluation, and how to run it again."""
+    data, out = write_pairs(tmp_path / "mine.jsonl", pairs_of()), tmp_path / "out"
+
+    def again(*more):
+        result = call(*of(static, data, out, *more))
+        assert result.code == 0, result.err
+        return result
+
+    assert "there already" not in again().out
+    assert "there already" in again().out
+    return out, again
+
+
+def damage_cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2 + 1])
+
+
+def damage_bits(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [damage_cut, damage_bits])
+@pytest.mark.parametrize("name", ["table.md", "plot.png", "report.html", "report.md", "errors.html"])
+def test_a_damaged_output_is_set_aside_and_made_anew(done, name, damage):
+    out, again = done
+    whole = (out / name).read_bytes()
+    damage(out / name)
+    damaged = (out / name).read_bytes()
+    result = again()
+    assert "there already" not in result.out and f"{out / name} is damaged" in result.err
+    assert (out / f"{name}.damaged").read_bytes() == damaged
+    if name != "plot.png" and not name.startswith("report"):  # these name the command, or the time
+        assert (out / name).read_bytes() == whole
+    assert "there already" in again().out
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"[" * 100_000, b'{"status": "finished"}'])
+def test_a_damaged_record_is_never_taken_for_a_finished_run(done, content):
+    out, again = done
+    (out / "run.json").write_bytes(content)
+    result = again()
+    assert "there already" not in result.out
+    if content != b'{"status": "finished"}':  # whole, but not of this run
+        assert f"{out / 'run.json'} is damaged" in result.err and (out / "run.json.damaged").read_bytes() == content
+    assert json.loads((out / "run.json").read_text())["status"] == "finished"
+
+
+def test_a_damaged_summary_is_made_anew(done):
+    out, again = done
+    whole = (out / "summary.csv").read_bytes()
+    damage_cut(out / "summary.csv")
+    assert f"{out / 'summary.csv'} is damaged" in again().err
+    assert (out / "summary.csv").read_bytes() == whole and (out / "summary.csv.damaged").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"scores": 1}', b"[1]"])
+def test_a_damaged_result_file_is_made_anew(done, content):
+    out, again = done
+    path = next(out.rglob("embed_dim_8/mine.json"))
+    whole = path.read_bytes()
+    path.write_bytes(content)
+    result = again("--overwrite")
+    assert path.read_bytes() == whole
+    if content != b'{"scores": 1}':
+        assert f"{path} is damaged" in result.err
+        assert path.with_name("mine.json.damaged").read_bytes() == content
+
+
+@pytest.mark.parametrize("suffix", [".f32", ".digests"])
+@pytest.mark.parametrize("place", [0, 0.5, -1])
+def test_a_damaged_embedding_is_never_used(tmp_path, caplog, suffix, place):
+    model = static_model()
+    texts = texts_of(50)
+    expected = EmbeddingStore(model, tmp_path / "s").encode(texts).copy()
+    path = next((tmp_path / "s").glob(f"*{suffix}"))
+    content = bytearray(path.read_bytes())
+    content[int(place * len(content)) if place >= 0 else -1] ^= 0x40
+    path.write_bytes(content)
+    again = EmbeddingStore(model, tmp_path / "s")
+    np.testing.assert_array_equal(again.encode(texts), expected)
+    if place == -1 or suffix == ".f32":  # the digest of a text: then it is a text that nobody asks for
+        assert again.encoded == len(set(texts)) and "is damaged" in caplog.text
+        assert next((tmp_path / "s").glob(f"*{suffix}.damaged")).read_bytes() == content
+
+
+def test_embeddings_that_another_process_made_anew_are_read_anew(tmp_path):
+    """The files are as long as before and hold the same texts, in another order."""
+    model, texts = static_model(), texts_of(20)
+    first, second = (EmbeddingStore(model, tmp_path / "s") for _ in range(2))
+    expected = first.encode(texts).copy()
+    second.clear()
+    second.encode(texts[::-1])
+    counting = Counting(model)
+    np.testing.assert_array_equal(first.encode(texts), expected)
+    assert not counting.texts
+
+
+@pytest.mark.parametrize("content", [b'{"task_name": "STS17", "scores"', b"\xff"])
+def test_a_damaged_result_of_mteb_is_set_aside_and_scored_anew(call, tiny_model, tmp_path, content):
+    flags = (MTEB, "--model_name", tiny_model, "--tasks", "STS17", "--subsets", "en-en", *QUICK[:2], "--dims", "8")
+    flags += ("--output_dir", tmp_path)
+    assert call(*flags).code == 0
+    summary = (tmp_path / "summary.csv").read_bytes()
+    path = next(p for p in (tmp_path / "mteb").rglob("STS17.json") if "embed_dim_8" in str(p))
+    whole = json.loads(path.read_text())
+    path.write_bytes(content)
+    (tmp_path / "run.json").unlink()
+    result = call(*flags)
+    assert result.code == 0, result.err
+    assert f"{path} is damaged" in result.err and path.with_name("STS17.json.damaged").read_bytes() == content
+    assert json.loads(path.read_text())["scores"] == whole["scores"]
+    assert (tmp_path / "summary.csv").read_bytes() == summary
+    assert not [p for p in (tmp_path / "mteb").rglob("*") if p.name.startswith(".") and p.is_dir()]
+
+
+# At once
+
+
+def test_two_evaluations_into_one_folder_lose_nothing(hub, tiny_model, tmp_path):
+    """Two processes, each with a subset of one task, one model: all their files are shared."""
+    out, processes = tmp_path / "out", []
+    flags = ("--model_name", tiny_model, "--tasks", "STS17", *QUICK[:2], "--dims", "32", "8", "--output_dir", out)
+    for subset in ("ar-ar", "en-en"):
+        command = [sys.executable, ROOT / MTEB, *flags, "--subsets", subset]
+        processes.append(
+            subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        )
+    for process in processes:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+    table = read_summary(out)
+    assert {(row.subset, row.dim) for row in table.itertuples()} == {
+        (s, d) for s in ("ar-ar", "en-en") for d in (64, 32, 8)
+    }
+    for path in (out / "mteb").rglob("STS17.json"):
+        entries = json.loads(path.read_text())["scores"]["test"]
+        assert {entry["hf_subset"] for entry in entries} == {"ar-ar", "en-en"}
+    last = json.loads((out / "run.json").read_text())["config"]["subsets"]
+    assert f"| STS17 | {last[0]} |" in (out / "table.md").read_text()  # the table is that of the record
+    assert not list(out.rglob("*.damaged"))
+
+
+def test_result_files_keep_the_subsets_of_earlier_runs(call, static, tmp_path):
+    data = write_pairs(tmp_path / "mine.jsonl", pairs_of(subset="a") + pairs_of(subset="b", seed=1))
+    for subset in "ab":
+        assert call(*of(static, data, tmp_path / "out", "--subsets", subset)).code == 0
+    for path in (tmp_path / "out").rglob("mine.json"):
+        assert [entry["hf_subset"] for entry in json.loads(path.read_text())["scores"]] == ["a", "b"]
+
+
+# The same command, the same numbers
+
+
+def test_twice_the_same_command_gives_the_same_bytes(call, static, tmp_path):
+    data = write_pairs(tmp_path / "mine.jsonl", pairs_of(subset="a") + pairs_of(subset="b", seed=1))
+    flags = (STS, "--model_name", static, "--data", data, "--dims", "32", "8", "--output_dir", tmp_path / "out")
+    found = []
+    for more in ((), ("--overwrite",)):
+        result = call(*flags, *more)
+        assert result.code == 0, result.err
+        found.append({name: (tmp_path / "out" / name).read_bytes()
+                      for name in ("summary.csv", "table.md", "baselines.csv", "precision.csv", "shortlist.csv")})  # fmt: skip
+    assert found[0] == found[1]
+
+
+# No number
+
+
+def no_nan(out: Path) -> None:
+    for path in out.rglob("*"):
+        if path.suffix in (".csv", ".json", ".md", ".html"):
+            text = path.read_text(encoding="utf-8").lower()
+            for word in ("nan", "infinity"):
+                assert not [
+                    w
+                    for w in text.replace(",", " ").replace(">", " ").replace("<", " ").split()
+                    if w.strip('":|*') == word
+                ], path
+
+
+BAD_SETS = {
+    "constant": ([row | {"score": 2.5} for row in pairs_of(5)], "every score is 2.5"),
+    "few": (pairs_of(2), "2 scored pairs; a correlation needs at least 3"),
+    "alike": (
+        [row | {"sentence1": "word1", "sentence2": "word1"} for row in pairs_of(5)],
+        "every pair has the same similarity",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_SETS)
+def test_a_set_without_a_score_is_explained_and_the_others_are_scored(call, fails, static, tmp_path, kind):
+    rows, reason = BAD_SETS[kind]
+    data = write_pairs(tmp_path / "mine.jsonl", pairs_of(subset="good") + [row | {"subset": "bad"} for row in rows])
+    out = tmp_path / "out"
+    flags = (STS, "--model_name", static, "--data", data, "--dims", "32", "8", "--output_dir", out)
+    result = call(*flags)
+    assert result.code == 0, result.err
+    table = read_summary(out)
+    bad, good = (table[table["subset"] == subset] for subset in ("bad", "good"))
+    assert len(bad) == len(good) == 2
+    assert bad["score"].isna().all() and bad["note"].str.contains(reason, regex=False).all()
+    assert good["score"].notna().all() and good["note"].isna().all() and good["ci_low"].notna().all()
+    assert set(bad["n"]) == {len(rows)}
+    for name in ("table.md", "report.md", "report.html"):
+        assert reason in (out / name).read_text(), name
+    assert reason in result.out
+    no_nan(out)
+    alone = write_pairs(tmp_path / "alone.jsonl", rows)
+    fails(1, reason, STS, "--model_name", static, "--data", alone, "--output_dir", tmp_path / "other")
+    assert not (tmp_path / "other/summary.csv").exists()
+
+
+@pytest.mark.slow
+def test_a_task_with_a_constant_subset_is_explained(call, tiny_model, hub, pairs, tmp_path):
+    """mteb writes NaN for such a subset."""
+    from tests.conftest import write_dataset
+
+    folder = hub.root / "datasets/mteb/sts17-crosslingual-sts"
+    aside = tmp_path / "aside"
+    shutil.move(folder, aside)
+    try:
+        rows = [row for lang in ("ar-ar", "en-en") for row in scored(pairs, lang, slice(0, 60), lang=lang)]
+        rows = [row | ({"score": 1.0} if row["lang"] == "ar-ar" else {}) for row in rows]
+        write_dataset(folder, {"default": {"test": rows}})
+        out = tmp_path / "out"
+        flags = ("--tasks", "STS17", "--subsets", "ar-ar", "en-en", "--dims", "32", "8", "--output_dir", out)
+        env = {"HF_HOME": str(tmp_path / "home")}
+        command = [sys.executable, str(ROOT / MTEB), "--model_name", str(tiny_model), *map(str, flags)]
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | env)
+    finally:
+        shutil.rmtree(folder)
+        shutil.move(aside, folder)
+    assert done.returncode == 0, done.stderr
+    table = read_summary(out).set_index(["subset", "dim"])
+    assert table.loc["ar-ar", "score"].isna().all() and table.loc["en-en", "score"].notna().all()
+    assert "every score is 1" in done.stdout
+    no_nan(out)
+
+
+def test_a_prefix_without_information_has_no_score_and_the_full_width_keeps_its_own(call, static, tmp_path):
+    folder = Path(shutil.copytree(static, tmp_path / "model"))
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    dead = {name: torch.cat([torch.ones_like(w[:, :8]), w[:, 8:]], dim=1) for name, w in weights.items()}
+    save_file(dead, path, {"format": "pt"})
+    data, out = write_pairs(tmp_path / "mine.jsonl", pairs_of()), tmp_path / "out"
+    result = call(STS, "--model_name", folder, "--data", data, "--dims", "32", "8", "--output_dir", out)
+    assert result.code == 0, result.err
+    found = read_summary(out).set_index("dim")
+    assert np.isfinite(found.loc[32, "score"]) and np.isnan(found.loc[8, "score"])
+    assert "every pair has the same similarity" in found.loc[8, "note"]
+    no_nan(out)
