@@ -3,10 +3,10 @@
     python benchmarks/recipes.py                              # every row of benchmarks/recipes.json
     python benchmarks/recipes.py --rows crosslingual          # these rows only; the others' models are kept
 
-A row is a model to train, with its script, its configuration and its seeds, or one that is only scored. A model that is there
-already is not trained again. The development sets chose everything; STS17 is only reported. A number is the mean over the seeds, with the
-95% interval of the bootstrap over the sentence pairs; a row is compared with the one it names in "against", on the same pairs. Results
-go to --output_dir as recipes.json, recipes.md, dev.md and recipes.png.
+A row is a model to train, with its script, its configuration and its seeds, or one that is only scored; "of" another row, it is
+that row with changes. A model that is there already is not trained again. The development sets chose everything; STS17 is only reported. A number is the mean over the seeds; a row is compared with the
+one it names in "against", on the same pairs. Results go to --output_dir: recipes.md (at a glance), dimensions.md (every dimension, with
+intervals), dev.md (the development sets, and the time of training), recipes.png, and recipes.json (all of it, and what each run was made with).
 """
 
 from __future__ import annotations
@@ -20,11 +20,16 @@ if not __package__:  # run as a file: import from the repository root, as `pytho
 import argparse
 import json
 import subprocess
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from evaluation.utils.statistics import Estimate
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = Path(__file__).with_suffix(".json")
 TASK, SUBSETS = "STS17", ("ar-ar", "en-ar", "en-en")
 DIMS = (384, 256, 128, 64)
+Scores = dict[str, dict[str, list["Estimate"]]]  # of a row and a subset, one for each dimension
 
 
 def resolve(row: dict, rows: dict) -> dict:
@@ -43,26 +48,19 @@ def resolve(row: dict, rows: dict) -> dict:
 
 def train(name: str, rows: dict, seed: int, models: Path) -> Path:
     """The final model of a row's run with a seed, trained now unless it is there."""
-    folder = models / f"{name}-{seed}"
+    folder, file = models / f"{name}-{seed}", models / f"{name}.json"
+    whole = resolve(rows[name], rows)
+    config = json.dumps(whole["config"], indent=2)
+    if folder.is_dir() and file.read_text(encoding="utf-8") != config:
+        raise SystemExit(f"{folder} was trained with other settings; remove it, or give another --models")
     if not (folder / "final").is_dir():
-        whole = resolve(rows[name], rows)
         models.mkdir(parents=True, exist_ok=True)
-        file = models / f"{name}.json"
-        file.write_text(json.dumps(whole["config"], indent=2), encoding="utf-8")
-        command = [
-            sys.executable,
-            whole["script"],
-            "--config",
-            str(file),
-            "--seed",
-            str(seed),
-            "--output_dir",
-            str(folder),
-        ]
+        file.write_text(config, encoding="utf-8")
+        command = [whole["script"], "--config", str(file), "--seed", str(seed), "--output_dir", str(folder)]
         if any(folder.glob("checkpoint-*")):
             command += ["--resume_from_checkpoint", "latest"]
-        print(" ".join(["python", *command[1:]]), file=sys.stderr)
-        subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+        print(" ".join(["python", *command]), file=sys.stderr)
+        subprocess.run([sys.executable, *command], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
     return folder / "final"
 
 
@@ -82,71 +80,24 @@ def main() -> None:
     rows = {name: row for name, row in every.items() if options.rows is None or name in options.rows}
 
     from common.records import RunRecord, write_atomically
-    from evaluation.utils.evaluation_utils import load_model, pairwise_similarities
-    from evaluation.utils.statistics import Estimate, bootstrap, paired_mean, spearman
 
     record = RunRecord(options.output_dir / "recipes.json", {"rows": rows})
     pairs = load_pairs()
-    estimates: dict[tuple[str, str], list[Estimate]] = {}  # row and subset: one for each dimension
+    scores: Scores = {}
     runs: dict[str, list[dict]] = {}
     for name, row in rows.items():
         seeds = row.get("seeds", [0])
-        per_seed: dict[str, list[list[Estimate]]] = {subset: [] for subset in SUBSETS}
-        for seed in seeds:
-            source = row.get("model") or str(train(name, every, seed, options.models))
-            model = load_model(source)
-            project = principal_axes(model) if row.get("pca") else lambda embeddings: embeddings
-            for subset, (first, second, gold) in pairs.items():
-                a, b = (project(model.encode(texts, show_progress_bar=False)) for texts in (first, second))
-                cosines = [pairwise_similarities(a[:, :dim], b[:, :dim])["cosine"] for dim in DIMS]
-                per_seed[subset].append(bootstrap(spearman(gold, cosines), len(gold), sample=subset))
-            if "model" not in row:
-                runs.setdefault(name, []).append(summary_of_run(options.models / f"{name}-{seed}"))
-        for subset, found in per_seed.items():
-            estimates[name, subset] = [paired_mean([of_seed[i] for of_seed in found]) for i in range(len(DIMS))]
-        record.write(scores=as_json(estimates), runs=runs)
+        sources = [row.get("model") or str(train(name, every, seed, options.models)) for seed in seeds]
+        scores[name] = score(sources, row.get("pca", False), pairs)
+        if "model" not in row:
+            runs[name] = [summary_of_run(options.models / f"{name}-{seed}") for seed in seeds]
+        record.write(scores=as_json(scores), runs=runs)
 
-    def cell(name: str, subset: str, index: int) -> str:
-        estimate = estimates[name, subset][index]
-        low, high = estimate.interval()
-        against = rows[name].get("against")
-        mark = ""
-        if against in rows:
-            difference = estimate - estimates[against, subset][index]
-            if difference.p_value() < 0.05:
-                mark = " ▲" if difference.value > 0 else " ▼"
-        return f"{100 * estimate.value:.1f} ({100 * low:.0f} to {100 * high:.0f}){mark}"
-
-    lines = []
-    for subset in SUBSETS:
-        lines += [f"**{subset}**", "", "| model | seeds | " + " | ".join(map(str, DIMS)) + " | 64 ÷ 384 | against |"]
-        lines += ["|---|---:|" + "---:|" * (len(DIMS) + 1) + "---|"]
-        for name, row in rows.items():
-            full, small = estimates[name, subset][0].value, estimates[name, subset][-1].value
-            kept = f"{100 * small / full:.1f}%" if full > 0.1 else "–"
-            cells = [cell(name, subset, index) for index in range(len(DIMS))]
-            lines.append(
-                "| "
-                + " | ".join(
-                    [
-                        row["label"],
-                        str(len(row.get("seeds", [0]))),
-                        *cells,
-                        kept,
-                        rows.get(row.get("against"), {}).get("label", ""),
-                    ]
-                )
-                + " |"
-            )
-        lines.append("")
-    lines.append(
-        f"{TASK}, Spearman × 100, 250 pairs each: mean over the seeds, in brackets the 95% bootstrap interval. "
-        "▲ ▼ significantly above or below the row named under “against” at that dimension (paired bootstrap, p < 0.05)."
-    )
-    text = "\n".join(lines) + "\n"
+    text = glance(rows, scores)
     write_atomically(options.output_dir / "recipes.md", text)
+    write_atomically(options.output_dir / "dimensions.md", every_dimension(rows, scores))
     write_atomically(options.output_dir / "dev.md", dev_table(rows, runs))
-    plot(options.output_dir / "recipes.png", rows, estimates)
+    plot(options.output_dir / "recipes.png", rows, scores)
     record.finish()
     print(text)
 
@@ -161,6 +112,24 @@ def load_pairs() -> dict[str, tuple[list[str], list[str], list[float]]]:
         subset: tuple(list(task.dataset[subset]["test"][column]) for column in ("sentence1", "sentence2", "score"))
         for subset in SUBSETS
     }
+
+
+def score(sources: list[str], pca: bool, pairs: dict) -> dict[str, list[Estimate]]:
+    """For each subset, and for "mean", the mean over them: an estimate for each dimension, of the mean over the models (of several seeds)."""
+    from evaluation.utils.evaluation_utils import load_model, pairwise_similarities
+    from evaluation.utils.statistics import bootstrap, mean_estimate, paired_mean, spearman
+
+    per_seed: dict[str, list[list[Estimate]]] = {subset: [] for subset in pairs}
+    for source in sources:
+        model = load_model(source)
+        project = principal_axes(model) if pca else lambda embeddings: embeddings
+        for subset, (first, second, gold) in pairs.items():
+            a, b = (project(model.encode(texts, show_progress_bar=False)) for texts in (first, second))
+            cosines = [pairwise_similarities(a[:, :dim], b[:, :dim])["cosine"] for dim in DIMS]
+            per_seed[subset].append(bootstrap(spearman(gold, cosines), len(gold), sample=subset))
+    found = {subset: [paired_mean(seeds) for seeds in zip(*runs, strict=True)] for subset, runs in per_seed.items()}
+    found["mean"] = [mean_estimate(subsets) for subsets in zip(*found.values(), strict=True)]
+    return found
 
 
 def principal_axes(model):
@@ -196,14 +165,79 @@ def summary_of_run(folder: Path) -> dict:
     return {key: values.get(key) for key in kept}
 
 
-def as_json(estimates: dict) -> dict:
+def as_json(scores: Scores) -> dict:
     return {
-        f"{name} {subset}": {
-            str(dim): {"value": estimate.value, "interval": estimate.interval()}
-            for dim, estimate in zip(DIMS, found, strict=True)
+        name: {
+            subset: {
+                str(dim): {"value": estimate.value, "interval": estimate.interval()}
+                for dim, estimate in zip(DIMS, estimates, strict=True)
+            }
+            for subset, estimates in subsets.items()
         }
-        for (name, subset), found in estimates.items()
+        for name, subsets in scores.items()
     }
+
+
+def table(head: list[str], lines: list[list[str]]) -> str:
+    """A Markdown table whose first column is text and whose others are numbers."""
+    rule = ["---"] + ["---:"] * (len(head) - 1)
+    return "".join(f"| {' | '.join(line)} |\n" for line in [head, rule, *lines])
+
+
+def sign(difference: Estimate) -> str:
+    """An arrow where a difference is significant."""
+    return ("" if difference.p_value() >= 0.05 else " ▲" if difference.value > 0 else " ▼") if difference.value else ""
+
+
+def glance(rows: dict, scores: Scores) -> str:
+    """The models at full and at the smallest dimension; then what a change of a recipe changes."""
+    models, changes = [], []
+    for name, row in rows.items():
+        found = scores[name]
+        against = scores.get(row.get("against"))
+        if "of" not in row:
+            cells = []
+            for subset in (*SUBSETS, "mean"):
+                for i in (0, -1):
+                    mark = sign(found[subset][i] - against[subset][i]) if against else ""
+                    cells.append(f"{100 * found[subset][i].value:.1f}{mark}")
+            kept = found["mean"][-1].value / found["mean"][0].value
+            label = row["label"] + (f" (▲▼ {rows[row['against']]['label']})" if against else "")
+            models.append([label, str(len(row.get("seeds", [0]))), *cells, f"{100 * kept:.1f}%"])
+        elif against:
+            cells = []
+            for subset in (*SUBSETS, "mean"):
+                for i in (0, -1):
+                    difference = found[subset][i] - against[subset][i]
+                    cells.append(f"{100 * difference.value:+.1f}{sign(difference)}")
+            changes.append([f"{rows[row['of']]['label']} {row['label']}", *cells])
+    columns = [f"{subset} {DIMS[i]}" for subset in (*SUBSETS, "mean") for i in (0, -1)]
+    text = table(["model", "seeds", *columns, "kept"], models)
+    text += (
+        f"\n{TASK}, Spearman × 100, 250 pairs each, mean over the seeds. ▲ ▼: significantly above or below the model named in brackets "
+        f"(paired bootstrap over the pairs, p < 0.05). Kept: the mean at {DIMS[-1]} of that at {DIMS[0]} dimensions.\n"
+    )
+    if changes:
+        text += "\n" + table(["change of a recipe", *columns], changes)
+        text += (
+            "\nPoints gained or lost by the change (one seed, beside the recipe's mean over its seeds), marked alike.\n"
+        )
+    return text
+
+
+def every_dimension(rows: dict, scores: Scores) -> str:
+    """A table for each subset: every row at every dimension, with intervals."""
+    text = f"{TASK}, Spearman × 100, 250 pairs each: mean over the seeds, and its 95% interval (bootstrap over the pairs).\n"
+    for subset in (*SUBSETS, "mean"):
+        lines = []
+        for name, row in rows.items():
+            cells = []
+            for estimate in scores[name][subset]:
+                low, high = estimate.interval()
+                cells.append(f"{100 * estimate.value:.2f} ({100 * low:.1f} to {100 * high:.1f})")
+            lines.append([row["label"], str(len(row.get("seeds", [0]))), *cells])
+        text += f"\n**{subset}**\n\n" + table(["model", "seeds", *map(str, DIMS)], lines)
+    return text
 
 
 def dev_table(rows: dict, runs: dict[str, list[dict]]) -> str:
@@ -232,7 +266,7 @@ def dev_table(rows: dict, runs: dict[str, list[dict]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def plot(path: Path, rows: dict, estimates: dict) -> None:
+def plot(path: Path, rows: dict, scores: Scores) -> None:
     """A panel for each subset: score against dimension, for the rows that ask for a line."""
     import matplotlib
 
@@ -244,7 +278,7 @@ def plot(path: Path, rows: dict, estimates: dict) -> None:
     places = range(len(DIMS))
     for panel, subset in zip(panels, SUBSETS, strict=True):
         for number, name in enumerate(shown):
-            found = estimates[name, subset]
+            found = scores[name][subset]
             bounds = [estimate.interval() for estimate in found]
             panel.plot(
                 places, [100 * e.value for e in found], marker="o", color=f"C{number}", label=rows[name]["label"]
