@@ -206,6 +206,13 @@ def test_result_files_keep_the_subsets_of_earlier_runs(call, static, tmp_path):
         assert [entry["hf_subset"] for entry in json.loads(path.read_text())["scores"]] == ["a", "b"]
 
 
+def test_subsets_of_several_sizes_are_compared(call, static, tmp_path):
+    data = write_pairs(tmp_path / "mine.jsonl", pairs_of(40, "ar-ar") + pairs_of(30, "en-ar", seed=1))
+    result = call(*of(static, data, tmp_path / "out"))
+    assert result.code == 0, result.err
+    assert "gap, en-ar less ar-ar" in (tmp_path / "out/report.md").read_text()
+
+
 # The same command, the same numbers
 
 
