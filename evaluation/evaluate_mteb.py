@@ -44,8 +44,9 @@ def main(argv: list[str] | None = None) -> None:
     output_dir = Path(config.output_dir)
 
     # 1. Whose scores, and whether they are there already
-    baseline = [] if config.baseline_model is None else [config.baseline_model]
-    identities = unique_identities([identify(name) for name in config.model_name + baseline])
+    compared = unique_identities([identify(name) for name in config.model_name])
+    baseline = [] if config.baseline_model is None else [identify(config.baseline_model)]
+    identities = unique_identities(compared + baseline)
     fitted_on = None if config.calibration_data is None else calibration_id(config.calibration_data)
     mark = fingerprint(as_dict(config), identities, str(fitted_on))
     if is_done(output_dir, mark) and not config.overwrite and not config.update_model_card:
@@ -61,6 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     from evaluation.utils.model_card import update_model_card
     from evaluation.utils.mteb_scores import MTEBScorer, retrieval_embeddings
     from evaluation.utils.mteb_tasks import choose_tasks, label_of, pair_sets, size_of
+    from evaluation.utils.summary import display_names
 
     # 2. Tasks and their data
     named = config.tasks if "tasks" in chosen or not config.languages else []
@@ -72,11 +74,12 @@ def main(argv: list[str] | None = None) -> None:
     for task in tasks:
         load_task_data(task)
 
+    names = display_names((identity.name, identity.revision) for identity in identities)
     record = RunRecord(
         output_dir / "run.json",
         as_dict(config),
         fingerprint=mark,
-        models={identity.name: identity.revision for identity in identities},
+        models={name: revision for (_, revision), name in names.items()},
         calibration=fitted_on,
         datasets={
             task.metadata.name: task.metadata.dataset
@@ -127,11 +130,11 @@ def main(argv: list[str] | None = None) -> None:
                 calibration,
                 queries,
                 searches,
-                baseline=identity.source in baseline,
+                baseline=identity not in compared,
                 unscored=scorer.unscored,
             )
         )
-        encoded[identity.name] = {"tasks": scored, "calibration": store.encoded - scored}
+        encoded[names[identity.name, identity.revision]] = {"tasks": scored, "calibration": store.encoded - scored}
         logger.info(
             "%s: %s",
             identity.label,

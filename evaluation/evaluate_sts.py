@@ -50,8 +50,9 @@ def main(argv: list[str] | None = None) -> None:
     output_dir = Path(config.output_dir)
 
     # 1. Whose scores on what, and whether they are there already
-    baseline = [] if config.baseline_model is None else [config.baseline_model]
-    identities = unique_identities([identify(name) for name in config.model_name + baseline])
+    compared = unique_identities([identify(name) for name in config.model_name])
+    baseline = [] if config.baseline_model is None else [identify(config.baseline_model)]
+    identities = unique_identities(compared + baseline)
     fitted_on = None if config.calibration_data is None else calibration_id(config.calibration_data)
     mark = fingerprint(as_dict(config), identities, str(fitted_on), str(file_hash(config.data)))
     if is_done(output_dir, mark) and not config.overwrite and not config.update_model_card:
@@ -65,16 +66,17 @@ def main(argv: list[str] | None = None) -> None:
     from evaluation.utils.embeddings import EmbeddingStore, cache_folder
     from evaluation.utils.model_card import update_model_card
     from evaluation.utils.pairs import PairSet, languages_of_name
-    from evaluation.utils.summary import write_result
+    from evaluation.utils.summary import display_names, write_result
 
     task, subsets, dataset_revision = load_pairs(
         config.task, config.data, config.subsets, default("eval_config.json", "subsets"), "subsets" in chosen
     )
+    names = display_names((identity.name, identity.revision) for identity in identities)
     record = RunRecord(
         output_dir / "run.json",
         as_dict(config),
         fingerprint=mark,
-        models={identity.name: identity.revision for identity in identities},
+        models={name: revision for (_, revision), name in names.items()},
         calibration=fitted_on,
         datasets={
             task: {"revision": dataset_revision, "rows": {name: len(pairs["score"]) for name, pairs in subsets.items()}}
@@ -131,9 +133,9 @@ def main(argv: list[str] | None = None) -> None:
         if config.calibration_data is not None:
             calibration = lambda: store.encode(calibration_texts(config.calibration_data, tested))  # noqa: B023, E731
         models.append(
-            analyse(identity, dims, rows, sets, calibration, baseline=identity.source in baseline, unscored=unscored)
+            analyse(identity, dims, rows, sets, calibration, baseline=identity not in compared, unscored=unscored)
         )
-        encoded[identity.name] = store.encoded
+        encoded[names[identity.name, identity.revision]] = store.encoded
         logger.info(
             "%s: %s",
             identity.label,

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from evaluation.utils.embeddings import EmbeddingStore
+from evaluation.utils.evaluation_utils import hash_folder
 from tests.conftest import ROOT, scored
 from tests.test_eval_store import Counting, static_model, texts_of
 from tests.test_evaluation import read_summary
@@ -211,6 +212,31 @@ def test_subsets_of_several_sizes_are_compared(call, static, tmp_path):
     result = call(*of(static, data, tmp_path / "out"))
     assert result.code == 0, result.err
     assert "gap, en-ar less ar-ar" in (tmp_path / "out/report.md").read_text()
+
+
+# Who is who
+
+
+@pytest.mark.parametrize("again", ["all-MiniLM-L6-v2", "the model itself"])
+def test_a_baseline_is_held_against_the_model_and_never_recommended(call, static, tmp_path, again):
+    data, out = write_pairs(tmp_path / "mine.jsonl", pairs_of()), tmp_path / "out"
+    baseline = static if again == "the model itself" else again
+    result = call(*of(static, data, out, "--baseline_model", baseline))
+    assert result.code == 0, result.err
+    report = (out / "report.md").read_text()
+    answered = [line for line in report.split("##")[1].splitlines() if line.startswith("**")]
+    assert len(answered) == 1 and "local/model" in answered[0]
+    assert ("all-MiniLM-L6-v2 (baseline)" in report) == (baseline != static)
+
+
+def test_models_of_one_name_are_told_apart_in_the_record(call, static, tmp_path):
+    data, other = write_pairs(tmp_path / "mine.jsonl", pairs_of()), tmp_path / "other/model"
+    static_model(seed=1).save_pretrained(str(other))
+    result = call(*of(static, data, tmp_path / "out", "--model_name", static, other))
+    assert result.code == 0, result.err
+    record = json.loads((tmp_path / "out/run.json").read_text())
+    assert sorted(record["models"].values()) == sorted(map(hash_folder, (static, other)))
+    assert record["models"].keys() == record["texts_encoded"].keys()
 
 
 # The same command, the same numbers

@@ -18,7 +18,7 @@ from evaluation.utils.recommendation import MIN_SCORE, Choice, recommend, retent
 from evaluation.utils.report import Plot, Section, Table
 from evaluation.utils.shortlist import TOP
 from evaluation.utils.statistics import RESAMPLES, SEED, mean_estimate, unpaired_difference
-from evaluation.utils.summary import display_names, metric_name, score_cell
+from evaluation.utils.summary import metric_name, names_in, score_cell
 
 NO_SCORE = "–"
 
@@ -65,7 +65,7 @@ def build_sections(models: list[ModelAnalysis], table: pd.DataFrame, calibration
         made_with: What to say of the run: command, versions, revisions.
         note: A warning that belongs above everything, such as that the scores are not of MTEB.
     """
-    names = display_names(table)
+    names = names_in(table)
     called = {id(m): names[m.identity.name, m.identity.revision] for m in models}
     label = lambda m: called[id(m)] + (" (baseline)" if m.baseline else "")  # noqa: E731
     made = [
@@ -479,7 +479,7 @@ def errors(models: list[ModelAnalysis], label) -> Section | None:
 
 def moved_sections(models: list[ModelAnalysis], table: pd.DataFrame) -> list[Section]:
     """The pairs that truncation moves most, for ``errors.html``."""
-    names = display_names(table)
+    names = names_in(table)
     sections = []
     for model in models:
         for name, moved in model.moved.items():
