@@ -79,7 +79,7 @@ def damage_bits(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [damage_cut, damage_bits])
-@pytest.mark.parametrize("name", ["table.md", "plot.png", "report.html", "report.md", "errors.html"])
+@pytest.mark.parametrize("name", ["table.md", "plot.png", "report.html", "report.md", "errors.html", "errors.csv"])
 def test_a_damaged_output_is_set_aside_and_made_anew(done, name, damage):
     out, again = done
     whole = (out / name).read_bytes()
@@ -212,6 +212,34 @@ def test_subsets_of_several_sizes_are_compared(call, static, tmp_path):
     result = call(*of(static, data, tmp_path / "out"))
     assert result.code == 0, result.err
     assert "gap, en-ar less ar-ar" in (tmp_path / "out/report.md").read_text()
+
+
+def test_scores_of_changed_data_keep_nothing_of_the_old(call, static, tmp_path):
+    """Which another model was compared on, and a task of mteb may have had the name of."""
+    twin, out = tmp_path / "twin", tmp_path / "out"
+    static_model(seed=1).save_pretrained(str(twin))
+    data = write_pairs(tmp_path / "STS17.jsonl", pairs_of(subset="ar-ar"))
+    assert call(*of(twin, data, out, "--model_name", twin, static)).code == 0
+    assert (read_summary(out).set_index("model").loc["local/model", "compared_with"] != "").all()
+    write_pairs(data, pairs_of(seed=7, subset="ar-ar"))
+    assert call(*of(static, data, out)).code == 0
+    ours = read_summary(out).set_index("model").loc["local/model"]
+    assert ours[["compared_with", "diff_model", "p_model"]].isna().all(axis=None)
+    assert set(ours["task"]) == {"STS17.jsonl"}  # not mteb's, nor among its published scores
+    assert "ublished" not in (out / "report.md").read_text()
+
+
+def test_nothing_is_left_of_an_earlier_run_and_no_file_of_anothers_goes(call, static, tmp_path):
+    data, out = write_pairs(tmp_path / "mine.jsonl", pairs_of()), tmp_path / "out"
+    (out / "plots").mkdir(parents=True)
+    (out / "plots/mine.svg").write_text("mine")
+    flags = (STS, "--model_name", static, "--data", data, "--dims", "32", "8", "--output_dir", out)
+    assert call(*flags).code == 0
+    fitted = {"baselines.csv", "shortlist.csv", "plots/shortlist-1.svg"}
+    assert all((out / name).exists() for name in fitted)
+    assert call(*flags, "--calibration_data", "none").code == 0
+    assert not [name for name in fitted if (out / name).exists()]
+    assert (out / "plots/scores-1.svg").exists() and (out / "plots/mine.svg").read_text() == "mine"
 
 
 # Who is who

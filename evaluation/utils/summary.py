@@ -33,8 +33,8 @@ COLUMNS = ["model", "revision", "task", "subset", "dim", "n", *METRICS, "dtype",
 def update_summary(path: Path, rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
     """Put rows into ``summary.csv``: one for each model, revision, precision, task, subset and dimension.
 
-    A row that is there already takes the new values and keeps those that are not given again; all others stay. Safe when
-    several processes do so at once.
+    A row that is there already takes the new values and, where the data is the same, keeps those that are not given again;
+    all others stay. Safe when several processes do so at once.
 
     A file that is no summary, or a damaged one, is set aside.
 
@@ -51,8 +51,9 @@ def update_summary(path: Path, rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
             except RunError as error:
                 set_aside(path, str(error))
             else:
-                unscored = new.index[new[NOTE].notna()]  # which an earlier score of the same name must not fill
-                table = new.combine_first(old.drop(index=unscored, errors="ignore"))
+                before, now = (rows["dataset_revision"].fillna("") for rows in (old.reindex(new.index), new))
+                replaced = new.index[new[NOTE].notna() | (before != now)]  # of which nothing old may stay
+                table = new.combine_first(old.drop(index=replaced, errors="ignore"))
                 table.loc[new.index[new[NOTE].isna()], NOTE] = None
         table = table.reset_index().reindex(columns=COLUMNS)
         table = table.sort_values(
