@@ -128,7 +128,11 @@ def answer(models: list[ModelAnalysis], label, note: str) -> Section:
             )
             section.paragraphs.append(f"No dimension of {label(model)} can be recommended: {why}.")
             continue
-        if best.dim == model.width:
+        if len(model.dimensions) == 1:
+            section.paragraphs.append(
+                f"Of {label(model)} only the full width of {model.width} dimensions was scored: give --dims to choose between several."
+            )
+        elif best.dim == model.width:
             section.paragraphs.append(
                 f"Keep all {model.width} dimensions of {label(model)}: every smaller one that was tried scores significantly "
                 f"lower (p < 0.05), on the mean of {join(map(set_name, sets))} or on one of these sets."

@@ -51,7 +51,9 @@ def update_summary(path: Path, rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
             except RunError as error:
                 set_aside(path, str(error))
             else:
-                before, now = (rows["dataset_revision"].fillna("") for rows in (old.reindex(new.index), new))
+                before, now = (
+                    rows["dataset_revision"].astype(object).fillna("") for rows in (old.reindex(new.index), new)
+                )
                 replaced = new.index[new[NOTE].notna() | (before != now)]  # of which nothing old may stay
                 table = new.combine_first(old.drop(index=replaced, errors="ignore"))
                 table.loc[new.index[new[NOTE].isna()], NOTE] = None
