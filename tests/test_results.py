@@ -267,6 +267,18 @@ def test_models_of_one_name_are_told_apart_in_the_record(call, static, tmp_path)
     assert record["models"].keys() == record["texts_encoded"].keys()
 
 
+def test_result_files_keep_precisions_apart(call, static, tmp_path):
+    data = write_pairs(tmp_path / "mine.jsonl", pairs_of(subset="a") + pairs_of(subset="b", seed=1))
+    for subset, dtype in (("a", "float32"), ("b", "bfloat16")):
+        assert call(*of(static, data, tmp_path / "out", "--subsets", subset, "--dtype", dtype)).code == 0
+    for dim in ("32", "8"):
+        files = [json.loads(p.read_text()) for p in (tmp_path / "out/sts").rglob("mine.json") if f"dim_{dim}" in str(p)]
+        assert {f["dtype"]: [e["hf_subset"] for e in f["scores"]] for f in files} == {
+            "float32": ["a"],
+            "bfloat16": ["b"],
+        }
+
+
 # The same command, the same numbers
 
 

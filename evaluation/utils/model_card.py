@@ -8,10 +8,23 @@ from typing import Any
 
 from common.errors import RunError, one_line
 from common.records import write_atomically
+from evaluation.utils.analysis import ModelAnalysis
 
 logger = logging.getLogger(__name__)
 
 METRIC_NAMES = {"cosine_spearman": "Spearman correlation (cosine)", "max_ap": "Average precision (best similarity)"}
+
+
+def update_model_cards(models: list[ModelAnalysis], data_paths: dict[str, str]) -> None:
+    """:func:`update_model_card` for each model on disk that is not there as a baseline."""
+    for found in models:
+        source = Path(found.identity.source)
+        if found.baseline:
+            continue
+        if source.is_dir():
+            update_model_card(source, found.identity.name, found.rows, data_paths)
+        else:
+            logger.warning("%s is not a folder on disk: its card is left as it is", source)
 
 
 def update_model_card(folder: Path, name: str, rows: list[dict[str, Any]], data_paths: dict[str, str]) -> Path:
