@@ -37,15 +37,23 @@ def main(argv: list[str] | None = None) -> None:
     import logging
 
     from evaluation.utils.calibration import calibration_id, calibration_texts
-    from evaluation.utils.evaluation_utils import check_subsets, identify, load_model, load_task_data, unique_identities
+    from evaluation.utils.evaluation_utils import (
+        check_subsets,
+        choose_subsets,
+        identify,
+        load_model,
+        load_task_data,
+        unique_identities,
+    )
     from evaluation.utils.outputs import fingerprint, is_done, write_outputs
 
     logger = logging.getLogger(__name__)
     output_dir = Path(config.output_dir)
 
     # 1. Whose scores, and whether they are there already
-    baseline = [] if config.baseline_model is None else [config.baseline_model]
-    identities = unique_identities([identify(name) for name in config.model_name + baseline])
+    compared = unique_identities([identify(name) for name in config.model_name])
+    baseline = [] if config.baseline_model is None else [identify(config.baseline_model)]
+    identities = unique_identities(compared + baseline)
     fitted_on = None if config.calibration_data is None else calibration_id(config.calibration_data)
     mark = fingerprint(as_dict(config), identities, str(fitted_on))
     if is_done(output_dir, mark) and not config.overwrite and not config.update_model_card:
@@ -58,9 +66,10 @@ def main(argv: list[str] | None = None) -> None:
     from common.records import RunRecord
     from evaluation.utils.analysis import analyse, compare_with_first
     from evaluation.utils.embeddings import EmbeddingStore, cache_folder
-    from evaluation.utils.model_card import update_model_card
+    from evaluation.utils.model_card import update_model_cards
     from evaluation.utils.mteb_scores import MTEBScorer, retrieval_embeddings
     from evaluation.utils.mteb_tasks import choose_tasks, label_of, pair_sets, size_of
+    from evaluation.utils.summary import display_names
 
     # 2. Tasks and their data
     named = config.tasks if "tasks" in chosen or not config.languages else []
@@ -69,14 +78,17 @@ def main(argv: list[str] | None = None) -> None:
     )
     if "subsets" in chosen:
         check_subsets(config.subsets, tasks)
+        for task in tasks:  # those of a benchmark or a language too
+            task.hf_subsets = choose_subsets(config.subsets, [], list(task.hf_subsets))
     for task in tasks:
         load_task_data(task)
 
+    names = display_names((identity.name, identity.revision) for identity in identities)
     record = RunRecord(
         output_dir / "run.json",
         as_dict(config),
         fingerprint=mark,
-        models={identity.name: identity.revision for identity in identities},
+        models={name: revision for (_, revision), name in names.items()},
         calibration=fitted_on,
         datasets={
             task.metadata.name: task.metadata.dataset
@@ -127,11 +139,11 @@ def main(argv: list[str] | None = None) -> None:
                 calibration,
                 queries,
                 searches,
-                baseline=identity.source in baseline,
+                baseline=identity not in compared,
                 unscored=scorer.unscored,
             )
         )
-        encoded[identity.name] = {"tasks": scored, "calibration": store.encoded - scored}
+        encoded[names[identity.name, identity.revision]] = {"tasks": scored, "calibration": store.encoded - scored}
         logger.info(
             "%s: %s",
             identity.label,
@@ -145,14 +157,7 @@ def main(argv: list[str] | None = None) -> None:
     title = f"Evaluation of {', '.join(identity.name for identity in identities)}"
     print(write_outputs(output_dir, models, title, config.calibration_data, record, texts_encoded=encoded))
     if config.update_model_card:
-        paths = {task.metadata.name: task.metadata.dataset["path"] for task in tasks}
-        for found in models:
-            if found.baseline:
-                continue
-            if Path(found.identity.source).is_dir():
-                update_model_card(Path(found.identity.source), found.identity.name, found.rows, paths)
-            else:
-                logger.warning("%s is not a folder on disk: its card is left as it is", found.identity.source)
+        update_model_cards(models, {task.metadata.name: task.metadata.dataset["path"] for task in tasks})
     print(
         f"{output_dir}: report.html and report.md open with the answer; summary.csv, table.md, plot.png; mteb's files under mteb/"
     )

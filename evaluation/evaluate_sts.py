@@ -50,8 +50,9 @@ def main(argv: list[str] | None = None) -> None:
     output_dir = Path(config.output_dir)
 
     # 1. Whose scores on what, and whether they are there already
-    baseline = [] if config.baseline_model is None else [config.baseline_model]
-    identities = unique_identities([identify(name) for name in config.model_name + baseline])
+    compared = unique_identities([identify(name) for name in config.model_name])
+    baseline = [] if config.baseline_model is None else [identify(config.baseline_model)]
+    identities = unique_identities(compared + baseline)
     fitted_on = None if config.calibration_data is None else calibration_id(config.calibration_data)
     mark = fingerprint(as_dict(config), identities, str(fitted_on), str(file_hash(config.data)))
     if is_done(output_dir, mark) and not config.overwrite and not config.update_model_card:
@@ -63,18 +64,19 @@ def main(argv: list[str] | None = None) -> None:
     from common.records import RunRecord, versions
     from evaluation.utils.analysis import analyse, compare_with_first
     from evaluation.utils.embeddings import EmbeddingStore, cache_folder
-    from evaluation.utils.model_card import update_model_card
+    from evaluation.utils.model_card import update_model_cards
     from evaluation.utils.pairs import PairSet, languages_of_name
-    from evaluation.utils.summary import write_result
+    from evaluation.utils.summary import display_names, write_result
 
     task, subsets, dataset_revision = load_pairs(
         config.task, config.data, config.subsets, default("eval_config.json", "subsets"), "subsets" in chosen
     )
+    names = display_names((identity.name, identity.revision) for identity in identities)
     record = RunRecord(
         output_dir / "run.json",
         as_dict(config),
         fingerprint=mark,
-        models={identity.name: identity.revision for identity in identities},
+        models={name: revision for (_, revision), name in names.items()},
         calibration=fitted_on,
         datasets={
             task: {"revision": dataset_revision, "rows": {name: len(pairs["score"]) for name, pairs in subsets.items()}}
@@ -101,27 +103,26 @@ def main(argv: list[str] | None = None) -> None:
         rows, unscored, sets = [], [], []
         for subset, pairs in subsets.items():
             first, second = (store.encode(pairs[column]) for column in ("sentence1", "sentence2"))
-            reason = why_undefined(pairs["score"])
-            before = len(unscored)
+            undefined, before = why_undefined(pairs["score"]), len(unscored)
             for dim in dims:
                 row = who | {"task": task, "subset": subset, "dim": dim, "n": len(pairs["score"]), **shared,
                              "task_type": "STS", "metric": "cosine_spearman"}  # fmt: skip
                 try:
-                    scores = {} if reason else sts_scores(first[:, :dim], second[:, :dim], pairs["score"])
-                except RunError as error:
-                    scores, why = {}, str(error)
-                    reason = (
-                        why if dim == dims[0] else None
-                    )  # without the full width's there is nothing to compare with
-                if scores:
+                    if undefined:
+                        raise RunError(undefined)
+                    scores = sts_scores(first[:, :dim], second[:, :dim], pairs["score"])
                     rows.append(row | {"score": scores["cosine_spearman"], **scores})
-                else:
-                    unscored.append(row | {"note": reason or why})
+                except RunError as error:
+                    unscored.append(row | {"note": str(error)})
+                    if dim == dims[0]:  # with no score at full width there is nothing to compare with
+                        undefined = str(error)
             if len(unscored) == before:
                 sets.append(PairSet(task, subset, languages_of_name(subset), "spearman", pairs["sentence1"], pairs["sentence2"],
                                     np.asarray(pairs["score"], dtype=float), first, second))  # fmt: skip
+        results = output_dir / "sts" / identity.name.replace("/", "__") / identity.revision
+        precision = "" if config.dtype == "float32" else f"dtype_{config.dtype}__"  # as mteb names them
         for dim in dims:
-            folder = output_dir / "sts" / identity.name.replace("/", "__") / identity.revision / f"embed_dim_{dim}"
+            folder = results / f"{precision}embed_dim_{dim}"
             entries = [{"hf_subset": r["subset"], "n": r["n"]} | {k: v for k, v in r.items() if k.endswith(("spearman", "pearson"))}
                        for r in rows if r["dim"] == dim]  # fmt: skip
             if entries:
@@ -131,9 +132,9 @@ def main(argv: list[str] | None = None) -> None:
         if config.calibration_data is not None:
             calibration = lambda: store.encode(calibration_texts(config.calibration_data, tested))  # noqa: B023, E731
         models.append(
-            analyse(identity, dims, rows, sets, calibration, baseline=identity.source in baseline, unscored=unscored)
+            analyse(identity, dims, rows, sets, calibration, baseline=identity not in compared, unscored=unscored)
         )
-        encoded[identity.name] = store.encoded
+        encoded[names[identity.name, identity.revision]] = store.encoded
         logger.info(
             "%s: %s",
             identity.label,
@@ -146,13 +147,7 @@ def main(argv: list[str] | None = None) -> None:
     title = f"Evaluation of {', '.join(identity.name for identity in identities)}"
     print(write_outputs(output_dir, models, title, config.calibration_data, record, note, texts_encoded=encoded))
     if config.update_model_card:
-        for found in models:
-            if found.baseline:
-                continue
-            if Path(found.identity.source).is_dir():
-                update_model_card(Path(found.identity.source), found.identity.name, found.rows, {})
-            else:
-                logger.warning("%s is not a folder on disk: its card is left as it is", found.identity.source)
+        update_model_cards(models, {})
     if note:
         print(note)
     print(

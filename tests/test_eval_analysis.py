@@ -1,5 +1,7 @@
 """Baselines, precisions, shortlists, recommendation, published ranks, error analysis, report and model card."""
 
+import resource
+
 import numpy as np
 import pytest
 from huggingface_hub import ModelCard
@@ -8,16 +10,18 @@ from sentence_transformers import quantize_embeddings
 from sklearn.decomposition import PCA as SklearnPCA
 
 from common.errors import RunError
+from evaluation.utils.analysis import ModelAnalysis, analyse
 from evaluation.utils.baselines import PCA, baseline_scores, transforms
 from evaluation.utils.calibration import calibration_id, calibration_texts
 from evaluation.utils.error_analysis import pairs_that_move, rank_errors
-from evaluation.utils.evaluation_utils import hash_folder
+from evaluation.utils.evaluation_utils import ModelIdentity, hash_folder
 from evaluation.utils.model_card import update_model_card
 from evaluation.utils.pairs import PairSet
 from evaluation.utils.published import published_results, rank_among_published
 from evaluation.utils.quantization import Quantizer, bytes_per_vector, hamming_similarity, pareto_front
 from evaluation.utils.recommendation import choices, recommend, retention
 from evaluation.utils.report import Plot, Section, Table, write_report
+from evaluation.utils.report_sections import answer
 from evaluation.utils.shortlist import search, shortlist_rows
 from evaluation.utils.statistics import bootstrap, spearman
 from evaluation.utils.summary import update_summary
@@ -102,6 +106,19 @@ def test_the_smallest_dimension_that_is_not_below_is_recommended():
     assert found[0].low <= found[0].difference <= found[0].high < 0 and found[0].p < 0.05
 
 
+def test_of_a_full_width_alone_nothing_is_said_of_smaller_ones():
+    model = ModelAnalysis(ModelIdentity("local/m", "1" * 40, ""), [32], [], estimates=estimates_of(made_pairs(), [32]))
+    model.dimensions = choices(model.estimates, 32)
+    text = " ".join(answer([model], lambda m: m.identity.name, "").paragraphs)
+    assert "smaller" not in text and "only" in text
+
+
+def test_a_score_whose_full_width_has_none_has_no_retention():
+    rows = [row(8, 0.5)]  # at 32 mteb gave NaN
+    found = analyse(ModelIdentity("local/m", "1" * 40, ""), [32, 8], rows, [], None)
+    assert np.isnan(found.rows[0]["retention"])
+
+
 def test_nothing_is_recommended_where_the_model_does_not_do_the_task():
     pairs = made_pairs()
     shuffled = PairSet(**{**pairs.__dict__, "gold": np.random.default_rng(2).permutation(pairs.gold)})
@@ -184,10 +201,9 @@ def test_model_card_is_parsed_back_and_the_model_stays_who_it_is(tmp_path, card)
     if card:
         (tmp_path / "README.md").write_text(card)
     identity = hash_folder(tmp_path)
-    for score in (0.5, 0.6):  # the second run replaces
-        update_model_card(
-            tmp_path, "local/m", [row(64, score), row(768, 0.8)], {"STS17": "mteb/sts17-crosslingual-sts"}
-        )
+    for score, revision in ((0.5, "old"), (0.6, "new")):  # the second run replaces, with other data too
+        rows = [row(64, score, dataset_revision=revision), row(768, 0.8, dataset_revision=revision)]
+        update_model_card(tmp_path, "local/m", rows, {"STS17": "mteb/sts17-crosslingual-sts"})
     assert hash_folder(tmp_path) == identity
     found = ModelCard.load(tmp_path / "README.md")
     results = {r.metric_args["truncate_dim"]: r for r in found.data.eval_results}
@@ -196,6 +212,18 @@ def test_model_card_is_parsed_back_and_the_model_stays_who_it_is(tmp_path, card)
     assert results[64].dataset_config == "ar-ar" and "64 dimensions" in results[64].metric_name
     if card and card.startswith("---"):
         assert found.data.license == "mit" and "Text | stays." in found.text
+
+
+def test_a_card_that_does_not_fit_the_disk_is_left_as_it_is(tmp_path):
+    (tmp_path / "README.md").write_text("text\n")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200, limits[1]))
+    try:
+        with pytest.raises(OSError):
+            update_model_card(tmp_path, "m", [row(dim, 0.5) for dim in range(64, 128)], {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "README.md").read_text() == "text\n"
 
 
 def test_a_broken_card_is_left_as_it_is(tmp_path):

@@ -8,7 +8,7 @@ from scipy.stats import bootstrap as scipy_bootstrap
 from scipy.stats import spearmanr
 from sklearn.metrics import average_precision_score
 
-from evaluation.utils.statistics import average_precision, bootstrap, mean, mean_estimate, spearman
+from evaluation.utils.statistics import average_precision, bootstrap, mean, mean_estimate, spearman, unpaired_difference
 
 
 @pytest.fixture
@@ -114,6 +114,17 @@ def test_mean_of_independent_sets_is_surer_than_each(scored):
     each = sets[0].interval()
     assert (high - low) == pytest.approx((each[1] - each[0]) / 2, rel=0.15)
     assert mean_estimate(sets[:1]).interval() == pytest.approx(each)
+
+
+def test_the_difference_of_independent_samples_agrees_with_scipys():
+    first, other = np.random.default_rng(9).exponential(size=150), np.random.default_rng(10).exponential(size=40)
+    ours = [bootstrap(mean([x]), len(x), resamples=4000, sample=str(len(x)))[0] for x in (first, other)]
+    theirs = scipy_bootstrap(
+        (first, other), lambda a, b, axis: a.mean(axis) - b.mean(axis), n_resamples=4000, method="BCa",
+        rng=np.random.default_rng(11),
+    ).confidence_interval  # fmt: skip
+    assert unpaired_difference(*ours).value == pytest.approx(first.mean() - other.mean())
+    assert unpaired_difference(*ours).interval() == pytest.approx(tuple(theirs), abs=0.03)
 
 
 def test_a_set_without_variation_has_no_interval():

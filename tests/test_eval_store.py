@@ -1,7 +1,6 @@
 """Each text is encoded once, and no embedding or score is ever another's."""
 
 import resource
-import shutil
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from common.errors import RunError
 from evaluation.utils import embeddings as module
 from evaluation.utils.embeddings import EmbeddingStore, cache_folder
-from evaluation.utils.evaluation_utils import ModelIdentity, hash_folder, identify
+from evaluation.utils.evaluation_utils import ModelIdentity
 
 WORDS = [f"word{i}" for i in range(300)]
 
@@ -91,19 +90,6 @@ def test_models_revisions_and_precisions_have_folders_of_their_own(tmp_path):
     identities = [ModelIdentity("a/b", "1", ""), ModelIdentity("a/b", "2", ""), ModelIdentity("a/c", "1", "")]
     folders = {cache_folder(tmp_path, i, dtype) for i in identities for dtype in ("float32", "bfloat16")}
     assert len(folders) == 6
-
-
-def test_a_changed_file_is_another_model_and_a_changed_card_is_not(tmp_path):
-    static_model().save(str(tmp_path / "model"))
-    first = identify(str(tmp_path / "model"))
-    (tmp_path / "model" / "README.md").write_text("another card")
-    assert identify(str(tmp_path / "model")) == first
-    shutil.rmtree(tmp_path / "model")
-    static_model(seed=1).save(str(tmp_path / "model"))
-    second = identify(str(tmp_path / "model"))
-    assert second.name == first.name and second.revision != first.revision
-    assert cache_folder(tmp_path, first, "float32") != cache_folder(tmp_path, second, "float32")
-    assert hash_folder(tmp_path / "model") == second.revision
 
 
 def test_an_interrupted_encode_goes_on_where_it_stopped(tmp_path, monkeypatch):

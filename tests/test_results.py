@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from evaluation.utils.embeddings import EmbeddingStore
+from evaluation.utils.evaluation_utils import hash_folder
 from tests.conftest import ROOT, scored
 from tests.test_eval_store import Counting, static_model, texts_of
 from tests.test_evaluation import read_summary
@@ -78,7 +79,7 @@ def damage_bits(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [damage_cut, damage_bits])
-@pytest.mark.parametrize("name", ["table.md", "plot.png", "report.html", "report.md", "errors.html"])
+@pytest.mark.parametrize("name", ["table.md", "plot.png", "report.html", "report.md", "errors.html", "errors.csv"])
 def test_a_damaged_output_is_set_aside_and_made_anew(done, name, damage):
     out, again = done
     whole = (out / name).read_bytes()
@@ -204,6 +205,78 @@ def test_result_files_keep_the_subsets_of_earlier_runs(call, static, tmp_path):
         assert call(*of(static, data, tmp_path / "out", "--subsets", subset)).code == 0
     for path in (tmp_path / "out").rglob("mine.json"):
         assert [entry["hf_subset"] for entry in json.loads(path.read_text())["scores"]] == ["a", "b"]
+
+
+def test_subsets_of_several_sizes_are_compared(call, static, tmp_path):
+    data = write_pairs(tmp_path / "mine.jsonl", pairs_of(40, "ar-ar") + pairs_of(30, "en-ar", seed=1))
+    result = call(*of(static, data, tmp_path / "out"))
+    assert result.code == 0, result.err
+    assert "gap, en-ar less ar-ar" in (tmp_path / "out/report.md").read_text()
+
+
+def test_scores_of_changed_data_keep_nothing_of_the_old(call, static, tmp_path):
+    """Which another model was compared on, and a task of mteb may have had the name of."""
+    twin, out = tmp_path / "twin", tmp_path / "out"
+    static_model(seed=1).save_pretrained(str(twin))
+    data = write_pairs(tmp_path / "STS17.jsonl", pairs_of(subset="ar-ar"))
+    assert call(*of(twin, data, out, "--model_name", twin, static)).code == 0
+    assert (read_summary(out).set_index("model").loc["local/model", "compared_with"] != "").all()
+    write_pairs(data, pairs_of(seed=7, subset="ar-ar"))
+    assert call(*of(static, data, out)).code == 0
+    ours = read_summary(out).set_index("model").loc["local/model"]
+    assert ours[["compared_with", "diff_model", "p_model"]].isna().all(axis=None)
+    assert set(ours["task"]) == {"STS17.jsonl"}  # not mteb's, nor among its published scores
+    assert "ublished" not in (out / "report.md").read_text()
+
+
+def test_nothing_is_left_of_an_earlier_run_and_no_file_of_anothers_goes(call, static, tmp_path):
+    data, out = write_pairs(tmp_path / "mine.jsonl", pairs_of()), tmp_path / "out"
+    (out / "plots").mkdir(parents=True)
+    (out / "plots/mine.svg").write_text("mine")
+    flags = (STS, "--model_name", static, "--data", data, "--dims", "32", "8", "--output_dir", out)
+    assert call(*flags).code == 0
+    fitted = {"baselines.csv", "shortlist.csv", "plots/shortlist-1.svg"}
+    assert all((out / name).exists() for name in fitted)
+    assert call(*flags, "--calibration_data", "none").code == 0
+    assert not [name for name in fitted if (out / name).exists()]
+    assert (out / "plots/scores-1.svg").exists() and (out / "plots/mine.svg").read_text() == "mine"
+
+
+# Who is who
+
+
+@pytest.mark.parametrize("again", ["all-MiniLM-L6-v2", "the model itself"])
+def test_a_baseline_is_held_against_the_model_and_never_recommended(call, static, tmp_path, again):
+    data, out = write_pairs(tmp_path / "mine.jsonl", pairs_of()), tmp_path / "out"
+    baseline = static if again == "the model itself" else again
+    result = call(*of(static, data, out, "--baseline_model", baseline))
+    assert result.code == 0, result.err
+    report = (out / "report.md").read_text()
+    answered = [line for line in report.split("##")[1].splitlines() if line.startswith("**")]
+    assert len(answered) == 1 and "local/model" in answered[0]
+    assert ("all-MiniLM-L6-v2 (baseline)" in report) == (baseline != static)
+
+
+def test_models_of_one_name_are_told_apart_in_the_record(call, static, tmp_path):
+    data, other = write_pairs(tmp_path / "mine.jsonl", pairs_of()), tmp_path / "other/model"
+    static_model(seed=1).save_pretrained(str(other))
+    result = call(*of(static, data, tmp_path / "out", "--model_name", static, other))
+    assert result.code == 0, result.err
+    record = json.loads((tmp_path / "out/run.json").read_text())
+    assert sorted(record["models"].values()) == sorted(map(hash_folder, (static, other)))
+    assert record["models"].keys() == record["texts_encoded"].keys()
+
+
+def test_result_files_keep_precisions_apart(call, static, tmp_path):
+    data = write_pairs(tmp_path / "mine.jsonl", pairs_of(subset="a") + pairs_of(subset="b", seed=1))
+    for subset, dtype in (("a", "float32"), ("b", "bfloat16")):
+        assert call(*of(static, data, tmp_path / "out", "--subsets", subset, "--dtype", dtype)).code == 0
+    for dim in ("32", "8"):
+        files = [json.loads(p.read_text()) for p in (tmp_path / "out/sts").rglob("mine.json") if f"dim_{dim}" in str(p)]
+        assert {f["dtype"]: [e["hf_subset"] for e in f["scores"]] for f in files} == {
+            "float32": ["a"],
+            "bfloat16": ["b"],
+        }
 
 
 # The same command, the same numbers

@@ -81,6 +81,20 @@ def test_pickled_weights_of_any_module_need_the_flag(dense, module):
     assert load_model(str(dense), allow_pickle=True).encode(["word1"]).shape == (1, 8)
 
 
+@pytest.mark.parametrize("path", ["./1_Dense", "x/../1_Dense//.", "../1_Dense", "/etc"])
+def test_no_spelling_of_a_modules_folder_hides_a_pickle(dense, path):
+    pickled(dense / "1_Dense")
+    if path == "../1_Dense":
+        (dense / "1_Dense").rename(dense.parent / "1_Dense")
+    (dense / "x").mkdir()
+    modules = json.loads((dense / "modules.json").read_text())
+    modules[1]["path"] = path
+    (dense / "modules.json").write_text(json.dumps(modules))
+    inside = path.endswith(("1_Dense", ".")) and not path.startswith("..")
+    with pytest.raises(RunError, match="pytorch_model.bin is pickled" if inside else "outside of the model"):
+        load_model(str(dense))
+
+
 def test_pickled_weights_on_the_hub_need_the_flag_and_are_not_downloaded(hub, transformer):
     pickled(transformer)
     name = "stranger/pickled"

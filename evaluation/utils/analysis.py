@@ -146,7 +146,7 @@ def _add_intervals(found: ModelAnalysis) -> None:
     full = {(row["task"], row["subset"]): row["score"] for row in found.rows if row["dim"] == found.width}
     for row in found.rows:
         key = row["task"], row["subset"]
-        row["retention"] = retention(row["score"], full[key])
+        row["retention"] = retention(row["score"], full.get(key, math.nan))  # which mteb may have none for
         estimate = found.estimates.get(key, {}).get((row["dim"], "float32"))
         if estimate is None:
             continue

@@ -13,18 +13,18 @@ import numpy as np
 from evaluation.utils.pairs import PairSet
 
 DRAWS = 5  # random baselines are the mean of so many draws
-METHODS = ("prefix", "PCA", "random projection", "random dimensions")
 
 Transform = Callable[[np.ndarray], np.ndarray]
 
 
 class PCA:
-    """Principal components (Pearson, 1901) of embeddings of shape ``[n, width]``, by singular value decomposition."""
+    """Principal components (Pearson, 1901) of embeddings of shape ``[n, width]``: eigenvectors of their covariance."""
 
     def __init__(self, embeddings: np.ndarray):
         self.mean = embeddings.mean(axis=0)
-        _, _, components = np.linalg.svd((embeddings - self.mean).astype(np.float64), full_matrices=True)
-        self.components = components.T.astype(np.float32)  # [width, width]
+        centred = (embeddings - self.mean).astype(np.float64)
+        _, components = np.linalg.eigh(centred.T @ centred)  # of rising variance; all, however few the texts
+        self.components = components[:, ::-1].astype(np.float32)  # [width, width]
 
     def __call__(self, embeddings: np.ndarray, dim: int) -> np.ndarray:
         """Shape ``[n, dim]``."""

@@ -21,15 +21,13 @@ from common.config import suggest
 from common.data_files import read_pairs
 from common.errors import RunError, UsageError, one_line
 from common.hub import HUB_NAME, explain_hub_error, is_unanswered, load_from_hub, look_up, offline, try_again
+from evaluation.utils.options import STS_TASKS
 from evaluation.utils.weights import refuse_pickles
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 logger = logging.getLogger(__name__)
-
-SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -320,8 +318,8 @@ def load_pairs(
     """The scored pairs of an mteb STS task, or of a user's file; their scores may be such that no correlation is defined.
 
     Returns:
-        The task's name, for each subset its ``sentence1``, ``sentence2`` and ``score`` lists, and the revision of the
-        data (for a file, a hash of it).
+        The task's name (for a file, its own, never a task's), for each subset its ``sentence1``, ``sentence2`` and
+        ``score`` lists, and the revision of the data (for a file, a hash of it).
     """
     if data is not None:
         subsets = read_pairs(Path(data), check=False)
@@ -329,7 +327,8 @@ def load_pairs(
             if missing := [name for name in wanted if name not in subsets]:
                 raise UsageError(f"{data}: no subset {missing[0]!r}; found {', '.join(subsets)}")
             subsets = {name: subsets[name] for name in wanted}
-        return Path(data).stem, subsets, file_hash(data)
+        name = Path(data).stem
+        return Path(data).name if name in STS_TASKS else name, subsets, file_hash(data)
     assert task_name is not None
     task = get_task(task_name, wanted, defaults)
     if explicit:

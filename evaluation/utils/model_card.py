@@ -7,10 +7,24 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import RunError, one_line
+from common.records import write_atomically
+from evaluation.utils.analysis import ModelAnalysis
 
 logger = logging.getLogger(__name__)
 
 METRIC_NAMES = {"cosine_spearman": "Spearman correlation (cosine)", "max_ap": "Average precision (best similarity)"}
+
+
+def update_model_cards(models: list[ModelAnalysis], data_paths: dict[str, str]) -> None:
+    """:func:`update_model_card` for each model on disk that is not there as a baseline."""
+    for found in models:
+        source = Path(found.identity.source)
+        if found.baseline:
+            continue
+        if source.is_dir():
+            update_model_card(source, found.identity.name, found.rows, data_paths)
+        else:
+            logger.warning("%s is not a folder on disk: its card is left as it is", source)
 
 
 def update_model_card(folder: Path, name: str, rows: list[dict[str, Any]], data_paths: dict[str, str]) -> Path:
@@ -32,9 +46,7 @@ def update_model_card(folder: Path, name: str, rows: list[dict[str, Any]], data_
     path = folder / "README.md"
     try:
         card = ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=False) if path.exists() else None
-    except (ValueError, UnicodeDecodeError, TypeError, KeyError) as error:
-        raise RunError(f"{path}: its metadata cannot be read ({one_line(error, 120)})") from None
-    except Exception as error:  # whatever the YAML parser raises
+    except Exception as error:  # whatever the parsers of YAML and of the results raise
         raise RunError(f"{path}: its metadata cannot be read ({one_line(error, 120)})") from None
     if card is None:
         card = ModelCard.from_template(
@@ -57,12 +69,15 @@ def update_model_card(folder: Path, name: str, rows: list[dict[str, Any]], data_
                 metric_value=round(float(row["score"]), 6),
             )
         )
-    # a metric is told from others of its data set by its name, which holds the dimension
-    ours = {(result.unique_identifier, result.metric_name) for result in results}
-    kept = [r for r in card.data.eval_results or [] if (r.unique_identifier, r.metric_name) not in ours]
-    card.data.eval_results = kept + results
+
+    def which(result: EvalResult) -> tuple[str | None, ...]:
+        # the metric's name holds the dimension; scores of another revision of the data are replaced too
+        return result.dataset_type, result.dataset_config, result.metric_name
+
+    ours = set(map(which, results))
+    card.data.eval_results = [r for r in card.data.eval_results or [] if which(r) not in ours] + results
     card.data.model_name = card.data.model_name or name
-    card.save(path)
+    write_atomically(path, str(card))
     logger.info("%s: %d results in its model-index", path, len(card.data.eval_results))
     return path
 

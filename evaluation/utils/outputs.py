@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,8 @@ from evaluation.utils.summary import (
     update_summary,
 )
 
-FILES = ("table.md", "plot.png", "report.html", "report.md", "errors.html")
+TABLES = ("baselines.csv", "precision.csv", "shortlist.csv", "errors.csv")  # the numbers behind the report
+FILES = ("table.md", "plot.png", "report.html", "report.md", "errors.html", *TABLES)
 IRRELEVANT = ("overwrite", "output_dir", "update_model_card", "batch_size")  # keys that change no number
 
 
@@ -126,7 +126,10 @@ def _write_outputs(
     write_atomically(output_dir / "table.md", f"{heading}{text}\n{LEGEND}\n")
     plot(table, output_dir / "plot.png")
     for name, found in _tables(models).items():
-        write_atomically(output_dir / name, pd.DataFrame(found).to_csv(index=False))
+        if found:
+            write_atomically(output_dir / name, pd.DataFrame(found).to_csv(index=False))
+        else:  # or one of an earlier run would stand beside this report
+            (output_dir / name).unlink(missing_ok=True)
 
     made_with = {
         "Command": command_line(),
@@ -142,7 +145,6 @@ def _write_outputs(
     subtitle = (
         f"{count} model{'s' * (count > 1)}, {len(table.groupby(['task', 'subset']))} test sets. Scores are × 100."
     )
-    shutil.rmtree(output_dir / "plots", ignore_errors=True)
     sections = build_sections([m for m in models if m.rows], table, calibration, made_with, note)
     if unscored:
         sections.insert(1, Section("unscored", "Without a score", paragraphs=unscored_lines(missing)))
@@ -152,13 +154,8 @@ def _write_outputs(
 
 
 def _tables(models: list[ModelAnalysis]) -> dict[str, list[dict[str, Any]]]:
-    """The numbers behind the report, one CSV file for each kind."""
-    found: dict[str, list[dict[str, Any]]] = {
-        "baselines.csv": [],
-        "precision.csv": [],
-        "shortlist.csv": [],
-        "errors.csv": [],
-    }
+    """The rows of each of ``TABLES``."""
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in TABLES}
     for model in models:
         who = {"model": model.identity.name, "revision": model.identity.revision}
         found["baselines.csv"] += [who | row for row in model.baselines]
@@ -173,4 +170,4 @@ def _tables(models: list[ModelAnalysis]) -> dict[str, list[dict[str, Any]]]:
                     who | {"task": task, "subset": subset, "dim": dim, "precision": precision, "score": estimate.value,
                            "ci_low": low, "ci_high": high}
                 )  # fmt: skip
-    return {name: rows for name, rows in found.items() if rows}
+    return found

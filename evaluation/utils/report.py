@@ -5,11 +5,13 @@ What they say is put together in ``report_sections.py``; here it is only written
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from common.records import write_atomically
 
+PLOTTED = ("scores", "baselines", "precision", "shortlist")  # the sections with plots, which name their files
 TEMPLATES = Path(__file__).resolve().parents[1] / "templates"
 
 
@@ -70,6 +72,9 @@ def render(template: str, **content: object) -> str:
 
 def write_report(output_dir: Path, title: str, subtitle: str, sections: list[Section]) -> None:
     """Write ``report.html`` and ``report.md``, and the plots that the latter shows under ``plots/``."""
+    for old in (output_dir / "plots").glob("*.svg"):
+        if re.fullmatch(rf"({'|'.join(PLOTTED)})-\d+\.svg", old.name):
+            old.unlink()
     for section in sections:
         for number, plot in enumerate(section.plots, 1):
             plot.file = f"plots/{section.id}-{number}.svg"

@@ -17,8 +17,8 @@ from evaluation.utils.quantization import bytes_per_vector, gigabytes_per_millio
 from evaluation.utils.recommendation import MIN_SCORE, Choice, recommend, retention, sets_that_count
 from evaluation.utils.report import Plot, Section, Table
 from evaluation.utils.shortlist import TOP
-from evaluation.utils.statistics import RESAMPLES, SEED, mean_estimate
-from evaluation.utils.summary import display_names, metric_name, score_cell
+from evaluation.utils.statistics import RESAMPLES, SEED, mean_estimate, unpaired_difference
+from evaluation.utils.summary import metric_name, names_in, score_cell
 
 NO_SCORE = "–"
 
@@ -65,7 +65,7 @@ def build_sections(models: list[ModelAnalysis], table: pd.DataFrame, calibration
         made_with: What to say of the run: command, versions, revisions.
         note: A warning that belongs above everything, such as that the scores are not of MTEB.
     """
-    names = display_names(table)
+    names = names_in(table)
     called = {id(m): names[m.identity.name, m.identity.revision] for m in models}
     label = lambda m: called[id(m)] + (" (baseline)" if m.baseline else "")  # noqa: E731
     made = [
@@ -83,7 +83,8 @@ def build_sections(models: list[ModelAnalysis], table: pd.DataFrame, calibration
             f"({RESAMPLES} resamples of the pairs or queries, seed {SEED}, every resample ranked anew); differences are paired: "
             "each resample takes the same pairs for both sides. p-values are two-sided and not corrected for the number of "
             "comparisons. Intervals tell how far a score would move with other pairs of the same kind, and nothing of texts "
-            "of another kind.",
+            "of another kind. Means over sets and gaps between them take the sets for independent samples: where they translate "
+            "the same sentences, as the subsets of STS17 do, intervals of means are somewhat too narrow and those of gaps too wide.",
         ]),
     ]  # fmt: skip
     return [section for section in made if section is not None]
@@ -127,7 +128,11 @@ def answer(models: list[ModelAnalysis], label, note: str) -> Section:
             )
             section.paragraphs.append(f"No dimension of {label(model)} can be recommended: {why}.")
             continue
-        if best.dim == model.width:
+        if len(model.dimensions) == 1:
+            section.paragraphs.append(
+                f"Of {label(model)} only the full width of {model.width} dimensions was scored: give --dims to choose between several."
+            )
+        elif best.dim == model.width:
             section.paragraphs.append(
                 f"Keep all {model.width} dimensions of {label(model)}: every smaller one that was tried scores significantly "
                 f"lower (p < 0.05), on the mean of {join(map(set_name, sets))} or on one of these sets."
@@ -233,10 +238,13 @@ def scores(models: list[ModelAnalysis], table: pd.DataFrame, label) -> Section:
     section.tables[-1].note = (
         "In brackets the 95% interval; no brackets where the task has none (bootstrap intervals are drawn for sentence "
         "similarity, pair classification and retrieval). * significantly below the same model's full width (p < 0.05). "
-        f"Retention is the share of the full-width score, and undefined where that is below {100 * MIN_SCORE:.0f}. Published: "
-        "the best score of the Arabic field, GATE-AraBert-v1's, and those next to these models, at the width they were published "
-        "for; dotted lines where they lie in the plot."
+        f"Retention is the share of the full-width score, and undefined where that is below {100 * MIN_SCORE:.0f}."
     )
+    if any(row[1] == "published" for made in section.tables for row in made.rows):
+        section.tables[-1].note += (
+            " Published: the best score of the Arabic field, GATE-AraBert-v1's, and those next to these models, at the width "
+            "they were published for; dotted lines where they lie in the plot."
+        )
     return section
 
 
@@ -277,7 +285,7 @@ def transfer(models: list[ModelAnalysis], label) -> Section | None:
             for i, one in enumerate(order):
                 for other in order[i + 1 :]:
                     if set(subsets[one]) & set(subsets[other]) or len(subsets[other]) == 1:
-                        gaps = [at[other, dim] - at[one, dim] for dim in model.dims]
+                        gaps = [unpaired_difference(at[other, dim], at[one, dim]) for dim in model.dims]
                         rows.append([f"gap, {other} less {one}",
                                      *(f"{signed(gap.value)} ({interval(*gap.interval(), 1)})" for gap in gaps)])  # fmt: skip
             section.tables.append(Table(["subset", *map(str, model.dims)], rows, f"{label(model)}, {task}"))
@@ -478,7 +486,7 @@ def errors(models: list[ModelAnalysis], label) -> Section | None:
 
 def moved_sections(models: list[ModelAnalysis], table: pd.DataFrame) -> list[Section]:
     """The pairs that truncation moves most, for ``errors.html``."""
-    names = display_names(table)
+    names = names_in(table)
     sections = []
     for model in models:
         for name, moved in model.moved.items():

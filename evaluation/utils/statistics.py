@@ -38,7 +38,7 @@ class Estimate:
     jackknife: np.ndarray
 
     def __sub__(self, other: Estimate) -> Estimate:
-        """The difference; of the same items, it is paired."""
+        """The paired difference, of estimates of the same items; :func:`unpaired_difference` is for different ones."""
         return Estimate(self.value - other.value, self.replicates - other.replicates, self.jackknife - other.jackknife)
 
     def interval(self, level: float = LEVEL) -> tuple[float, float]:
@@ -91,8 +91,21 @@ def mean_estimate(estimates: Sequence[Estimate]) -> Estimate:
         float(np.mean([e.value for e in estimates])),
         np.mean([e.replicates for e in estimates], axis=0),
         # leaving out an item of one sample moves the mean by a k-th of what it moves that sample
-        np.concatenate([(e.jackknife - np.nanmean(e.jackknife)) / k for e in estimates]),
+        np.concatenate([_centred(e.jackknife) / k for e in estimates]),
     )
+
+
+def unpaired_difference(first: Estimate, other: Estimate) -> Estimate:
+    """``first - other`` for estimates of two independent samples (of two subsets, say), of any sizes."""
+    return Estimate(
+        first.value - other.value,
+        first.replicates - other.replicates,
+        np.concatenate([_centred(first.jackknife), -_centred(other.jackknife)]),
+    )
+
+
+def _centred(jackknife: np.ndarray) -> np.ndarray:
+    return jackknife - np.nanmean(jackknife)
 
 
 def paired_mean(estimates: Sequence[Estimate]) -> Estimate:

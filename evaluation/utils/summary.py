@@ -33,8 +33,8 @@ COLUMNS = ["model", "revision", "task", "subset", "dim", "n", *METRICS, "dtype",
 def update_summary(path: Path, rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
     """Put rows into ``summary.csv``: one for each model, revision, precision, task, subset and dimension.
 
-    A row that is there already takes the new values and keeps those that are not given again; all others stay. Safe when
-    several processes do so at once.
+    A row that is there already takes the new values and, where the data is the same, keeps those that are not given again;
+    all others stay. Safe when several processes do so at once.
 
     A file that is no summary, or a damaged one, is set aside.
 
@@ -51,8 +51,11 @@ def update_summary(path: Path, rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
             except RunError as error:
                 set_aside(path, str(error))
             else:
-                unscored = new.index[new[NOTE].notna()]  # which an earlier score of the same name must not fill
-                table = new.combine_first(old.drop(index=unscored, errors="ignore"))
+                before, now = (
+                    rows["dataset_revision"].astype(object).fillna("") for rows in (old.reindex(new.index), new)
+                )
+                replaced = new.index[new[NOTE].notna() | (before != now)]  # of which nothing old may stay
+                table = new.combine_first(old.drop(index=replaced, errors="ignore"))
                 table.loc[new.index[new[NOTE].isna()], NOTE] = None
         table = table.reset_index().reindex(columns=COLUMNS)
         table = table.sort_values(
@@ -102,11 +105,16 @@ def metric_name(table: pd.DataFrame) -> str:
     )
 
 
-def display_names(table: pd.DataFrame) -> dict[tuple[str, str], str]:
+def display_names(models: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
     """What to call each model and revision: its name, with the revision where two share it."""
-    models = list(dict.fromkeys(zip(table["model"], table["revision"], strict=True)))
+    models = list(dict.fromkeys(models))
     names = [name for name, _ in models]
     return {(m, r): f"{m} ({r[:8]})" if names.count(m) > 1 else m for m, r in models}
+
+
+def names_in(table: pd.DataFrame) -> dict[tuple[str, str], str]:
+    """:func:`display_names` of the models of a summary, in its order."""
+    return display_names(zip(table["model"], table["revision"], strict=True))
 
 
 def score_cell(score: float, low: float = float("nan"), high: float = float("nan"), p: float = float("nan")) -> str:
@@ -130,7 +138,7 @@ def markdown_table(table: pd.DataFrame) -> str:
     """A Markdown table: a line for each model, task and subset, a column for each dimension, main scores times 100 with
     their 95% intervals."""
     dims = sorted(table["dim"].unique(), reverse=True)
-    names = display_names(table)
+    names = names_in(table)
     lines = [
         "| model | task | subset | n | " + " | ".join(str(dim) for dim in dims) + " |",
         "|---|---|---|---:|" + "---:|" * len(dims),
@@ -156,14 +164,13 @@ def plot(table: pd.DataFrame, path: Path) -> None:
     matplotlib.rcParams["text.parse_math"] = False  # a name with dollar signs is a name
 
     panels = list(table.groupby(["task", "subset"], sort=False))
-    models = list(dict.fromkeys(zip(table["model"], table["revision"], strict=True)))
-    names = display_names(table)
+    names = names_in(table)
     columns = 2 if len(panels) in (2, 4) else min(3, len(panels))
     lines = -(-len(panels) // columns)
     figure, axes = plt.subplots(lines, columns, figsize=(4.2 * columns + 0.8, 3.4 * lines + 0.7), squeeze=False)
     dims = sorted(table["dim"].unique())
     for axis, ((task, subset), panel) in zip(axes.flat, panels, strict=False):
-        for color, (model, revision) in enumerate(models):
+        for color, (model, revision) in enumerate(names):
             line = panel[(panel["model"] == model) & (panel["revision"] == revision)].sort_values("dim")
             if not line.empty:
                 label = names[model, revision]
@@ -212,7 +219,7 @@ def write_result(path: Path, result: dict[str, Any]) -> None:
 
 def unscored_lines(table: pd.DataFrame) -> list[str]:
     """A line of words for each model, task and subset that has no score, with the reason."""
-    names = display_names(table)
+    names = names_in(table)
     missing = table[table[NOTE].notna()]
     lines = []
     for (model, revision, task, subset, note), group in missing.groupby(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import posixpath
 from pathlib import Path
 
 from common.errors import RunError
@@ -58,4 +59,12 @@ def _module_folders(source: str, revision: str | None, files: set[str]) -> set[s
     modules = json.loads(Path(found).read_text(encoding="utf-8"))
     if any(str(module["type"]).endswith(NESTED) for module in modules):
         return {path.rpartition("/")[0] for path in files}
-    return {str(module["path"]).strip("/") for module in modules} | {""}
+    folders = {""}
+    for module in modules:
+        folder = posixpath.normpath(str(module["path"]) or ".")
+        if folder.startswith(("..", "/")):
+            raise RunError(
+                f"model {source}: modules.json names the folder {module['path']!r}, which is outside of the model"
+            )
+        folders.add("" if folder == "." else folder)
+    return folders
