@@ -47,7 +47,7 @@ def config(tmp_path):
     return tmp_path / "mixture.json"
 
 
-def test_it_trains_logs_each_part_and_resumes_to_the_same_weights(call, config, tiny_model, tmp_path):
+def test_it_trains_logs_each_part_and_resumes_to_the_same_weights(call, fails, config, tiny_model, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     flags = (tiny_model, "--config", config, *FLAGS, "--output_dir")
     done = call(HYBRID, *flags, whole)
@@ -69,12 +69,19 @@ def test_it_trains_logs_each_part_and_resumes_to_the_same_weights(call, config, 
     record = json.loads((whole / "run.json").read_text())
     assert record["dev_and_test_rows"] == {"sts-ar-dev": 40, "translations-en-ar-dev": 40}
     assert record["datasets"]["taught"]["columns"] == ["sentence", "translation", "label"]
+    own = {"name": str(tiny_model), "revision": hash_folder(tiny_model)}  # teacher and guide, by default
+    assert record["datasets"]["taught"]["teacher"] == record["datasets"]["guided"]["guide"] == own
     assert record["leaks"]["kept"] is False and set(record["leaks"]["rows"]) == set(ENTRIES)
     assert not list(whole.rglob("loss.safetensors")), "nothing but the model learns here"
 
     shutil.copytree(whole, broken)  # what a run that was killed after step 3 leaves
     shutil.rmtree(broken / "final")
     shutil.rmtree(broken / "checkpoint-6")
+    text = (broken / "run.json").read_text()
+    (broken / "run.json").write_text(text.replace(own["revision"], "0" * 40))  # the folder holds another model now
+    message = f'datasets.guided.guide.revision was "{"0" * 40}" and is'
+    fails(1, message, HYBRID, *flags, broken, "--resume_from_checkpoint", "latest")
+    (broken / "run.json").write_text(text)
     done = call(HYBRID, *flags, broken, "--resume_from_checkpoint", "latest")
     assert done.code == 0, done.err
     assert "96 targets from the cache" in done.err
