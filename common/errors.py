@@ -109,7 +109,7 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILURE)
     except KeyboardInterrupt as stop:
         _close_progress_bars()
-        print(str(stop) or "interrupted", file=sys.stderr)
+        print(redact(str(stop)) or "interrupted", file=sys.stderr)
         sys.exit(EXIT_SIGNAL + getattr(stop, "number", signal.SIGINT))
     except ModuleNotFoundError as error:
         print(f"error: the package {error.name} is not installed: pip install -r requirements.txt", file=sys.stderr)

@@ -198,17 +198,13 @@ class _Forward:
         length, rows = torch.unique_consecutive(sorted_lengths, return_counts=True)
         position = sorted_mask.cumsum(dim=1)[sorted_mask] - 1
         inputs = {
-            key: value[order][sorted_mask][None]
-            for key, value in features.items()
-            if isinstance(value, Tensor) and value.shape == mask.shape and key != "attention_mask"
+            key: features[key][order][sorted_mask][None]
+            for key in ("input_ids", "token_type_ids")
+            if key in features and self._takes(key)
         }
         model = self.transformer.auto_model
         output = model(
-            **{
-                key: value
-                for key, value in inputs.items()
-                if key in ("input_ids", "token_type_ids") and self._takes(key)
-            },
+            **inputs,
             position_ids=(position + self._position_offset())[None],
             row_groups=list(zip(rows.tolist(), length.tolist(), strict=True)),
             row_offsets=F.pad(sorted_lengths.cumsum(0), (1, 0)),
@@ -243,16 +239,14 @@ class _Forward:
         rows, width = mask.shape
         chunks = []
         for index in order.split(CHUNK_ROWS):
-            longest = int(lengths[index].max())
-            left = mask.shape[1] - longest if not bool(mask[:, 0].all()) else 0  # where the tokenizer pads on the left
+            used = mask[index].any(dim=0).nonzero()  # the tokenizer may pad on the left
+            start, end = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, width)
             part = {
-                key: value[index][:, left : left + longest]
-                if isinstance(value, Tensor) and value.shape == mask.shape
-                else value
+                key: value[index][:, start:end] if isinstance(value, Tensor) and value.shape == mask.shape else value
                 for key, value in features.items()
             }
             embeddings = self.original(part, **kwargs)["token_embeddings"]
-            chunks.append(F.pad(embeddings, (0, 0, left, width - longest - left)))
+            chunks.append(F.pad(embeddings, (0, 0, start, width - end)))
         back = torch.empty_like(order)
         back[order] = torch.arange(rows, device=order.device)
         features["token_embeddings"] = torch.cat(chunks).index_select(0, back)

@@ -314,6 +314,15 @@ def test_dev_sets_of_ones_own(hub, tmp_path):
             load_dev_sets(names, "en")
 
 
+def test_two_dev_sets_of_one_name(hub, tmp_path):
+    for folder in ("one", "other"):
+        (tmp_path / folder).mkdir()
+        write_rows(tmp_path / folder / "dev.csv", ROWS)
+    for names in ([str(tmp_path / folder / "dev.csv") for folder in ("one", "other")], ["en", "auto"]):
+        with pytest.raises(UsageError, match="two sets have the name '(sts-en-)?dev'"):
+            load_dev_sets(names, "en")
+
+
 def test_revisions(hub, tmp_path):
     path = write_rows(tmp_path / "x.csv", ROWS)
     assert dataset_revision(str(path), read_rows(path)) == hashlib.sha1(path.read_bytes()).hexdigest()

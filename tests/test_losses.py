@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
@@ -386,20 +384,6 @@ def test_a_batch_as_large_as_the_model_is_wide_does_not_have_its_scores_cut(mode
     scores = torch.linspace(0, 1, 64)
     ours, theirs = (cls(model, st.CosineSimilarityLoss(model), DIMS) for cls in (MatryoshkaLoss, st.MatryoshkaLoss))
     assert_same(value_and_gradients(model, theirs, columns, scores), value_and_gradients(model, ours, columns, scores))
-
-
-def test_some_dimensions_a_step(model):
-    random.seed(0)
-    loss = MatryoshkaLoss(model, st.MultipleNegativesRankingLoss(model), DIMS, WEIGHTS, n_dims_per_step=2)
-    full = MatryoshkaLoss(model, st.MultipleNegativesRankingLoss(model), DIMS, WEIGHTS)
-    value_and_gradients(model, full, COLUMNS, None)
-    seen = set()
-    for _ in range(12):
-        value, _ = value_and_gradients(model, loss, COLUMNS, None)
-        assert len(loss.components) == 2
-        assert value == pytest.approx(sum(full.components[dim].item() for dim in loss.components), rel=1e-5)
-        seen |= set(loss.components)
-    assert seen == set(DIMS)
 
 
 def test_wrong_dimensions(model):

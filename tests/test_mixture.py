@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer
 
 from evaluation.utils.evaluation_utils import hash_folder
+from tests.conftest import ROOT
 from training.utils.losses import MatryoshkaLoss
 from training.utils.trainer import MatryoshkaTrainer
 
@@ -47,7 +52,7 @@ def config(tmp_path):
     return tmp_path / "mixture.json"
 
 
-def test_it_trains_logs_each_part_and_resumes_to_the_same_weights(call, config, tiny_model, tmp_path):
+def test_it_trains_logs_each_part_and_resumes_to_the_same_weights(call, fails, config, tiny_model, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     flags = (tiny_model, "--config", config, *FLAGS, "--output_dir")
     done = call(HYBRID, *flags, whole)
@@ -69,12 +74,19 @@ def test_it_trains_logs_each_part_and_resumes_to_the_same_weights(call, config, 
     record = json.loads((whole / "run.json").read_text())
     assert record["dev_and_test_rows"] == {"sts-ar-dev": 40, "translations-en-ar-dev": 40}
     assert record["datasets"]["taught"]["columns"] == ["sentence", "translation", "label"]
+    own = {"name": str(tiny_model), "revision": hash_folder(tiny_model)}  # teacher and guide, by default
+    assert record["datasets"]["taught"]["teacher"] == record["datasets"]["guided"]["guide"] == own
     assert record["leaks"]["kept"] is False and set(record["leaks"]["rows"]) == set(ENTRIES)
     assert not list(whole.rglob("loss.safetensors")), "nothing but the model learns here"
 
     shutil.copytree(whole, broken)  # what a run that was killed after step 3 leaves
     shutil.rmtree(broken / "final")
     shutil.rmtree(broken / "checkpoint-6")
+    text = (broken / "run.json").read_text()
+    (broken / "run.json").write_text(text.replace(own["revision"], "0" * 40))  # the folder holds another model now
+    message = f'datasets.guided.guide.revision was "{"0" * 40}" and is'
+    fails(1, message, HYBRID, *flags, broken, "--resume_from_checkpoint", "latest")
+    (broken / "run.json").write_text(text)
     done = call(HYBRID, *flags, broken, "--resume_from_checkpoint", "latest")
     assert done.code == 0, done.err
     assert "96 targets from the cache" in done.err
@@ -149,3 +161,35 @@ def test_gist_wants_a_tokenizer_of_transformers(fails, call, tmp_path, groups):
     config.write_text(json.dumps({"datasets": {"x": {"path": str(data), "loss": "gist"}}}))
     arguments = ("--config", config, "--dev_data", "none", "--matryoshka_dims", "16", "--output_dir", tmp_path / "run")
     fails(1, "tokenizer", HYBRID, tmp_path / "static/final", *arguments)
+
+
+@pytest.mark.slow
+def test_two_processes_with_all_of_it_at_once_resume_to_the_same_weights(hub, tmp_path):
+    """A guide, a teacher, heads, gradient cache, self-distillation, and a vocabulary that each process extends by itself."""
+    classes = {"path": "sentence-transformers/all-nli", "name": "pair-class", "loss": "softmax"}
+    config = tmp_path / "mixture.json"
+    config.write_text(json.dumps({"datasets": ENTRIES | {"classes": classes}, "extend_vocabulary": 200}))
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    flags = (*FLAGS, "--normalize_arabic", "--mini_batch_size", "4", "--max_steps", "8", "--eval_steps", "4")
+
+    def train(folder, *more: str) -> str:
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", ROOT / HYBRID]
+        words = [*launch, "sentence-transformers/all-MiniLM-L6-v2", "--config", config, *flags, *more, "--output_dir"]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        command = [str(word) for word in (*words, folder)]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stdout == f"{folder / 'final'}\n"
+        return done.stderr
+
+    train(whole)
+    model = SentenceTransformer(str(whole / "final"), device="cpu")
+    assert any(len(token) > 2 for token in model.tokenizer.tokenize("السماء صافية"))
+    shutil.copytree(whole, broken)
+    shutil.rmtree(broken / "final")
+    shutil.rmtree(broken / "checkpoint-8")
+    assert "targets from the cache" in train(broken, "--resume_from_checkpoint", "latest")
+    for name in ("model.safetensors", "loss.safetensors"):
+        expected, found = (load_file(folder / "checkpoint-8" / name) for folder in (whole, broken))
+        for key, weight in expected.items():
+            torch.testing.assert_close(found[key], weight, rtol=0, atol=0, msg=key)

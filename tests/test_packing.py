@@ -173,6 +173,18 @@ def test_padding_on_the_left(build, name):
         assert packed.encode(TEXTS) == pytest.approx(right, abs=2e-5, rel=1e-4)
 
 
+@pytest.mark.parametrize("name", ["Bert", "Qwen2"])
+def test_columns_padded_on_the_left_train_the_same(build, name, monkeypatch):
+    """The columns of a batch are of different widths, and run as one."""
+    monkeypatch.setattr("common.packing.CHUNK_ROWS", 2)
+    model = build(name, "lasttoken")
+    right = loss_and_gradients(pack(model), MatryoshkaLoss)
+    model.tokenizer.padding_side = "left"
+    left = loss_and_gradients(model, MatryoshkaLoss)
+    assert left[0] == pytest.approx(right[0], rel=1e-4)
+    assert_same_gradients(left[1], right[1])
+
+
 @pytest.mark.parametrize("include_prompt", [True, False])
 def test_prompts(build, include_prompt):
     plain, packed = build("Bert"), pack(build("Bert"))

@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from common.errors import RunError
+from evaluation.utils.dev_evaluator import MatryoshkaEvaluator
 from tests.conftest import ROOT, classes, triplets
 from tests.test_training import HYBRID, NLI, finished, last_state, record_of, weights_of, write
 from training.utils.checkpoints import MANIFEST, checkpoints, damage, find_checkpoint, seal
@@ -356,6 +357,29 @@ def test_a_signal_saves_a_checkpoint_and_tells_how_to_go_on(call, runs, tmp_path
     finished(call(*command, tmp_path / "whole"), tmp_path / "whole")
     found, wanted = (weights_of(tmp_path / run / "final") for run in ("a run", "whole"))
     assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+
+
+def test_a_signal_behind_the_last_step_ends_the_run_too(call, runs, whole, tmp_path, monkeypatch):
+    """While the last dev scores are taken."""
+    score = MatryoshkaEvaluator.__call__
+
+    def interrupted(self, model, *args, **kwargs):
+        if kwargs["steps"] == last_state(whole(NLI))["max_steps"]:
+            signal.raise_signal(signal.SIGTERM)
+        return score(self, model, *args, **kwargs)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    expected, folder = whole(NLI), tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(MatryoshkaEvaluator, "__call__", interrupted)
+        done = call(*runs[NLI], "--output_dir", folder)
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    steps = last_state(expected)["max_steps"]
+    assert done.code == 143 and f"stopped after step {steps} of {steps}; go on with" in done.err, done.err
+    assert not (folder / "final").exists()
+    finished(call(*runs[NLI], "--output_dir", folder, *RESUME), folder)
+    assert_same_run(folder, expected)
 
 
 @pytest.mark.slow

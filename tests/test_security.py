@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -14,14 +15,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from common.errors import RunError
+from common.errors import RunError, Stopped, run
 from common.redact import redact, redact_values
 from evaluation.utils.evaluation_utils import identify, load_model, local_name
 from tests.conftest import ROOT
 from tests.test_eval_store import static_model
 from tests.test_results import pairs_of, write_pairs
 
-STS, NLI = "evaluation/evaluate_sts.py", "training/matryoshka_nli.py"
+STS, NLI, HYBRID = "evaluation/evaluate_sts.py", "training/matryoshka_nli.py", "training/hybrid_training.py"
 TOKEN = "hf_AbCdEfGhIjKlMnOpQrStUvWxYz"
 
 
@@ -114,6 +115,22 @@ def test_a_pickle_never_runs_its_code(transformer, tmp_path, allow):
     assert not (tmp_path / "owned").exists()
 
 
+@pytest.mark.parametrize("entry", [{"loss": "distill"}, {"loss": "gist", "guide": "{model}"}], ids=["teacher", "guide"])
+def test_the_flag_is_for_teachers_and_guides_too(call, fails, transformer, tiny_model, tmp_path, entry):
+    """The teacher is by default the model that training starts from."""
+    pickled(transformer)
+    rows = [{"sentence": f"a dog {i}", "anchor": f"a dog {i}", "positive": f"a cat {i}"} for i in range(8)]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    entry = {key: value.replace("{model}", str(transformer)) for key, value in entry.items()}
+    config = tmp_path / "c.json"
+    config.write_text(json.dumps({"datasets": {"x": {"path": str(tmp_path / "x.jsonl")} | entry}}))
+    flags = ("--config", config, "--dev_data", "none", "--per_device_train_batch_size", "4", "--precision", "fp32")
+    model = tiny_model if "guide" in entry else transformer
+    fails(1, "is pickled", HYBRID, model, *flags, "--output_dir", tmp_path / "run")
+    done = call(HYBRID, model, *flags, "--allow_pickle", "--output_dir", tmp_path / "run")
+    assert done.code == 0, done.err
+
+
 def test_safetensors_go_before_a_pickle(transformer, tmp_path):
     torch.save(Bomb(tmp_path / "owned"), transformer / "pytorch_model.bin")
     assert load_model(str(transformer)).get_embedding_dimension() == 64
@@ -199,6 +216,16 @@ def test_what_is_a_secret(monkeypatch):
         "a": [{"password": "***"}, "z"],
         "n": 1,
     }
+
+
+def test_no_secret_in_the_message_of_a_run_that_is_stopped(capsys):
+    def main() -> None:
+        raise Stopped(signal.SIGTERM, f"stopped; go on with: python x.py --hub_model_id {TOKEN}")
+
+    with pytest.raises(SystemExit) as ended:
+        run(main)
+    assert ended.value.code == 143
+    assert capsys.readouterr().err == "stopped; go on with: python x.py --hub_model_id ***\n"
 
 
 def test_no_secret_in_anything_that_a_run_leaves(warm, tiny_model, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -59,6 +61,22 @@ def test_another_teacher_of_the_same_name_has_targets_of_its_own(rows, tiny_mode
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter))
     assert len(loads) == 2 and np.abs(found[0] - found[1]).max() > 0.01
+
+
+@pytest.mark.parametrize("harm", ["truncated", "empty", "a row less"])
+def test_damaged_targets_are_set_aside_and_made_anew(tiny_model, harm, loads, caplog):
+    rows = Dataset.from_dict({"sentence": [f"{harm} {number}" for number in range(9)]})
+    expected = add_targets(rows, str(tiny_model), 64)
+    path = Path(expected.cache_files[0]["filename"])
+    expected = expected.with_format("numpy")["label"][:]
+    if harm == "a row less":
+        path.unlink()
+        Dataset.from_dict({"sentence": ["x"], "label": [[0.0] * 64]}).map(lambda row: row, cache_file_name=str(path))
+    else:
+        path.write_bytes(path.read_bytes()[:-700] if harm == "truncated" else b"")
+    found = add_targets(rows, str(tiny_model), 64)
+    assert np.array_equal(found.with_format("numpy")["label"][:], expected) and len(loads) == 2
+    assert f"{path} is damaged" in caplog.text and path.with_name(f"{path.name}.damaged").exists()
 
 
 def test_a_teacher_of_another_width(rows, tiny_model, hub):

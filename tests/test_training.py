@@ -430,6 +430,12 @@ def test_a_best_checkpoint_that_cannot_be_loaded_ends_the_run(fails, monkeypatch
         (1, "--max_seq_length 4096 is above the", [NLI, ARABERT, "--max_seq_length", "4096"]),
         (1, "has no checkpoint to resume from", [NLI, "--resume_from_checkpoint", "latest"]),
         (2, "--max_steps must be at least 1", [NLI, "--max_steps", "0"]),
+        (2, "--max_seq_length has no use for static embeddings", [NLI, "static", "--max_seq_length", "9"]),
+        (
+            2,
+            "there is only the full width, 64",
+            [NLI, ARABERT, "--matryoshka_dims", "64", "--self_distillation_weight", "1"],
+        ),
         (2, "unknown flag --model; did you mean --model_name?", [NLI, "--model", "x"]),
     ],
 )
@@ -454,12 +460,29 @@ def test_mistakes_end_in_one_line(fails, tmp_path, code, message, args):
             {"path": "sentence-transformers/all-nli", "name": "triplet", "loss": "softmax"},
         ),
         (1, "outside 0..1; give the data set's 'score_range'", {"path": "mteb/stsbenchmark-sts", "loss": "cosent"}),
+        (2, "'name' and 'split' are for data sets on the Hub", {"path": "x.csv", "split": "dev", "loss": "mnrl"}),
+        (2, "'name' and 'split' are for data sets on the Hub", {"path": "x.csv", "name": "triplet", "loss": "mnrl"}),
     ],
 )
 def test_mistakes_in_a_mixture(fails, tmp_path, tiny_model, code, message, entry):
     config = tmp_path / "mixture.json"
     config.write_text(json.dumps({"datasets": {"x": entry}}))
     fails(code, message, HYBRID, tiny_model, "--config", config, "--output_dir", tmp_path / "run")
+
+
+def test_mini_batches_of_no_use(fails, call, tmp_path, rows, tiny_model):
+    config = tmp_path / "mixture.json"
+    config.write_text(json.dumps({"datasets": {"x": {"path": "sentence-transformers/stsb", "loss": "cosent"}}}))
+    flags = ("--mini_batch_size", "4", "--output_dir", tmp_path / "run")
+    fails(2, "--mini_batch_size is for mnrl and gist", HYBRID, tiny_model, "--config", config, *flags)
+    data = ("--train_data", write(tmp_path / "mine.csv", rows), "--dev_data", "none", *FAST)
+    small = ("--static_embedding_dim", "16", "--static_vocab_size", "300", "--max_steps", "1")
+    finished(call(NLI, "static", *data, *small, "--output_dir", tmp_path / "static"), tmp_path / "static")
+    trained = tmp_path / "static/final"  # a static model that was trained before
+    fails(2, "--mini_batch_size has no use for static embeddings", NLI, trained, *data, *flags)
+    fails(
+        2, "--max_seq_length has no use", NLI, trained, *data, "--max_seq_length", "9", "--output_dir", tmp_path / "run"
+    )
 
 
 @pytest.mark.parametrize(
@@ -469,6 +492,8 @@ def test_mistakes_in_a_mixture(fails, tmp_path, tiny_model, code, message, entry
         ({"seed": 1}, "'seed' has a place of its own at the top of the file"),
         ({"lr_scheduler_type": "no such"}, "no such"),
         ({"adam_beta1": "x"}, "adam_beta1' must be a number"),
+        ({"bf16": True}, "'bf16' has no effect here: give --precision"),
+        ({"batch_sampler": "batch_sampler"}, "no batch ever holds a text twice"),
     ],
 )
 def test_mistakes_in_the_training_arguments(fails, tmp_path, tiny_model, arguments, message):
@@ -479,13 +504,15 @@ def test_mistakes_in_the_training_arguments(fails, tmp_path, tiny_model, argumen
 
 def test_other_training_arguments_reach_the_trainer(call, tmp_path, rows, tiny_model):
     config = tmp_path / "other.json"
-    config.write_text(json.dumps({"training_arguments": {"lr_scheduler_type": "constant", "weight_decay": 0.25}}))
+    other = {"lr_scheduler_type": "constant", "weight_decay": 0.25, "disable_tqdm": True}
+    config.write_text(json.dumps({"training_arguments": other}))
     data = write(tmp_path / "mine.csv", rows)
     flags = ("--train_data", data, "--dev_data", "none", *FAST, "--warmup_steps", "0", "--logging_steps", "1")
     done = call(NLI, tiny_model, "--config", config, *flags, "--output_dir", tmp_path / "run")
     finished(done, tmp_path / "run")
     rates = {e["learning_rate"] for e in last_state(tmp_path / "run")["log_history"] if "learning_rate" in e}
     assert rates == {1e-3}
+    assert "step 1 of " in done.err and "it/s" not in done.err, "the losses are told without a progress bar too"
 
 
 @pytest.mark.parametrize("content", ["", "anchor,positive\n", "anchor,positive\na,b\n", "first,second\na,b\nc,d\n"])

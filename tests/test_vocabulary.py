@@ -92,6 +92,18 @@ def test_arabic_words_become_pieces_and_english_keeps_its_tokens(english_model, 
     assert np.array_equal(english_model.encode(pairs[0][1]), loaded.encode(pairs[0][1]))
 
 
+def test_tokens_beside_the_vocabulary_keep_their_ids(english_model):
+    english_model.tokenizer.add_tokens(["[URL]"])
+    english_model[0].auto_model.resize_token_embeddings(len(english_model.tokenizer), mean_resizing=False)
+    url = english_model.tokenizer.convert_tokens_to_ids("[URL]")
+    pairs = translated(40)
+    added = extend_vocabulary(english_model, [pair[1] for pair in pairs], 100, pairs)
+    ids = list(english_model.tokenizer.get_vocab().values())
+    assert english_model.tokenizer("[URL]", add_special_tokens=False)["input_ids"] == [url]
+    assert len(set(ids)) == len(ids) == url + 1 + added
+    assert english_model[0].auto_model.get_input_embeddings().num_embeddings == len(ids)
+
+
 def test_the_same_texts_give_the_same_pieces_and_at_most_so_many():
     texts = [pair[1] for pair in translated(40)]
     assert learn_pieces(texts, 100) == learn_pieces(iter(texts), 100)

@@ -20,7 +20,7 @@ if not __package__:  # run as a file: import from the repository root, as `pytho
 from common.config import check_dims, fit_dims, load_config
 from common.errors import run
 from common.script import set_up_logging
-from training.utils.options import HybridConfig, MatryoshkaNLIConfig, check_mixture, check_training
+from training.utils.options import HybridConfig, MatryoshkaNLIConfig, check_mixture, check_training, permissions
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -71,12 +71,20 @@ def main(argv: list[str] | None = None) -> None:
     # 5. What a teacher makes of the data sets to distil from
     for name, entry in config.datasets.items():
         if entry.loss == "distill":
-            train_datasets[name] = add_targets(train_datasets[name], entry.teacher or config.model_name, width)
+            teacher = entry.teacher or config.model_name
+            train_datasets[name] = add_targets(train_datasets[name], teacher, width, **permissions(config))
 
     # 6. The losses: for each data set the one that fits it, at every dimension
     losses = {
         name: make_loss(
-            model, entry, train_datasets[name], dims, weights, config.mini_batch_size, config.self_distillation_weight
+            model,
+            entry,
+            train_datasets[name],
+            dims,
+            weights,
+            config.mini_batch_size,
+            config.self_distillation_weight,
+            **permissions(config),
         )
         for name, entry in config.datasets.items()
     }

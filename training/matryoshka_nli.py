@@ -10,6 +10,7 @@ MultipleNegativesRankingLoss inside MatryoshkaLoss; the checkpoint with the best
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -50,8 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     if config.train_data is not None:
         entry = DatasetEntry(config.train_data, "mnrl", scale=config.scale)
     else:
-        entry = NLI_TRIPLETS[config.language]
-        entry.scale = config.scale
+        entry = dataclasses.replace(NLI_TRIPLETS[config.language], scale=config.scale)
     train_dataset = load_training_data(entry, config.max_train_samples)
     dev_sets, test_sets = load_dev_sets(config.dev_data, config.language)
     kept, leaks = drop_leaks({entry.path: (entry, train_dataset)}, dev_sets | test_sets, config.keep_leaks)

@@ -175,6 +175,9 @@ def load_dev_sets(
     Returns:
         ``{"sts-dev": rows, ...}`` and ``{"sts-test": rows, ...}``, each with lists ``sentence1``, ``sentence2``, ``score``, or
         for translations ``source``, ``target``.
+
+    Raises:
+        UsageError, RunError: A name is none of these, two sets have the same, or a set cannot be had.
     """
     dev: dict[str, dict[str, list[Any]]] = {}
     test: dict[str, dict[str, list[Any]]] = {}
@@ -182,21 +185,27 @@ def load_dev_sets(
         raise UsageError("--dev_data is empty: give auto, a language, a file, or none")
     if "none" in names and len(names) > 1:
         raise UsageError("--dev_data: 'none' stands alone")
+
+    def add(name: str, rows: dict[str, list[Any]]) -> None:
+        if name in dev:
+            raise UsageError(f"--dev_data: two sets have the name {name!r}: name each once, or rename a file")
+        dev[name] = rows
+
     chosen = [] if names == ["none"] else [language if name == "auto" else name for name in names]
     for name in chosen:
         if name in STS:
             label = f"sts-{name}" if len(chosen) > 1 else "sts"
-            dev[f"{label}-dev"] = _load_sts(STS[name].path, STS[name].dev)
+            add(f"{label}-dev", _load_sts(STS[name].path, STS[name].dev))
             if STS[name].test is not None:
                 test[f"{label}-test"] = _load_sts(STS[name].path, STS[name].test)
         elif name in PARALLEL:
             rows = load_hub_dataset(PARALLEL[name], name, "dev")
-            dev[f"translations-{name}-dev"] = _translations(f"data set {PARALLEL[name]} ({name})", rows)
+            add(f"translations-{name}-dev", _translations(f"data set {PARALLEL[name]} ({name})", rows))
         elif is_file_name(name) and "non_english" in (rows := read_rows(Path(name))).column_names:
-            dev[Path(name).stem] = _translations(name, rows)
+            add(Path(name).stem, _translations(name, rows))
         elif is_file_name(name):
             for subset, pairs in read_pairs(Path(name)).items():
-                dev[Path(name).stem + ("" if subset == "default" else f"-{subset}")] = pairs
+                add(Path(name).stem + ("" if subset == "default" else f"-{subset}"), pairs)
         else:
             raise UsageError(f"--dev_data: {name!r} is neither auto, none, {', '.join([*STS, *PARALLEL])} nor a file")
     return dev, test

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import logging
 import os
-import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -46,7 +45,6 @@ class MatryoshkaLoss(st.MatryoshkaLoss):
         loss: The loss to wrap, or one for each dimension.
         matryoshka_dims: Dimensions, each at most the width of the embeddings.
         matryoshka_weights: A weight for each dimension, in the same order; 1 by default.
-        n_dims_per_step: How many dimensions, drawn at random, a step trains; -1 for all.
         self_distillation_weight: Weight of the self-distillation at all dimensions below the width; 0 for none.
 
     Raises:
@@ -59,13 +57,10 @@ class MatryoshkaLoss(st.MatryoshkaLoss):
         loss: nn.Module | dict[int, nn.Module],
         matryoshka_dims: Sequence[int],
         matryoshka_weights: Sequence[float] | None = None,
-        n_dims_per_step: int = -1,
         self_distillation_weight: float = 0.0,
     ):
         per_dim = loss if isinstance(loss, dict) else None
-        super().__init__(
-            model, next(iter(loss.values())) if per_dim else loss, matryoshka_dims, matryoshka_weights, n_dims_per_step
-        )
+        super().__init__(model, next(iter(loss.values())) if per_dim else loss, matryoshka_dims, matryoshka_weights)
         if per_dim is not None:
             self.loss = nn.ModuleDict({str(dim): per_dim[dim] for dim in self.matryoshka_dims})
         self.self_distillation_weight = self_distillation_weight
@@ -89,13 +84,9 @@ class MatryoshkaLoss(st.MatryoshkaLoss):
         width = embeddings[0].shape[-1]
         labels_are_embeddings = isinstance(labels, Tensor) and labels.ndim in (2, 3) and labels.shape[-1] == width
 
-        chosen = range(len(self.matryoshka_dims))
-        if 0 < self.n_dims_per_step < len(chosen):
-            chosen = sorted(random.sample(chosen, self.n_dims_per_step))
         losses: dict[int, Tensor] = {}
         with already_embedded(self.model):
-            for index in chosen:
-                dim, weight = self.matryoshka_dims[index], self.matryoshka_weights[index]
+            for dim, weight in zip(self.matryoshka_dims, self.matryoshka_weights, strict=True):
                 prefixes = [
                     {**column, "sentence_embedding": F.normalize(embedding[..., :dim], dim=-1)}
                     for column, embedding in zip(features, embeddings, strict=True)
@@ -150,7 +141,6 @@ class MatryoshkaLoss(st.MatryoshkaLoss):
             "loss": type(inner).__name__,
             "matryoshka_dims": self.matryoshka_dims,
             "matryoshka_weights": self.matryoshka_weights,
-            "n_dims_per_step": self.n_dims_per_step,
         }
 
 
@@ -166,12 +156,13 @@ def self_distillation(embeddings: Tensor, dims: Sequence[int], weights: Sequence
         dims: Dimensions; those that are the full width teach nothing.
         weights: A weight for each dimension.
     """
-    others = ~torch.eye(len(embeddings), dtype=torch.bool, device=embeddings.device)
 
     def log_probabilities(prefix: Tensor) -> Tensor:  # [texts, texts - 1]
         prefix = F.normalize(prefix.float(), dim=-1)
-        similarities = (prefix @ prefix.T)[others].view(len(prefix), -1)
-        return (SELF_DISTILLATION_SCALE * similarities).log_softmax(dim=-1)
+        texts = len(prefix)
+        # less the diagonal: in one row, each of its numbers is followed by `texts` others; a mask would make a GPU wait
+        others = (prefix @ prefix.T).flatten()[1:].view(texts - 1, texts + 1)[:, :-1].reshape(texts, texts - 1)
+        return (SELF_DISTILLATION_SCALE * others).log_softmax(dim=-1)
 
     target = log_probabilities(embeddings.detach())
     total = embeddings.new_zeros(())
@@ -266,6 +257,7 @@ def make_loss(
     weights: list[float] | None = None,
     mini_batch_size: int | None = None,
     self_distillation_weight: float = 0.0,
+    **permissions: bool,
 ) -> MatryoshkaLoss:
     """The loss of a data set, at every dimension.
 
@@ -282,6 +274,7 @@ def make_loss(
         mini_batch_size: Rows that ``mnrl`` and ``gist`` embed at a time (GradCache, Gao et al., 2021,
             https://arxiv.org/abs/2101.06983).
         self_distillation_weight: See :class:`MatryoshkaLoss`.
+        **permissions: ``trust_remote_code`` and ``allow_pickle`` of :func:`load_model`, for the guide.
 
     Raises:
         RunError: The guide cannot be loaded, or it and the model have no tokenizer that the texts can be read from.
@@ -302,7 +295,7 @@ def make_loss(
     elif entry.loss == "gist":
         options = {"temperature": 1 / entry.scale, "gather_across_devices": gather}
         try:
-            guide = Guide(copy.deepcopy(model) if entry.guide is None else load_model(entry.guide))
+            guide = Guide(copy.deepcopy(model) if entry.guide is None else load_model(entry.guide, **permissions))
             if mini_batch_size is None:
                 inner = st.GISTEmbedLoss(model, guide, **options)
             else:

@@ -14,7 +14,7 @@ from common.errors import RunError, writing
 from common.records import read_record
 from evaluation.utils.evaluation_utils import identify, load_model
 from training.utils.checkpoints import checkpoints, damage, find_checkpoint, remove_damaged
-from training.utils.options import STATIC, TrainingConfig
+from training.utils.options import STATIC, TrainingConfig, check_static, permissions
 from training.utils.vocabulary import extend_vocabulary, normalize_arabic
 
 if TYPE_CHECKING:
@@ -44,17 +44,18 @@ def load_base_model(
 ) -> SentenceTransformer:
     """The model to start from: one from the Hub or a folder, or a static one, made from the training ``texts``.
 
-    A transformer without pooling gets mean pooling over its tokens. ``--extend_vocabulary`` starts
-    its new word pieces from the translations among the ``pairs``.
+    A transformer without pooling gets mean pooling over its tokens. ``--extend_vocabulary`` starts its new word pieces from the
+    translations among the ``pairs``.
     """
     if config.model_name == STATIC:
         return make_static_model(texts, config.static_embedding_dim, config.static_vocab_size, config.seed)
     model = load_model(
         config.model_name,
         identify(config.model_name),
-        trust_remote_code=config.trust_remote_code,
-        allow_pickle=config.allow_pickle,
+        **permissions(config),
     )
+    if is_static(model):
+        check_static(config)
     if config.max_seq_length is not None:
         limit = model.max_seq_length
         if limit is not None and config.max_seq_length > limit:

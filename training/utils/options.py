@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from common.config import Key
+from common.data_files import is_file_name
 from common.errors import UsageError
 
 LOSSES = ("mnrl", "gist", "cosent", "angle", "cosine", "softmax", "distill")
+CONTRASTIVE = ("mnrl", "gist")
 DIRECTIONS = ("query_to_doc", "doc_to_query", "query_to_query", "doc_to_doc")
 # keys of an entry that only some losses have
 KEYS_OF_LOSSES = {
@@ -31,7 +33,9 @@ class TrainingConfig:
     model_name: Annotated[
         str, Key("the model to start from: a name on the Hub, a folder, or 'static' for static embeddings from nothing")
     ]
-    trust_remote_code: Annotated[bool, Key("run Python code that a model brings along: only if you have read it")]
+    trust_remote_code: Annotated[
+        bool, Key("run Python code that a model (a guide, a teacher) brings along: only if you have read it")
+    ]
     allow_pickle: Annotated[
         bool,
         Key("read pickled weights, which can run any code, where a model has no safetensors: only if you trust it"),
@@ -55,7 +59,7 @@ class TrainingConfig:
     mini_batch_size: Annotated[
         int | None,
         Key(
-            "rows that are embedded at a time for the contrastive loss (GradCache), so that memory does not grow with the batch",
+            "rows that mnrl and gist embed at a time (GradCache), so that memory does not grow with the batch",
             minimum=1,
         ),
     ]
@@ -97,7 +101,7 @@ class TrainingConfig:
     dev_data: Annotated[
         list[str],
         Key(
-            "what the best checkpoint is chosen on: auto (the STS set of the language), en, ar, en-ar (translations found), files of scored pairs or of translations, or none"
+            "what the best checkpoint is chosen on: auto (the STS set of --language, in a mixture en), en, ar, en-ar (translations found), files of scored pairs or of translations, or none"
         ),
     ]
     keep_leaks: Annotated[
@@ -189,21 +193,38 @@ class HybridConfig(TrainingConfig):
     ] = "proportional"
 
 
+def permissions(config: TrainingConfig) -> dict[str, bool]:
+    """What the models of a run (the one to train, guides, teachers) may do while they are loaded."""
+    return {"trust_remote_code": config.trust_remote_code, "allow_pickle": config.allow_pickle}
+
+
 def check_training(config: TrainingConfig) -> None:
     """Raise :class:`UsageError` where two keys contradict each other."""
     if config.max_steps == 0:
         raise UsageError("--max_steps must be at least 1, or -1 for all of num_train_epochs")
-    if config.model_name == STATIC and config.mini_batch_size is not None:
+    if config.model_name == STATIC:
+        check_static(config)
+    if config.matryoshka_weights is not None and len(config.matryoshka_weights) != len(config.matryoshka_dims):
         raise UsageError(
-            "--mini_batch_size has no use for static embeddings: they keep nothing of a batch but its embeddings"
-        )
-    if config.model_name == STATIC and (config.extend_vocabulary or config.normalize_arabic):
-        raise UsageError(
-            "--extend_vocabulary and --normalize_arabic are for pretrained models: static embeddings learn word pieces of normalised text"
+            f"--matryoshka_weights has {len(config.matryoshka_weights)} numbers for the {len(config.matryoshka_dims)} of --matryoshka_dims"
         )
     if config.mini_batch_size is not None and config.mini_batch_size >= config.per_device_train_batch_size:
         raise UsageError(
             f"--mini_batch_size {config.mini_batch_size} must be below --per_device_train_batch_size {config.per_device_train_batch_size}"
+        )
+
+
+def check_static(config: TrainingConfig) -> None:
+    """Raise :class:`UsageError` where a key is given that static embeddings have no use for."""
+    if config.mini_batch_size is not None:
+        raise UsageError(
+            "--mini_batch_size has no use for static embeddings: they keep nothing of a batch but its embeddings"
+        )
+    if config.max_seq_length is not None:
+        raise UsageError("--max_seq_length has no use for static embeddings: they take texts of any length")
+    if config.extend_vocabulary or config.normalize_arabic:
+        raise UsageError(
+            "--extend_vocabulary and --normalize_arabic are for pretrained transformers: static embeddings learn word pieces of normalised text"
         )
 
 
@@ -216,6 +237,10 @@ def check_mixture(config: HybridConfig) -> None:
         bare = next(name for name in config.datasets if name not in weighted)
         raise UsageError(
             f"'datasets': {weighted[0]!r} has a weight and {bare!r} has none; give one to each, or to none"
+        )
+    if config.mini_batch_size is not None and not any(e.loss in CONTRASTIVE for e in config.datasets.values()):
+        raise UsageError(
+            f"--mini_batch_size is for {' and '.join(CONTRASTIVE)}, and no data set has one of these losses"
         )
     for name, entry in config.datasets.items():
         if not name or "." in name:
@@ -236,6 +261,8 @@ def check_entry(where: str, entry: DatasetEntry) -> None:
     for key, losses in KEYS_OF_LOSSES.items():
         if getattr(entry, key) is not None and entry.loss not in losses:
             raise UsageError(f"{where}: {key!r} is for {', '.join(losses)}, and the loss is {entry.loss}")
+    if is_file_name(entry.path) and (entry.name is not None or entry.split != "train"):
+        raise UsageError(f"{where}: 'name' and 'split' are for data sets on the Hub, and {entry.path} is a file")
     if entry.directions is not None and "query_to_doc" not in entry.directions:
         raise UsageError(f"{where}: 'directions' must have query_to_doc, which holds the positive pair")
     if entry.directions is not None and len(set(entry.directions)) < len(entry.directions):

@@ -26,7 +26,7 @@ from training.utils.model_utils import (
     remove_leftovers,
     save_whole,
 )
-from training.utils.options import STATIC, DatasetEntry, TrainingConfig
+from training.utils.options import KEYS_OF_LOSSES, STATIC, DatasetEntry, TrainingConfig
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -75,13 +75,17 @@ def pairs_of(*datasets: Dataset) -> Iterator[tuple[str, str]]:
 
 
 def fit_weights(config: TrainingConfig, dims: list[int]) -> list[float] | None:
-    """The weights of ``dims``, given for ``matryoshka_dims`` in their order; a full width that was added weighs 1."""
+    """The weights of ``dims``, given for ``matryoshka_dims`` in their order; a full width that was added weighs 1.
+
+    Raises:
+        UsageError: There is to be self-distillation, and no dimension below the full width to teach.
+    """
+    if config.self_distillation_weight and len(dims) == 1:
+        raise UsageError(
+            f"--self_distillation_weight needs a smaller dimension to teach: of --matryoshka_dims there is only the full width, {dims[0]}"
+        )
     if config.matryoshka_weights is None:
         return None
-    if len(config.matryoshka_weights) != len(config.matryoshka_dims):
-        raise UsageError(
-            f"--matryoshka_weights has {len(config.matryoshka_weights)} numbers for the {len(config.matryoshka_dims)} of --matryoshka_dims"
-        )
     given = dict(zip(config.matryoshka_dims, config.matryoshka_weights, strict=True))
     return [given.get(dim, 1.0) for dim in dims]
 
@@ -113,7 +117,7 @@ def start_record(
                 **{
                     role: {"name": other, "revision": identify(other).revision}
                     for role in ("guide", "teacher")
-                    if (other := getattr(entry, role)) is not None
+                    if entry.loss in KEYS_OF_LOSSES[role] and (other := getattr(entry, role) or config.model_name)
                 },
             }
             for name, (entry, dataset) in datasets.items()

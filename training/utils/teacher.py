@@ -6,8 +6,9 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.errors import RunError
+from common.errors import RunError, one_line
 from common.packing import pack
+from common.records import set_aside
 from evaluation.utils.evaluation_utils import identify, load_model
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ ROWS = 4096  # embedded between two writes to disk; sorted by length, so the mor
 BATCH = 64
 
 
-def add_targets(dataset: Dataset, teacher: str, width: int) -> Dataset:
+def add_targets(dataset: Dataset, teacher: str, width: int, **permissions: bool) -> Dataset:
     """A data set of texts with the teacher's embeddings of its column ``sentence`` in a new one, ``label``.
 
     They are the targets of the translations as well, so that both come to lie where the teacher has the sentence (Reimers and
@@ -30,6 +31,7 @@ def add_targets(dataset: Dataset, teacher: str, width: int) -> Dataset:
         dataset: Rows with a text ``sentence``.
         teacher: A model's name on the Hub, or its folder.
         width: Width of the student's embeddings.
+        **permissions: ``trust_remote_code`` and ``allow_pickle`` of :func:`load_model`.
 
     Returns:
         The rows with ``label``, lists of ``width`` float32 numbers.
@@ -46,7 +48,7 @@ def add_targets(dataset: Dataset, teacher: str, width: int) -> Dataset:
     folder = Path(config.HF_DATASETS_CACHE) / "teachers"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{key}.arrow"
-    model = None if path.exists() else pack(load_model(teacher, identity).eval())
+    model = None if _is_whole(path, len(dataset)) else pack(load_model(teacher, identity, **permissions).eval())
     if model is not None and model.get_embedding_dimension() != width:
         raise RunError(
             f"the teacher {teacher} has {model.get_embedding_dimension()} dimensions and the model {width}: distill needs equal widths"
@@ -68,3 +70,20 @@ def add_targets(dataset: Dataset, teacher: str, width: int) -> Dataset:
         features=Features(dataset.features | {"label": List(Value("float32"), length=width)}),
         desc="teacher",
     )
+
+
+def _is_whole(path: Path, rows: int) -> bool:
+    """Whether the targets of so many rows lie at ``path``; a damaged file is set aside."""
+    import pyarrow as pa
+    from datasets import Dataset
+
+    if not path.exists():
+        return False
+    try:
+        found = len(Dataset.from_file(str(path)))
+        reason = None if found == rows else f"{found} rows instead of {rows}"
+    except (pa.ArrowException, OSError) as error:
+        reason = one_line(error, 100)
+    if reason is not None:
+        set_aside(path, reason)
+    return reason is None

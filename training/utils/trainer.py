@@ -48,20 +48,19 @@ LOG_STATE = "log_state.json"
 GPU_LOADERS = 2  # processes that tokenise the next batches while a GPU computes
 # keys of ours that the trainer must not act on: it would upload checkpoints while it trains
 LEFT_OUT = {"output_dir", "resume_from_checkpoint", "push_to_hub", "hub_model_id"}
+# arguments of the library that have no effect here, and what has
+WITHOUT_EFFECT = {
+    "bf16": "give --precision",
+    "fp16": "give --precision",
+    "batch_sampler": "no batch ever holds a text twice",
+}
 
 
 class Progress(ProgressCallback):
-    """A progress bar, and a line of the log for each report, on standard error."""
+    """A progress bar on standard error; the reports are lines of the log."""
 
-    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
-        if state.is_world_process_zero and logs is not None and "loss" in logs:
-            parts: dict[str, float] = defaultdict(float)
-            for key, value in logs.items():
-                if key.startswith("loss_"):
-                    name, _, dim = key.removeprefix("loss_").rpartition("_")
-                    parts[name or dim] += value  # a data set's in sum over the dimensions: the trackers have them all
-            shown = ", ".join(f"{name}: {value:.3f}" for name, value in parts.items())
-            logger.info("step %d of %d, loss %.4f (%s)", state.global_step, state.max_steps, logs["loss"], shown)
+    def on_log(self, *args: Any, **kwargs: Any) -> None:
+        pass
 
 
 class MatryoshkaTrainer(SentenceTransformerTrainer):
@@ -107,7 +106,11 @@ class MatryoshkaTrainer(SentenceTransformerTrainer):
 
     def train(self, *args: Any, **kwargs: Any):
         with on_signal(self._note_signal):
-            return super().train(*args, **kwargs)
+            result = super().train(*args, **kwargs)
+            [stop] = self._over_processes(self._signal)  # that came behind the last step
+            self._stop = int(stop)
+            self._end_if_stopped()
+            return result
 
     def _note_signal(self, number: int, frame: FrameType | None) -> None:
         if not self._signal and os.getpid() == self._process:  # the data loader's processes inherit this
@@ -150,6 +153,9 @@ class MatryoshkaTrainer(SentenceTransformerTrainer):
         if self._stop:
             self.control.should_save = True
         super()._maybe_log_save_evaluate(*args, **kwargs)
+        self._end_if_stopped()
+
+    def _end_if_stopped(self) -> None:
         if self._stop:
             if not self.is_world_process_zero():
                 sys.exit(EXIT_SIGNAL + self._stop)
@@ -256,7 +262,19 @@ class MatryoshkaTrainer(SentenceTransformerTrainer):
         if "loss" in logs:
             logs = logs | self._loss_means()
             self._sums, self._counts = {}, defaultdict(int)
+            if self.is_world_process_zero():
+                self._report(logs)
         super().log(logs, start_time)
+
+    def _report(self, logs: dict[str, float]) -> None:
+        parts: dict[str, float] = defaultdict(float)
+        for key, value in logs.items():
+            if key.startswith("loss_"):
+                name, _, dim = key.removeprefix("loss_").rpartition("_")
+                parts[name or dim] += value  # a data set's in sum over the dimensions: the trackers have them all
+        shown = ", ".join(f"{name}: {value:.3f}" for name, value in parts.items())
+        step, steps = self.state.global_step, self.state.max_steps
+        logger.info("step %d of %d, loss %.4f (%s)", step, steps, logs["loss"], shown)
 
     def _loss_means(self) -> dict[str, float]:
         """The mean of each loss since the last report, over all processes."""
@@ -376,7 +394,7 @@ def make_training_arguments(
         metric: The evaluator's metric that the best checkpoint is chosen on, or None where there is no dev set.
 
     Raises:
-        UsageError: ``training_arguments`` has a key that is unknown, or has a place of its own.
+        UsageError: ``training_arguments`` has a key that is unknown, has a place of its own, or has no effect.
     """
     known = {field.name: field.default for field in dataclasses.fields(SentenceTransformerTrainingArguments)}
     own = set(vars(config))
@@ -389,6 +407,8 @@ def make_training_arguments(
             )
         if key in own:
             raise UsageError(f"training_arguments: {key!r} has a place of its own at the top of the file")
+        if key in WITHOUT_EFFECT:
+            raise UsageError(f"training_arguments: {key!r} has no effect here: {WITHOUT_EFFECT[key]}")
         if type(known[key]) in (bool, int, float):
             check_value(f"training_arguments: {key!r}", value, type(known[key]))
     trackers = get_available_reporting_integrations()

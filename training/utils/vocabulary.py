@@ -80,7 +80,8 @@ def extend_vocabulary(
         )
     before = _unpadded(backend)
     in_letters = words_in_letters(before)
-    vocabulary = state["model"]["vocab"]
+    # tokens that stand beside the vocabulary go into it, or loading it would number them anew, behind the new pieces
+    vocabulary = state["model"]["vocab"] = backend.get_vocab(with_added_tokens=True)
     old = len(vocabulary)
     for piece in learn_pieces((" ".join(words) for text in texts if (words := in_letters(text))), size):
         vocabulary.setdefault(piece, len(vocabulary))
@@ -97,7 +98,7 @@ def extend_vocabulary(
     broken = before.encode_batch([piece.removeprefix(CONTINUES) for piece in added], add_special_tokens=False)
     translations = list(islice(_translations(pairs, in_letters), MAX_PAIRS))
     with torch.no_grad():
-        vectors = weights[:old].numpy()
+        vectors = weights[:old].cpu().numpy()
         start = np.stack([vectors[encoding.ids].mean(axis=0) for encoding in broken])
         aligned = np.zeros(len(added), dtype=bool)
         if translations:
