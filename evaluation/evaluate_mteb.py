@@ -38,6 +38,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from evaluation.utils.calibration import calibration_id, calibration_texts
     from evaluation.utils.evaluation_utils import (
+        check_devices,
         check_subsets,
         choose_subsets,
         identify,
@@ -51,6 +52,7 @@ def main(argv: list[str] | None = None) -> None:
     output_dir = Path(config.output_dir)
 
     # 1. Whose scores, and whether they are there already
+    check_devices(config.device)
     compared = unique_identities([identify(name) for name in config.model_name])
     baseline = [] if config.baseline_model is None else [identify(config.baseline_model)]
     identities = unique_identities(compared + baseline)
@@ -110,11 +112,14 @@ def main(argv: list[str] | None = None) -> None:
             identity.source,
             identity,
             config.dtype,
+            config.device[0] if len(config.device) == 1 else None,
             trust_remote_code=config.trust_remote_code,
             allow_pickle=config.allow_pickle,
         )
         dims = fit_dims(f"--dims with {identity.name}", config.dims, model.get_embedding_dimension(), "dims" in chosen)
-        store = EmbeddingStore(model, cache_folder(output_dir, identity, config.dtype), config.batch_size)
+        store = EmbeddingStore(
+            model, cache_folder(output_dir, identity, config.dtype), config.batch_size, config.device
+        )
         if config.overwrite:
             store.clear()
         scorer = MTEBScorer(store, identity, dims, config.dtype, output_dir, config.batch_size, config.overwrite)
@@ -143,6 +148,7 @@ def main(argv: list[str] | None = None) -> None:
                 unscored=scorer.unscored,
             )
         )
+        store.close()
         encoded[names[identity.name, identity.revision]] = {"tasks": scored, "calibration": store.encoded - scored}
         logger.info(
             "%s: %s",

@@ -37,6 +37,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from evaluation.utils.calibration import calibration_id, calibration_texts
     from evaluation.utils.evaluation_utils import (
+        check_devices,
         file_hash,
         identify,
         load_model,
@@ -50,6 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     output_dir = Path(config.output_dir)
 
     # 1. Whose scores on what, and whether they are there already
+    check_devices(config.device)
     compared = unique_identities([identify(name) for name in config.model_name])
     baseline = [] if config.baseline_model is None else [identify(config.baseline_model)]
     identities = unique_identities(compared + baseline)
@@ -92,11 +94,14 @@ def main(argv: list[str] | None = None) -> None:
             identity.source,
             identity,
             config.dtype,
+            config.device[0] if len(config.device) == 1 else None,
             trust_remote_code=config.trust_remote_code,
             allow_pickle=config.allow_pickle,
         )
         dims = fit_dims(f"--dims with {identity.name}", config.dims, model.get_embedding_dimension(), "dims" in chosen)
-        store = EmbeddingStore(model, cache_folder(output_dir, identity, config.dtype), config.batch_size)
+        store = EmbeddingStore(
+            model, cache_folder(output_dir, identity, config.dtype), config.batch_size, config.device
+        )
         if config.overwrite:
             store.clear()
         who = {"model": identity.name, "revision": identity.revision, "dtype": config.dtype}
@@ -134,6 +139,7 @@ def main(argv: list[str] | None = None) -> None:
         models.append(
             analyse(identity, dims, rows, sets, calibration, baseline=identity not in compared, unscored=unscored)
         )
+        store.close()
         encoded[names[identity.name, identity.revision]] = store.encoded
         logger.info(
             "%s: %s",

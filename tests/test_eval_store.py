@@ -69,6 +69,20 @@ class iter_again:  # what can be gone through again without being a list
         return iter(self.texts)
 
 
+def test_several_devices_share_the_texts_and_give_the_same_embeddings(tmp_path):
+    model, texts = static_model(), texts_of(400)
+    alone = EmbeddingStore(model, tmp_path / "one").encode(texts)
+    store = EmbeddingStore(model, tmp_path / "two", devices=["cpu", "cpu"])
+    try:
+        shared = store.encode(texts)
+        assert len(store._pool["processes"]) == 2
+        assert all(process.is_alive() for process in store._pool["processes"])
+    finally:
+        store.close()
+    np.testing.assert_allclose(shared, alone, atol=1e-6)
+    assert store.encoded == len(set(texts)) and store._pool is None
+
+
 def test_prompts_and_roles_are_kept_apart(tmp_path):
     model = static_model(prompts={"query": "word1 word2 ", "document": "word3 "})
     store = EmbeddingStore(model, tmp_path / "s")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,18 +63,26 @@ class EmbeddingStore:
         folder: Where the embeddings lie; it must belong to this model, revision and precision alone
             (see :func:`cache_folder`).
         batch_size: Texts in a forward pass.
+        devices: Where to encode; several share the texts, each in a process of its own. By default where the model is.
 
     A file for each way of encoding (query, document or neither, and the prompt) holds the rows, of ``width`` float32
     numbers each; beside it lie the digests of the texts and of the rows, in the same order. Rows without a digest, which an
     interruption can leave behind, are overwritten; files with a row that is not what its digest says are set aside.
     """
 
-    def __init__(self, model: SentenceTransformer, folder: Path, batch_size: int = 32):
-        self.model, self.folder, self.batch_size = model, folder, batch_size
+    def __init__(self, model: SentenceTransformer, folder: Path, batch_size: int = 32, devices: Sequence[str] = ()):
+        self.model, self.folder, self.batch_size, self.devices = model, folder, batch_size, devices
+        self._pool: dict[str, Any] | None = None
         self.width: int = model.get_embedding_dimension()
         self.encoded = 0
         self._rows: dict[str, tuple[tuple[int, ...], Rows]] = {}
         folder.mkdir(parents=True, exist_ok=True)
+
+    def close(self) -> None:
+        """End the processes that encode, where there are any."""
+        if self._pool is not None:
+            self.model.stop_multi_process_pool(self._pool)
+            self._pool = None
 
     def clear(self) -> None:
         """Forget everything, on disk too."""
@@ -185,8 +193,15 @@ class EmbeddingStore:
                 progress.update(len(chunk))
 
     def _forward(self, encode: Callable[..., Any], texts: list[str], prompt: str | None) -> np.ndarray:
+        if len(self.devices) > 1 and self._pool is None:
+            self._pool = self.model.start_multi_process_pool(list(self.devices))
         embeddings = encode(
-            texts, prompt=prompt, batch_size=self.batch_size, convert_to_tensor=True, show_progress_bar=False
+            texts,
+            prompt=prompt,
+            batch_size=self.batch_size,
+            convert_to_tensor=True,
+            show_progress_bar=False,
+            pool=self._pool,
         )
         block = embeddings.float().cpu().numpy()
         finite = np.isfinite(block).all(axis=1)

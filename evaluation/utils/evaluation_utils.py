@@ -203,6 +203,17 @@ def load_model(
     return model
 
 
+def check_devices(devices: Sequence[str]) -> None:
+    """Raises UsageError where a device has no such name or is not there."""
+    import torch
+
+    for name in devices:
+        try:
+            torch.empty(0, device=name)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            raise UsageError(f"--device {name}: {str(error).splitlines()[0]}") from None
+
+
 def _refuse_reranker(source: str, model: SentenceTransformer) -> None:
     """sentence-transformers makes an embedding model of any transformer; of one that scores pairs it makes a meaningless one."""
     config = getattr(getattr(model[0], "auto_model", None), "config", None)

@@ -24,6 +24,9 @@ class EvalConfig:
         Key("read pickled weights, which can run any code, where a model has no safetensors: only if you trust it"),
     ]
     batch_size: Annotated[int, Key("texts in a forward pass", minimum=1)]
+    device: Annotated[
+        list[str], Key("devices to encode on, each with a process of its own if there are several: cuda:0 cuda:1")
+    ]
     dtype: Annotated[
         str, Key("precision of the weights and the forward pass", choices=("float32", "bfloat16", "float16"))
     ]
