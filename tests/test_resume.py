@@ -19,10 +19,12 @@ import torch
 from safetensors.torch import load_file
 
 from common.errors import RunError
+from common.records import RunRecord, read_record
 from evaluation.utils.dev_evaluator import MatryoshkaEvaluator
 from tests.conftest import ROOT, classes, triplets
 from tests.test_training import HYBRID, NLI, finished, last_state, record_of, weights_of, write
 from training.utils.checkpoints import MANIFEST, checkpoints, damage, find_checkpoint, seal
+from training.utils.model_utils import check_unchanged
 
 RESUME = ("--resume_from_checkpoint", "latest")
 # logged between two checkpoints, several epochs, one of which ends at a checkpoint (step 6)
@@ -301,6 +303,17 @@ def test_a_run_goes_on_with_the_data_that_it_began_with(fails, whole, runs, grou
     record["datasets"][name]["revision"] = "0" * 40
     (folder / "run.json").write_text(json.dumps(record))
     fails(1, f'datasets.{name}.revision was "{"0" * 40}" and is', *runs[NLI], "--output_dir", folder, *RESUME)
+
+
+def test_a_secret_in_a_setting_is_the_same_secret(monkeypatch, tmp_path):
+    """The record does not have it."""
+    monkeypatch.setenv("SOME_TOKEN", "hunter2hunter2")
+    settings = {"datasets": {"x": {"path": "/home/hunter2hunter2/x.csv"}}}
+    RunRecord(tmp_path / "run.json", settings).write()
+    before = read_record(tmp_path / "run.json")["config"]
+    check_unchanged(tmp_path, before, settings)
+    with pytest.raises(RunError, match=r'datasets.x.path was "/home/\*\*\*/x.csv" and is "/home/\*\*\*/y.csv"'):
+        check_unchanged(tmp_path, before, {"datasets": {"x": {"path": "/home/hunter2hunter2/y.csv"}}})
 
 
 def test_what_does_not_matter_may_change(call, runs, whole, tmp_path):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from common.config import as_dict
 from common.errors import RunError, writing
 from common.records import read_record
+from common.redact import redact_values
 from evaluation.utils.evaluation_utils import identify, load_model
 from training.utils.checkpoints import checkpoints, damage, find_checkpoint, remove_damaged
 from training.utils.options import STATIC, TrainingConfig, check_static, permissions
@@ -213,7 +214,7 @@ def check_same_settings(path: Path, config: TrainingConfig) -> None:
 
 def check_unchanged(path: Path, before: dict[str, Any], after: dict[str, Any]) -> None:
     """Raise :class:`RunError` where what a run began with, as ``path`` has it, differs in what its weights depend on."""
-    old, new = flatten(before), flatten(json.loads(json.dumps(after, default=str)))
+    old, new = flatten(before), flatten(redact_values(json.loads(json.dumps(after, default=str))))  # as a record is
     changed = [
         f"{key} was {json.dumps(old.get(key), ensure_ascii=False)} and is {json.dumps(new.get(key), ensure_ascii=False)}"
         for key in {**old, **new}

@@ -261,7 +261,7 @@ def check_entry(where: str, entry: DatasetEntry) -> None:
     for key, losses in KEYS_OF_LOSSES.items():
         if getattr(entry, key) is not None and entry.loss not in losses:
             raise UsageError(f"{where}: {key!r} is for {', '.join(losses)}, and the loss is {entry.loss}")
-    if is_file_name(entry.path) and (entry.name is not None or entry.split != "train"):
+    if (entry.name is not None or entry.split != "train") and is_file_name(entry.path):
         raise UsageError(f"{where}: 'name' and 'split' are for data sets on the Hub, and {entry.path} is a file")
     if entry.directions is not None and "query_to_doc" not in entry.directions:
         raise UsageError(f"{where}: 'directions' must have query_to_doc, which holds the positive pair")
