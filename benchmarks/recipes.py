@@ -210,7 +210,7 @@ def glance(rows: dict, scores: Scores) -> str:
                 for i in (0, -1):
                     difference = found[subset][i] - against[subset][i]
                     cells.append(f"{100 * difference.value:+.1f}{sign(difference)}")
-            changes.append([f"{rows[row['of']]['label']} {row['label']}", *cells])
+            changes.append([row["label"], *cells])
     columns = [f"{subset} {DIMS[i]}" for subset in (*SUBSETS, "mean") for i in (0, -1)]
     text = table(["model", "seeds", *columns, "kept"], models)
     text += (
