@@ -182,8 +182,7 @@ def finish(
                 evaluator.primary_metric
             ]
     history = [entry for entry in trainer.state.log_history if f"eval_{PRIMARY_METRIC}" in entry]
-    final = save_whole(model, folder, FINAL, f"make room and go on with `{resume_command()}`")
-    record.finish(
+    record.write(  # before the final model, which shows that all is there
         steps=trainer.state.global_step,
         best_step=step,
         resumed_at_step=trainer.resumed_at_step,
@@ -194,6 +193,8 @@ def finish(
         dev_history=[{"step": entry["step"], PRIMARY_METRIC: entry[f"eval_{PRIMARY_METRIC}"]} for entry in history],
         final_model=FINAL,
     )
+    final = save_whole(model, folder, FINAL, f"make room and go on with `{resume_command()}`")
+    record.finish()
     if config.push_to_hub:
         try:
             url = model.push_to_hub(config.hub_model_id or folder.name, exist_ok=True)
