@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ROWS = Path(__file__).with_suffix(".json")
 TASK, SUBSETS = "STS17", ("ar-ar", "en-ar", "en-en")
 DIMS = (384, 256, 128, 64)
+LOWEST = 0.1  # a model that has nothing to keep in a subset has no share of it
 Scores = dict[str, dict[str, list["Estimate"]]]  # of a row and a subset, one for each dimension
 
 
@@ -201,9 +202,10 @@ def glance(rows: dict, scores: Scores) -> str:
                 for i in (0, -1):
                     mark = sign(found[subset][i] - against[subset][i]) if against else ""
                     cells.append(f"{100 * found[subset][i].value:.1f}{mark}")
-            kept = found["mean"][-1].value / found["mean"][0].value
+            whole = min(found[subset][0].value for subset in SUBSETS) > LOWEST
+            kept = f"{100 * found['mean'][-1].value / found['mean'][0].value:.1f}%" if whole else "–"
             label = row["label"] + (f" (▲▼ {rows[row['against']]['label']})" if against else "")
-            models.append([label, str(len(row.get("seeds", [0]))), *cells, f"{100 * kept:.1f}%"])
+            models.append([label, str(len(row.get("seeds", [0]))), *cells, kept])
         elif against:
             cells = []
             for subset in (*SUBSETS, "mean"):
