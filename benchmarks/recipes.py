@@ -97,8 +97,8 @@ def main() -> None:
     text = glance(rows, scores)
     write_atomically(options.output_dir / "recipes.md", text)
     write_atomically(options.output_dir / "dimensions.md", every_dimension(rows, scores))
-    write_atomically(options.output_dir / "dev.md", dev_table(rows, runs))
-    plot(options.output_dir / "recipes.png", rows, scores)
+    write_atomically(options.output_dir / "dev.md", dev_table(every, runs))
+    plot(options.output_dir / "recipes.png", rows, as_json(scores))
     record.finish()
     print(text)
 
@@ -246,53 +246,52 @@ def dev_table(rows: dict, runs: dict[str, list[dict]]) -> str:
     """The development scores that the choices were made on, mean over the dimensions and the seeds, and the time of training."""
     import numpy as np
 
-    sets = list(
-        dict.fromkeys(
-            key.rsplit("-", 1)[0] for run in sum(runs.values(), []) for key in run["scores"] if "-dev-" in key
-        )
-    )
-    lines = ["| model | steps | minutes | " + " | ".join(sets) + " |", "|---|---:|---:|" + "---:|" * len(sets)]
+    means: dict[str, dict[str, float]] = {}
     for name, found in runs.items():
-        cells = []
-        for of in sets:
-            values = [
-                value
-                for run in found
-                for key, value in run["scores"].items()
-                if key.startswith(f"{of}-") and key.endswith(("_spearman_cosine", "_mean_accuracy"))
-            ]
-            cells.append(f"{100 * np.mean(values):.1f}" if values else "")
+        [alone, *others] = resolve(rows[name], rows)["config"].get("dev_data", ["en"])
+        values: dict[str, list[float]] = {}
+        for run in found:
+            for key, value in run["scores"].items():
+                kind, _, metric = key.partition("-dev-")
+                if metric.endswith(("_spearman_cosine", "_mean_accuracy")):
+                    kind = (
+                        kind if others else f"{kind}-{alone}"
+                    )  # a set that is the only one has no language in its name
+                    values.setdefault(kind, []).append(value)
+        means[name] = {kind: 100 * float(np.mean(of_kind)) for kind, of_kind in values.items()}
+    kinds = list(dict.fromkeys(kind for found in means.values() for kind in found))
+    lines = []
+    for name, found in runs.items():
         minutes = np.mean([run["wall_time_s"] for run in found]) / 60
-        lines.append(f"| {rows[name]['label']} | {found[0]['steps']} | {minutes:.0f} | " + " | ".join(cells) + " |")
-    lines.append("\nMean over the dimensions and the seeds, × 100: Spearman for STS, accuracy for translations.")
-    return "\n".join(lines) + "\n"
+        cells = [f"{means[name][kind]:.1f}" if kind in means[name] else "" for kind in kinds]
+        lines.append([rows[name]["label"], str(found[0]["steps"]), f"{minutes:.0f}", *cells])
+    text = table(["model", "steps", "minutes", *kinds], lines)
+    return text + (
+        "\nMean over the dimensions that a model was trained at and over the seeds, × 100: Spearman for STS, accuracy for translations.\n"
+    )
 
 
-def plot(path: Path, rows: dict, scores: Scores) -> None:
-    """A panel for each subset: score against dimension, for the rows that ask for a line."""
+def plot(path: Path, rows: dict, scores: dict) -> None:
+    """A panel for each subset: score against dimension, for the rows that ask for a line. ``scores`` as in recipes.json."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     shown = [name for name, row in rows.items() if row.get("plot")]
+    dims = [str(dim) for dim in sorted(DIMS)]
     figure, panels = plt.subplots(1, len(SUBSETS), figsize=(12, 4.2), layout="constrained")
-    places = range(len(DIMS))
     for panel, subset in zip(panels, SUBSETS, strict=True):
         for number, name in enumerate(shown):
-            found = scores[name][subset]
-            bounds = [estimate.interval() for estimate in found]
-            panel.plot(
-                places, [100 * e.value for e in found], marker="o", color=f"C{number}", label=rows[name]["label"]
-            )
-            panel.fill_between(
-                places, [100 * b[0] for b in bounds], [100 * b[1] for b in bounds], color=f"C{number}", alpha=0.12
-            )
-        panel.set_xticks(places, [str(dim) for dim in DIMS])
-        panel.set(title=f"{TASK} {subset}", xlabel="dimension")
+            found = [scores[name][subset][dim] for dim in dims]
+            low, high = zip(*([100 * bound for bound in one["interval"]] for one in found), strict=True)
+            color = f"C{number}"
+            panel.plot(dims, [100 * one["value"] for one in found], marker="o", color=color, label=rows[name]["label"])
+            panel.fill_between(dims, low, high, color=color, alpha=0.12)
+        panel.set(title=f"{TASK} {subset}", xlabel="embedding dimension")
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("Spearman × 100, with 95% interval")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(shown))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)
