@@ -1,12 +1,15 @@
-"""The recipes under configs/: each parses, and each trains a few steps with the command that the README gives."""
+"""The recipes under configs/ and the rows of benchmarks/recipes.json: each parses; each recipe trains a few steps."""
 
 from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 
+from benchmarks.recipes import ROWS as TABLE
+from benchmarks.recipes import resolve
 from common.config import load_config, read_json
 from tests.conftest import ROOT
 from training.utils.options import HybridConfig, MatryoshkaNLIConfig, check_mixture, check_training
@@ -19,16 +22,20 @@ RECIPES = {
     "static.json": NLI,
     "quickstart.json": HYBRID,
 }
+ROWS = json.loads(TABLE.read_text(encoding="utf-8"))
 SMALL = ("--matryoshka_dims", "64", "16", "--per_device_train_batch_size", "8", "--max_train_samples", "24")
 STATIC = ("--static_embedding_dim", "64", "--static_vocab_size", "300")
 
 
-def config_of(name: str):
-    own, sibling = (
-        (HybridConfig, MatryoshkaNLIConfig) if RECIPES[name] == HYBRID else (MatryoshkaNLIConfig, HybridConfig)
-    )
-    arguments = ["--config", str(ROOT / "configs" / name)]
-    return load_config(own, "training_config.json", "", arguments, (sibling,), positional="model_name")[0]
+def checked(path: Path, script: str):
+    """The configuration of a script with a file, as the script checks it."""
+    own, sibling = (HybridConfig, MatryoshkaNLIConfig) if script == HYBRID else (MatryoshkaNLIConfig, HybridConfig)
+    arguments = ["--config", str(path)]
+    config = load_config(own, "training_config.json", "", arguments, (sibling,), positional="model_name")[0]
+    check_training(config)
+    if script == HYBRID:
+        check_mixture(config)
+    return config
 
 
 def test_every_recipe_is_tried_here():
@@ -36,12 +43,17 @@ def test_every_recipe_is_tried_here():
     assert found == {*RECIPES, "training_config.json", "eval_config.json"}
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_it_parses(name):
-    config = config_of(name)
-    check_training(config)
-    if RECIPES[name] == HYBRID:
-        check_mixture(config)
+@pytest.mark.parametrize("name", [name for name, row in ROWS.items() if "model" not in row])
+def test_the_rows_of_the_table_parse(tmp_path, name):
+    row, whole = ROWS[name], resolve(ROWS[name], ROWS)
+    file = tmp_path / "row.json"
+    file.write_text(json.dumps(whole["config"]), encoding="utf-8")
+    config = checked(file, whole["script"])
+    for key, value in row.get("config", {}).items():
+        if key != "datasets":
+            assert getattr(config, key) == value
+    assert not set(row.get("without", ())) & set(getattr(config, "datasets", ()))
+    assert row.get("against", name) in ROWS
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -52,7 +64,7 @@ def test_the_readme_gives_its_command(name):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_it_trains_a_few_steps(call, tmp_path, name):
-    config, folder = config_of(name), tmp_path / "run"
+    config, folder = checked(ROOT / "configs" / name, RECIPES[name]), tmp_path / "run"
     flags = ("--max_steps", "4", "--logging_steps", "1", "--eval_steps", "2", "--output_dir", folder)
     static = STATIC if config.model_name == "static" else ()
     done = call(RECIPES[name], "--config", ROOT / "configs" / name, *SMALL, *static, *flags)
