@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = [ROOT / "README.md", ROOT / "docs/scaling.md"]
+DOCUMENTS = [ROOT / "README.md", ROOT / "docs/scaling.md", ROOT / "docs/reliability.md"]
 BLOCK = re.compile(r"<!-- (results/reference/\S+\.md) -->\n.*?<!-- end -->", re.DOTALL)
 
 
