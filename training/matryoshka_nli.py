@@ -40,11 +40,11 @@ def main(argv: list[str] | None = None) -> None:
     from training.utils.leaks import drop_leaks
     from training.utils.losses import make_loss
     from training.utils.model_utils import choose_precision, load_base_model, prepare_run_folder, run_folder
-    from training.utils.runs import finish, fit_weights, pairs_of, resume_command, start_record, texts_of
+    from training.utils.runs import finish, fit_weights, pairs_of, start_record, texts_of
     from training.utils.trainer import MatryoshkaTrainer, make_training_arguments
 
     folder = run_folder(config, "matryoshka_nli")
-    checkpoint = prepare_run_folder(folder, config, resume_command())
+    checkpoint = prepare_run_folder(folder, config)
     set_seed(config.seed)
 
     # 2. The data: scored pairs to choose the best checkpoint on, and triplets (or pairs) that share nothing with them

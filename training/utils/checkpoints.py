@@ -6,11 +6,14 @@ import hashlib
 import json
 import logging
 import os
+import shlex
 import shutil
+import sys
 from pathlib import Path
 
 from common.errors import RunError
 from common.records import write_atomically
+from training.utils.losses import get_world_size
 
 logger = logging.getLogger(__name__)
 
@@ -114,3 +117,17 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def resume_command() -> str:
+    """This command, with the flag that makes it go on from the latest checkpoint."""
+    flag, words = "--resume_from_checkpoint", sys.argv[1:]
+    words = [
+        word
+        for before, word in zip(["", *words], words, strict=False)
+        if flag not in (before, word) and not word.startswith(f"{flag}=")
+    ]
+    launcher = ["python"]
+    if get_world_size() > 1:
+        launcher = ["torchrun", "--nproc_per_node", os.environ.get("LOCAL_WORLD_SIZE", str(get_world_size()))]
+    return shlex.join([*launcher, sys.argv[0], *words, flag, "latest"])

@@ -14,7 +14,7 @@ from common.errors import RunError, writing
 from common.records import read_record
 from common.redact import redact_values
 from evaluation.utils.evaluation_utils import identify, load_model
-from training.utils.checkpoints import checkpoints, damage, find_checkpoint, remove_damaged
+from training.utils.checkpoints import checkpoints, damage, find_checkpoint, remove_damaged, resume_command
 from training.utils.options import STATIC, TrainingConfig, check_static, permissions
 from training.utils.vocabulary import extend_vocabulary, normalize_arabic
 
@@ -147,7 +147,7 @@ def run_folder(config: TrainingConfig, script: str) -> Path:
     return Path(config.output_dir or f"output/{script}-{Path(config.model_name).name}")
 
 
-def prepare_run_folder(folder: Path, config: TrainingConfig, resume_command: str) -> Path | None:
+def prepare_run_folder(folder: Path, config: TrainingConfig) -> Path | None:
     """Make sure that no earlier run is lost, and find the checkpoint to go on from.
 
     Returns:
@@ -179,7 +179,7 @@ def prepare_run_folder(folder: Path, config: TrainingConfig, resume_command: str
         )
     elif any(damage(path, contents=False) is None for path in found):
         raise RunError(
-            f"{folder} holds an unfinished run: resume it with `{resume_command}`, or replace it with --overwrite_output_dir"
+            f"{folder} holds an unfinished run: resume it with `{resume_command()}`, or replace it with --overwrite_output_dir"
         )
     elif found:
         raise RunError(

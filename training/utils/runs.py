@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shlex
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +14,7 @@ from common.errors import RunError, UsageError, one_line
 from common.records import RunRecord, read_record
 from evaluation.utils.dev_evaluator import PRIMARY_METRIC, MatryoshkaEvaluator
 from evaluation.utils.evaluation_utils import identify
-from training.utils.checkpoints import is_latest
+from training.utils.checkpoints import is_latest, resume_command
 from training.utils.losses import get_world_size
 from training.utils.model_utils import (
     FINAL,
@@ -42,20 +40,6 @@ LEARNT_FROM = (
     "dev_and_test_rows",
     "processes",
 )  # what of a record the weights depend on
-
-
-def resume_command() -> str:
-    """This command, with the flag that makes it go on from the latest checkpoint."""
-    flag, words = "--resume_from_checkpoint", sys.argv[1:]
-    words = [
-        word
-        for before, word in zip(["", *words], words, strict=False)
-        if flag not in (before, word) and not word.startswith(f"{flag}=")
-    ]
-    launcher = ["python"]
-    if get_world_size() > 1:
-        launcher = ["torchrun", "--nproc_per_node", os.environ.get("LOCAL_WORLD_SIZE", str(get_world_size()))]
-    return shlex.join([*launcher, sys.argv[0], *words, flag, "latest"])
 
 
 def texts_of(*datasets: Dataset) -> Iterator[str]:

@@ -35,10 +35,9 @@ from common.errors import (
     writing,
 )
 from evaluation.utils.dev_evaluator import MatryoshkaEvaluator
-from training.utils.checkpoints import checkpoints, damage, seal
+from training.utils.checkpoints import checkpoints, damage, resume_command, seal
 from training.utils.losses import loss_parameters
 from training.utils.options import TrainingConfig
-from training.utils.runs import resume_command
 from training.utils.sampling import PROPORTIONAL, GlobalBatchSampler, MixtureBatchSampler
 
 logger = logging.getLogger(__name__)
