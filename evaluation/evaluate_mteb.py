@@ -17,7 +17,7 @@ from pathlib import Path
 if not __package__:  # run as a file: import from the repository root, as `python -m` does
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from common.config import as_dict, check_dims, default, fit_dims, load_config
+from common.config import as_dict, check_dims, default, load_config
 from common.errors import UsageError, run
 from common.script import set_up_logging
 from evaluation.utils.options import MTEBConfig, STSConfig
@@ -42,7 +42,6 @@ def main(argv: list[str] | None = None) -> None:
         check_subsets,
         choose_subsets,
         identify,
-        load_model,
         load_task_data,
         unique_identities,
     )
@@ -67,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from common.records import RunRecord
     from evaluation.utils.analysis import analyse, compare_with_first
-    from evaluation.utils.embeddings import EmbeddingStore, cache_folder
+    from evaluation.utils.embeddings import open_store
     from evaluation.utils.model_card import update_model_cards
     from evaluation.utils.mteb_scores import MTEBScorer, retrieval_embeddings
     from evaluation.utils.mteb_tasks import choose_tasks, label_of, pair_sets, size_of
@@ -108,20 +107,7 @@ def main(argv: list[str] | None = None) -> None:
     # 3. Each model: score at every dimension through mteb, then intervals, baselines, precisions, shortlists, errors
     models, encoded = [], {}
     for identity in identities:
-        model = load_model(
-            identity.source,
-            identity,
-            config.dtype,
-            config.device[0] if len(config.device) == 1 else None,
-            trust_remote_code=config.trust_remote_code,
-            allow_pickle=config.allow_pickle,
-        )
-        dims = fit_dims(f"--dims with {identity.name}", config.dims, model.get_embedding_dimension(), "dims" in chosen)
-        store = EmbeddingStore(
-            model, cache_folder(output_dir, identity, config.dtype), config.batch_size, config.device
-        )
-        if config.overwrite:
-            store.clear()
+        store, dims = open_store(identity, config, output_dir, "dims" in chosen)
         scorer = MTEBScorer(store, identity, dims, config.dtype, output_dir, config.batch_size, config.overwrite)
         rows = scorer.score(tasks)
         missing = {(row["task"], row["subset"]) for row in scorer.unscored}

@@ -16,7 +16,7 @@ from pathlib import Path
 if not __package__:  # run as a file: import from the repository root, as `python -m` does
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from common.config import as_dict, check_dims, default, fit_dims, load_config
+from common.config import as_dict, check_dims, default, load_config
 from common.errors import RunError, UsageError, run
 from common.script import set_up_logging
 from evaluation.utils.options import STS_TASKS, MTEBConfig, STSConfig
@@ -40,7 +40,6 @@ def main(argv: list[str] | None = None) -> None:
         check_devices,
         file_hash,
         identify,
-        load_model,
         load_pairs,
         sts_scores,
         unique_identities,
@@ -65,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
     from common.data_files import why_undefined
     from common.records import RunRecord, versions
     from evaluation.utils.analysis import analyse, compare_with_first
-    from evaluation.utils.embeddings import EmbeddingStore, cache_folder
+    from evaluation.utils.embeddings import open_store
     from evaluation.utils.model_card import update_model_cards
     from evaluation.utils.pairs import PairSet, languages_of_name
     from evaluation.utils.summary import display_names, write_result
@@ -90,20 +89,7 @@ def main(argv: list[str] | None = None) -> None:
     # 2. Each model: four similarities at every dimension, then intervals, baselines, precisions, shortlists, errors
     models, encoded = [], {}
     for identity in identities:
-        model = load_model(
-            identity.source,
-            identity,
-            config.dtype,
-            config.device[0] if len(config.device) == 1 else None,
-            trust_remote_code=config.trust_remote_code,
-            allow_pickle=config.allow_pickle,
-        )
-        dims = fit_dims(f"--dims with {identity.name}", config.dims, model.get_embedding_dimension(), "dims" in chosen)
-        store = EmbeddingStore(
-            model, cache_folder(output_dir, identity, config.dtype), config.batch_size, config.device
-        )
-        if config.overwrite:
-            store.clear()
+        store, dims = open_store(identity, config, output_dir, "dims" in chosen)
         who = {"model": identity.name, "revision": identity.revision, "dtype": config.dtype}
         rows, unscored, sets = [], [], []
         for subset, pairs in subsets.items():

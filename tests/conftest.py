@@ -16,10 +16,15 @@ import sys
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.hub import Hub
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+    from transformers import BertTokenizerFast
 
 ROOT = Path(__file__).resolve().parents[1]
 TRIPLET = ("premise", "entailment", "contradiction")
@@ -163,12 +168,36 @@ def write_datasets(folder: Path, groups: list[dict], pairs: list[dict]) -> None:
     write_dataset(folder / "mteb/sts22-crosslingual-sts", {"default": {"test": sts22}})
 
 
-def write_models(folder: Path, texts: list[str]) -> None:
-    import torch
+def write_bert(path: Path, tokenizer: BertTokenizerFast) -> None:
+    """A tiny BERT with random weights."""
+    from transformers import BertConfig, BertModel
+
+    tokenizer.save_pretrained(path)
+    BertModel(
+        BertConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=128,
+            max_position_embeddings=128,
+        )
+    ).save_pretrained(path)
+
+
+def sentence_model(bert: Path) -> SentenceTransformer:
+    """A transformer with mean pooling."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+    transformer = Transformer(str(bert))
+    return SentenceTransformer(modules=[transformer, Pooling(transformer.get_embedding_dimension())], device="cpu")
+
+
+def write_models(folder: Path, texts: list[str]) -> None:
+    import torch
     from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer
-    from transformers import BertConfig, BertModel, BertTokenizerFast, RobertaConfig, RobertaModel, RobertaTokenizerFast
+    from transformers import BertTokenizerFast, RobertaConfig, RobertaModel, RobertaTokenizerFast
 
     torch.manual_seed(0)
     roberta = folder / "distilroberta-base"
@@ -187,29 +216,11 @@ def write_models(folder: Path, texts: list[str]) -> None:
         )
     ).save_pretrained(roberta)
 
-    def write_bert(path: Path, tokenizer: BertTokenizerFast) -> None:
-        tokenizer.save_pretrained(path)
-        BertModel(
-            BertConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=64,
-                num_hidden_layers=2,
-                num_attention_heads=4,
-                intermediate_size=128,
-                max_position_embeddings=128,
-            )
-        ).save_pretrained(path)
-
-    def write_sentence_model(path: Path, bert: Path) -> None:
-        transformer = Transformer(str(bert))
-        pooling = Pooling(transformer.get_embedding_dimension())
-        SentenceTransformer(modules=[transformer, pooling], device="cpu").save_pretrained(str(path))
-
     bert = folder / "aubmindlab/bert-base-arabertv02"
     wordpiece = BertWordPieceTokenizer(strip_accents=False, lowercase=False)
     wordpiece.train_from_iterator(texts, vocab_size=1500, show_progress=False)
     write_bert(bert, BertTokenizerFast(tokenizer_object=wordpiece._tokenizer, model_max_length=128))
-    write_sentence_model(folder / "tiny/sentence-bert", bert)
+    sentence_model(bert).save_pretrained(str(folder / "tiny/sentence-bert"))
 
     english = folder / "tiny/english-bert"  # its tokenizer breaks Arabic into letters
     letters = sorted({letter for text in texts for letter in text if "\u0600" <= letter <= "\u06ff"})
@@ -217,7 +228,7 @@ def write_models(folder: Path, texts: list[str]) -> None:
     wordpiece.train_from_iterator((text for text in texts if text.isascii()), vocab_size=1000, show_progress=False)
     pieces = [*wordpiece.get_vocab(), *letters, *(f"##{letter}" for letter in letters)]
     write_bert(english, BertTokenizerFast(vocab={piece: i for i, piece in enumerate(pieces)}, model_max_length=128))
-    write_sentence_model(folder / "sentence-transformers/all-MiniLM-L6-v2", english)
+    sentence_model(english).save_pretrained(str(folder / "sentence-transformers/all-MiniLM-L6-v2"))
 
 
 @pytest.fixture(scope="session")

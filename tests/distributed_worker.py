@@ -24,7 +24,7 @@ def main() -> None:
     processes, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     if processes > 1:
         dist.init_process_group("gloo", timeout=timedelta(seconds=60))
-    model = pack(SentenceTransformer(str(folder / "model"), device="cpu")).train()
+    model = pack(SentenceTransformer(str(folder / "model"), device="cpu").double()).train()  # rounding does not matter
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
 from common.errors import RunError
+from tests.conftest import sentence_model, write_bert
 from training.utils.vocabulary import (
     ROUNDS,
     align,
@@ -29,24 +29,15 @@ TRANSLATION = dict(zip(["moon", "sun", "sea", "bird", "house", "river", "near", 
 @pytest.fixture
 def english_model(tmp_path):
     """A tiny BERT that knows ten English words, and of Arabic only letters."""
-    from transformers import BertConfig, BertModel, BertTokenizerFast
+    from transformers import BertTokenizerFast
 
     letters = sorted(set("abcdefghijklmnopqrstuvwxyz") | set("".join(ARABIC)) | set("أإآٱىيكتبلوم"))
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *ENGLISH, *letters, *(f"##{letter}" for letter in letters)]
-    tokenizer = BertTokenizerFast(vocab={piece: index for index, piece in enumerate(pieces)}, model_max_length=64)
-    tokenizer.save_pretrained(tmp_path / "bert")
     torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(pieces),
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=64,
+    write_bert(
+        tmp_path / "bert", BertTokenizerFast(vocab={piece: i for i, piece in enumerate(pieces)}, model_max_length=64)
     )
-    BertModel(config).save_pretrained(tmp_path / "bert")
-    transformer = Transformer(str(tmp_path / "bert"))
-    return SentenceTransformer(modules=[transformer, Pooling(16)], device="cpu")
+    return sentence_model(tmp_path / "bert")
 
 
 def translated(count: int) -> list[tuple[str, str]]:

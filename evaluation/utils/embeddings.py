@@ -17,12 +17,15 @@ from filelock import FileLock
 from tqdm.auto import tqdm
 from xxhash import xxh3_64_intdigest
 
+from common.config import fit_dims
 from common.errors import RunError
 from common.records import naming, set_aside
-from evaluation.utils.evaluation_utils import ModelIdentity
+from evaluation.utils.evaluation_utils import ModelIdentity, load_model
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+
+    from evaluation.utils.options import EvalConfig
 
 logger = logging.getLogger(__name__)
 
@@ -209,6 +212,33 @@ class EmbeddingStore:
             text = texts[int(np.argmin(finite))]
             raise RunError(f"the model gives NaN or infinite embeddings, first for the text {text[:80]!r}")
         return block
+
+
+def open_store(
+    identity: ModelIdentity, config: EvalConfig, output_dir: Path, dims_given: bool
+) -> tuple[EmbeddingStore, list[int]]:
+    """The store of a model that is loaded as the flags say, and the dimensions to score it at.
+
+    Args:
+        dims_given: Whether the user gave ``--dims``; those of the defaults that the model does not have are left out.
+
+    Raises:
+        RunError: The model cannot be loaded.
+        UsageError: It is not as wide as the dimensions given.
+    """
+    model = load_model(
+        identity.source,
+        identity,
+        config.dtype,
+        config.device[0] if len(config.device) == 1 else None,
+        trust_remote_code=config.trust_remote_code,
+        allow_pickle=config.allow_pickle,
+    )
+    dims = fit_dims(f"--dims with {identity.name}", config.dims, model.get_embedding_dimension(), dims_given)
+    store = EmbeddingStore(model, cache_folder(output_dir, identity, config.dtype), config.batch_size, config.device)
+    if config.overwrite:
+        store.clear()
+    return store, dims
 
 
 def _digests(texts: Iterable[str]) -> Iterator[bytes]:
