@@ -254,9 +254,8 @@ def dev_table(rows: dict, runs: dict[str, list[dict]]) -> str:
             for key, value in run["scores"].items():
                 kind, _, metric = key.partition("-dev-")
                 if metric.endswith(("_spearman_cosine", "_mean_accuracy")):
-                    kind = (
-                        kind if others else f"{kind}-{alone}"
-                    )  # a set that is the only one has no language in its name
+                    if not others:  # a set that is the only one has no language in its name
+                        kind = f"{kind}-{alone}"
                     values.setdefault(kind, []).append(value)
         means[name] = {kind: 100 * float(np.mean(of_kind)) for kind, of_kind in values.items()}
     kinds = list(dict.fromkeys(kind for found in means.values() for kind in found))

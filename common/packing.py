@@ -183,9 +183,8 @@ class _Forward:
         ids = features.get("input_ids")
         if mask is None or ids is None or ids.ndim != 2 or mask.shape != ids.shape or "cu_seq_lens_q" in features:
             return self.original(features, **kwargs)
-        features = dict(
-            features
-        )  # what is packed is of no use to the caller, who may give these texts to another model
+        # a copy: what is packed is of no use to the caller, who may give these texts to another model
+        features = dict(features)
         dtype = self.train_dtype if self.transformer.training and self.train_dtype != torch.float32 else None
         with torch.autocast(ids.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
             return self.run(features, mask.bool(), **kwargs)

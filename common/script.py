@@ -20,9 +20,8 @@ def set_up_logging() -> None:
     logging.basicConfig(
         level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=[handler], force=True
     )
-    logging.getLogger("mteb.abstasks.abstask").setLevel(
-        logging.ERROR
-    )  # "STS22 is superseded by STS22.v2", once a dimension
+    # "STS22 is superseded by STS22.v2", once a dimension
+    logging.getLogger("mteb.abstasks.abstask").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=".* is superseded by")
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)

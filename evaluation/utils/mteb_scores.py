@@ -69,10 +69,8 @@ class MTEBScorer:
         rows: list[dict[str, Any]] = []
         encode_pairs(tasks, self.encoder())
         for task in tqdm(tasks, desc=self.identity.name, unit="task", disable=len(tasks) < 2):
-            subsets, full = (
-                task.hf_subsets,
-                why_unscored(task, self.encoder()),
-            )  # no full width: nothing to compare with
+            subsets = task.hf_subsets
+            full = why_unscored(task, self.encoder())  # no full width: nothing to compare with
             for dim in tqdm(self.dims, desc=task.metadata.name, unit="dim", leave=False):
                 reasons = full | (why_unscored(task, self.encoder(dim)) if dim < self.dims[0] else {})
                 self.unscored += self._unscored(task, dim, reasons)

@@ -27,19 +27,17 @@ logger = logging.getLogger(__name__)
 # The test sets of the Arabic field, by mteb's names, and their subsets
 BENCHMARK = {"STS17": ["ar-ar", "en-ar", "en-en"], "STS22.v2": ["ar"], "STSBenchmark": []}
 ROWS = 65_536  # looked up at a time
-NO_LETTER = re.compile(
-    "[\\W_\u0640]+"
-)  # punctuation, space, accents and vowel signs once they stand alone; the tatweel
+# punctuation, space, the tatweel, and accents and vowel signs once they stand alone
+NO_LETTER = re.compile("[\\W_\u0640]+")
 
 
 def normalise(text: str) -> str:
     """What is left of a text that is written in another way: its letters and digits, in lower case, without accents, Arabic
     vowel signs and tatweel, all forms of alef alike. A text without a letter or digit stays as it is.
     """
-    # NFKD takes the accent off a letter, the hamza off an alef, and apart what stands in one sign (ligatures, full width)
-    letters = (
-        unicodedata.normalize("NFKD", text).lower().replace("\u0671", "\u0627")
-    )  # the alef with wasla has no parts
+    # NFKD takes the accent off a letter, the hamza off an alef, and apart what stands in one sign (ligatures, full width);
+    # the alef with wasla has no parts
+    letters = unicodedata.normalize("NFKD", text).lower().replace("\u0671", "\u0627")
     return NO_LETTER.sub("", letters) or text.strip()
 
 

@@ -34,12 +34,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-LEARNT_FROM = (
-    "matryoshka_dims",
-    "datasets",
-    "dev_and_test_rows",
-    "processes",
-)  # what of a record the weights depend on
+# what of a record the weights depend on
+LEARNT_FROM = ("matryoshka_dims", "datasets", "dev_and_test_rows", "processes")
 
 
 def texts_of(*datasets: Dataset) -> Iterator[str]:
