@@ -13,6 +13,7 @@ and run in chunks of similar length, which every architecture can do.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +29,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ATTENTION = "packed_sdpa"
+KERNELS = 64  # that oneDNN keeps; a step of BERT needs a dozen
 CHUNK_ROWS = 32  # rows that the second way runs together
-TRIAL = ("word", "a few words more", "one two three four five six seven eight nine ten")
+# texts on which both ways must agree, the last one longer than the windows of models with local attention
+TRIAL = ("word", "a few words more", "one two three four five six seven eight nine ten", "a long text " * 150)
 
 
 def packed_attention(
@@ -118,10 +121,12 @@ def pack(model: SentenceTransformer, train_dtype: torch.dtype | None = None) -> 
     transformer = model[0]
     if not hasattr(transformer, "auto_model") or isinstance(transformer.__dict__.get("forward"), _Forward):
         return model
+    # oneDNN compiles a kernel of 0.7 MiB for each new shape, which each packed batch has, and would keep 1,024 of them
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS))
     forward = _Forward(transformer, train_dtype)
     before = _embed(model)
     if not torch.isfinite(before).all():
-        raise RunError("the model gives NaN or infinite embeddings before any training: its weights are damaged")
+        raise RunError("the model gives NaN or infinite embeddings: its weights are damaged")
     transformer.forward = forward
     if not (forward.use_packing() and _same(before, model)):
         forward.use_chunks()
@@ -155,6 +160,13 @@ def _same(before: Tensor, model: SentenceTransformer) -> bool:
     )
 
 
+def register() -> None:
+    """Make the attention of packed batches known to transformers, by its name."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(ATTENTION, packed_attention)
+
+
 class _Forward:
     """Takes the place of a Transformer module's ``forward``."""
 
@@ -163,11 +175,13 @@ class _Forward:
         self.original: Callable[..., dict[str, Any]] = transformer.forward
         self.attention = transformer.auto_model.config._attn_implementation
         self.run = self._packed
+        register()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        register()  # in another process, which encodes beside this one
 
     def use_packing(self) -> bool:
-        from transformers import AttentionInterface
-
-        AttentionInterface.register(ATTENTION, packed_attention)
         try:
             self.transformer.auto_model.set_attn_implementation(ATTENTION)
         except (ValueError, AttributeError, ImportError):

@@ -9,6 +9,7 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from common.errors import RunError
+from common.packing import pack
 from evaluation.utils import embeddings as module
 from evaluation.utils.embeddings import EmbeddingStore, cache_folder
 from evaluation.utils.evaluation_utils import ModelIdentity
@@ -69,8 +70,10 @@ class iter_again:  # what can be gone through again without being a list
         return iter(self.texts)
 
 
-def test_several_devices_share_the_texts_and_give_the_same_embeddings(tmp_path):
-    model, texts = static_model(), texts_of(400)
+@pytest.mark.parametrize("packed", [False, True])
+def test_several_devices_share_the_texts_and_give_the_same_embeddings(tmp_path, tiny_model, packed):
+    texts = texts_of(400)
+    model = pack(SentenceTransformer(str(tiny_model), device="cpu")) if packed else static_model()
     alone = EmbeddingStore(model, tmp_path / "one").encode(texts)
     store = EmbeddingStore(model, tmp_path / "two", devices=["cpu", "cpu"])
     try:

@@ -1,10 +1,16 @@
 """A long training run does not grow."""
 
-import pytest
+import ctypes
+import os
+import sys
 
-from benchmarks.train_memory import growth, measure
+import pytest
+import torch
+
+from benchmarks.train_memory import growth, measure, sample
 from tests.conftest import triplets
 from tests.test_training import write
+from training.utils.trainer import trim_heap
 
 
 @pytest.mark.slow
@@ -25,3 +31,16 @@ def test_growth_is_from_the_first_to_the_last_quarter_after_the_warm_up():
     found = growth(samples)
     assert found["mib"] == 130.5 and found["mib_at_the_end"] == 190.5  # medians of steps 21 to 40, 81 to 100
     assert found["growth_percent"] == pytest.approx(100 * (190.5 / 130.5 - 1), abs=0.01)
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="the C library is not glibc"
+)
+def test_free_memory_goes_back_to_the_system():
+    tensors = [torch.ones(25_000) for _ in range(2_000)]  # 100 kB each, from the heap
+    last = torch.ones(25_000)
+    tensors.clear()
+    before = sample(os.getpid(), 0)["mib"]
+    trim_heap()
+    assert before - sample(os.getpid(), 0)["mib"] > 150
+    assert last.sum() == 25_000

@@ -19,6 +19,7 @@ from xxhash import xxh3_64_intdigest
 
 from common.config import fit_dims
 from common.errors import RunError
+from common.packing import pack
 from common.records import naming, set_aside
 from evaluation.utils.evaluation_utils import ModelIdentity, load_model
 
@@ -235,7 +236,9 @@ def open_store(
         allow_pickle=config.allow_pickle,
     )
     dims = fit_dims(f"--dims with {identity.name}", config.dims, model.get_embedding_dimension(), dims_given)
-    store = EmbeddingStore(model, cache_folder(output_dir, identity, config.dtype), config.batch_size, config.device)
+    store = EmbeddingStore(
+        pack(model), cache_folder(output_dir, identity, config.dtype), config.batch_size, config.device
+    )
     if config.overwrite:
         store.clear()
     return store, dims
