@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ATTENTION = "packed_sdpa"
-KERNELS = 64  # that oneDNN keeps; a step of BERT needs a dozen
+KERNELS = 64  # of each operation that PyTorch and oneDNN keep; a step of BERT needs a dozen
 CHUNK_ROWS = 32  # rows that the second way runs together
 # texts on which both ways must agree, the last one longer than the windows of models with local attention
 TRIAL = ("word", "a few words more", "one two three four five six seven eight nine ten", "a long text " * 150)
@@ -121,8 +121,9 @@ def pack(model: SentenceTransformer, train_dtype: torch.dtype | None = None) -> 
     transformer = model[0]
     if not hasattr(transformer, "auto_model") or isinstance(transformer.__dict__.get("forward"), _Forward):
         return model
-    # oneDNN compiles a kernel of 0.7 MiB for each new shape, which each packed batch has, and would keep 1,024 of them
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS))
+    # bfloat16 on a CPU has a kernel compiled for each new shape, as each packed batch is, and would keep 1,024 of them, 0.7 MiB each
+    for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(cache, str(KERNELS))
     forward = _Forward(transformer, train_dtype)
     before = _embed(model)
     if not torch.isfinite(before).all():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import json
 import logging
@@ -45,7 +44,6 @@ logger = logging.getLogger(__name__)
 
 LOSS_STATE = "loss.safetensors"
 LOG_STATE = "log_state.json"
-TRIM_STEPS = 10  # between two trims of the heap; at each step, it would cost a fifth of the time
 GPU_LOADERS = 2  # processes that tokenise the next batches while a GPU computes
 # keys of ours that the trainer must not act on: it would upload checkpoints while it trains
 LEFT_OUT = {"output_dir", "resume_from_checkpoint", "push_to_hub", "hub_model_id"}
@@ -151,8 +149,6 @@ class MatryoshkaTrainer(SentenceTransformerTrainer):
         super()._run_epoch(**kwargs)
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        if self.state.global_step % TRIM_STEPS == 0:
-            trim_heap()
         if self._stop:
             self.control.should_save = True
         super()._maybe_log_save_evaluate(*args, **kwargs)
@@ -386,17 +382,6 @@ class MatryoshkaTrainer(SentenceTransformerTrainer):
             raise RunError(
                 f"the best checkpoint, {best}, cannot be loaded ({reason}); the others are in {self.args.output_dir}"
             )
-
-
-def trim_heap() -> None:
-    """Give free memory back to the system, where the C library is glibc, which otherwise keeps it.
-
-    Batches are of ever other sizes, and what is free between two tensors seldom fits the next: without this a run of
-    all-MiniLM-L6-v2 holds twice as much memory after 100 steps as after 5.
-    """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
 
 
 def make_training_arguments(
