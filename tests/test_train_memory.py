@@ -1,14 +1,18 @@
 """A long training run does not grow."""
 
+import ctypes
+import os
 import subprocess
 import sys
 
 import pytest
+import torch
 
-from benchmarks.train_memory import growth, measure
+from benchmarks.train_memory import growth, measure, sample
 from tests.conftest import ROOT, triplets
 from tests.test_training import write
 from training.utils.model_utils import cpu_has_bfloat16
+from training.utils.trainer import trim_heap
 
 SHAPES = """
 import sys, torch
@@ -57,3 +61,16 @@ def test_kernels_for_batches_of_ever_other_shapes_do_not_pile_up(tiny_model):
     )
     early, late = map(float, done.stdout.split())
     assert late - early < 20  # 108 with the caches as they come
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="the C library is not glibc"
+)
+def test_free_memory_goes_back_to_the_system():
+    tensors = [torch.ones(25_000) for _ in range(2_000)]  # 100 kB each, from the heap
+    last = torch.ones(25_000)
+    tensors.clear()
+    before = sample(os.getpid(), 0)["mib"]
+    trim_heap()
+    assert before - sample(os.getpid(), 0)["mib"] > 150
+    assert last.sum() == 25_000
