@@ -2,11 +2,13 @@
 
     python benchmarks/train_memory.py                              # 2,000 steps of configs/static.json, 200 of all-MiniLM-L6-v2
     python benchmarks/train_memory.py --runs static --steps 500
+    python benchmarks/train_memory.py --runs minilm --in_use
     python benchmarks/train_memory.py --runs static -- --train_data my_triplets.csv
 
 Each run is the real script in a process of its own, looked at from outside after each step. Memory is what only
-this process has and the system cannot take back (anonymous PSS). The first fifth of the steps is warm-up; growth is from the
-first to the last quarter of the rest, in medians. Flags after -- go to the script. Results go to --output_dir as memory.json
+this process has and the system cannot take back (anonymous PSS), with what the C library keeps of freed memory; with
+--in_use, without that: glibc then gives every freed piece of a MiB and more back at once, which takes longer. The first fifth
+of the steps is warm-up; growth is from the first to the last quarter of the rest, in medians. Flags after -- go to the script. Results go to --output_dir as memory.json
 and memory.md.
 """
 
@@ -31,6 +33,7 @@ RUNS = {
     "minilm": (200, ("sentence-transformers/all-MiniLM-L6-v2",)),
 }
 WARM_UP = 0.2
+IN_USE = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
 
 
 def sample(pid: int, step: int) -> dict[str, float]:
@@ -45,14 +48,16 @@ def sample(pid: int, step: int) -> dict[str, float]:
     }
 
 
-def measure(flags: tuple[str, ...], steps: int) -> list[dict[str, float]]:
+def measure(flags: tuple[str, ...], steps: int, environment: dict[str, str] | None = None) -> list[dict[str, float]]:
     """A sample for each step of a training run, which reports its loss then."""
     samples = []
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, str(ROOT / "training/matryoshka_nli.py"), *flags, "--max_steps", str(steps)]
         command += ["--logging_steps", "1", "--output_dir", folder]
         print(" ".join(command[1:]), file=sys.stderr)
-        with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+        with subprocess.Popen(
+            command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=os.environ | (environment or {})
+        ) as process:
             log = []
             for line in process.stderr:
                 log.append(line)
@@ -86,6 +91,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS), help="which runs (default: all)")
     parser.add_argument("--steps", type=int, help="steps of each run (default: 2,000 and 200)")
+    parser.add_argument("--in_use", action="store_true", help="without what the C library keeps of freed memory")
     parser.add_argument(
         "--output_dir", type=Path, default=Path("results/memory"), help="folder of the results (default: %(default)s)"
     )
@@ -102,12 +108,12 @@ def main() -> None:
     runs = {}
     for name in options.runs:
         steps, arguments = RUNS[name]
-        samples = measure((*arguments, *flags), options.steps or steps)
+        samples = measure((*arguments, *flags), options.steps or steps, IN_USE if options.in_use else None)
         found = growth(samples)
         runs[name] = found | {"steps": options.steps or steps, "samples": samples}
         record.write(runs=runs)
         lines.append(
-            f"| {name} | {runs[name]['steps']:,} | {found['mib']:.1f} | {found['mib_at_the_end']:.1f} | {found['growth_percent']:+.2f}% "
+            f"| {name}{', in use' if options.in_use else ''} | {runs[name]['steps']:,} | {found['mib']:.1f} | {found['mib_at_the_end']:.1f} | {found['growth_percent']:+.2f}% "
             f"| {found['files']:g} to {found['files_at_the_end']:g} | {found['threads']:g} to {found['threads_at_the_end']:g} |"
         )
     text = "\n".join(lines) + "\n"

@@ -191,7 +191,8 @@ def plot(table: pd.DataFrame, path: Path) -> None:
         axis.set_visible(False)
     for row in axes:
         row[0].set_ylabel(f"{metric_name(table)} × 100")
-    figure.supxlabel("embedding dimension", fontsize=11)
+    shaded = " (shaded: 95% interval)" if table["ci_low"].notna().any() else ""
+    figure.supxlabel(f"embedding dimension{shaded}", fontsize=11)
     handles = {
         label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
     }
