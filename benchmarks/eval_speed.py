@@ -23,6 +23,7 @@ import mteb
 from sentence_transformers import SentenceTransformer
 
 from common.config import default
+from common.packing import pack
 from common.records import hardware, versions, write_atomically
 from common.script import set_up_logging
 from evaluation.utils.analysis import pair_estimates
@@ -59,7 +60,9 @@ def ours(name, tasks, dims, batch_size, with_intervals):
     identity = identify(name)
     with tempfile.TemporaryDirectory() as folder, Counter() as counter:
         start = time.perf_counter()
-        store = EmbeddingStore(load_model(name, identity), cache_folder(Path(folder), identity, "float32"), batch_size)
+        model = pack(load_model(name, identity))
+        counter.texts = 0  # packing tried itself out
+        store = EmbeddingStore(model, cache_folder(Path(folder), identity, "float32"), batch_size)
         scorer = MTEBScorer(store, identity, dims, "float32", Path(folder), batch_size)
         rows = scorer.score(tasks)
         if with_intervals:

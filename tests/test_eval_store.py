@@ -8,11 +8,14 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from common.config import load_config
 from common.errors import RunError
 from common.packing import pack
 from evaluation.utils import embeddings as module
-from evaluation.utils.embeddings import EmbeddingStore, cache_folder
-from evaluation.utils.evaluation_utils import ModelIdentity
+from evaluation.utils.embeddings import EmbeddingStore, cache_folder, open_store
+from evaluation.utils.evaluation_utils import ModelIdentity, identify
+from evaluation.utils.options import MTEBConfig, STSConfig
+from tests.test_packing import tokens_seen
 
 WORDS = [f"word{i}" for i in range(300)]
 
@@ -68,6 +71,15 @@ class iter_again:  # what can be gone through again without being a list
 
     def __iter__(self):
         return iter(self.texts)
+
+
+def test_evaluation_pads_nothing(tmp_path, tiny_model):
+    config, _ = load_config(MTEBConfig, "eval_config.json", "", ["--model_name", str(tiny_model)], (STSConfig,))
+    store, dims = open_store(identify(str(tiny_model)), config, tmp_path, dims_given=False)
+    texts = ["one", "one two three", "one two three four five six seven"]
+    lengths = [len(ids) for ids in store.model.tokenizer(texts)["input_ids"]]
+    assert len(set(lengths)) == 3 and tokens_seen(store.model, texts) == sum(lengths)
+    assert dims[0] == store.width
 
 
 @pytest.mark.parametrize("packed", [False, True])

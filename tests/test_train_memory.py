@@ -60,7 +60,7 @@ def test_kernels_for_batches_of_ever_other_shapes_do_not_pile_up(tiny_model):
         check=True,
     )
     early, late = map(float, done.stdout.split())
-    assert late - early < 20  # 108 with the caches as they come
+    assert late - early < 40  # 108 with the caches as they come
 
 
 @pytest.mark.skipif(
