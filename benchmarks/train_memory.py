@@ -8,8 +8,8 @@
 Each run is the real script in a process of its own, looked at from outside after each step. Memory is what only
 this process has and the system cannot take back (anonymous PSS), with what the C library keeps of freed memory; with
 --in_use, without that: glibc then gives every freed piece of a MiB and more back at once, which takes longer. The first fifth
-of the steps is warm-up; growth is from the first to the last quarter of the rest, in medians. Flags after -- go to the script. Results go to --output_dir as memory.json
-and memory.md.
+of the steps is warm-up; growth is from the first to the last quarter of the rest, in medians. Flags after -- go to the script.
+Results go to --output_dir as memory.json and memory.md.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ RUNS = {
     "minilm": (200, ("sentence-transformers/all-MiniLM-L6-v2",)),
 }
 WARM_UP = 0.2
-IN_USE = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
+IN_USE = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}  # of the environment
 
 
 def sample(pid: int, step: int) -> dict[str, float]:
@@ -48,7 +48,7 @@ def sample(pid: int, step: int) -> dict[str, float]:
     }
 
 
-def measure(flags: tuple[str, ...], steps: int, environment: dict[str, str] | None = None) -> list[dict[str, float]]:
+def measure(flags: tuple[str, ...], steps: int, in_use: bool = False) -> list[dict[str, float]]:
     """A sample for each step of a training run, which reports its loss then."""
     samples = []
     with tempfile.TemporaryDirectory() as folder:
@@ -56,7 +56,11 @@ def measure(flags: tuple[str, ...], steps: int, environment: dict[str, str] | No
         command += ["--logging_steps", "1", "--output_dir", folder]
         print(" ".join(command[1:]), file=sys.stderr)
         with subprocess.Popen(
-            command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=os.environ | (environment or {})
+            command,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+            env=os.environ | (IN_USE if in_use else {}),
         ) as process:
             log = []
             for line in process.stderr:
@@ -108,7 +112,7 @@ def main() -> None:
     runs = {}
     for name in options.runs:
         steps, arguments = RUNS[name]
-        samples = measure((*arguments, *flags), options.steps or steps, IN_USE if options.in_use else None)
+        samples = measure((*arguments, *flags), options.steps or steps, options.in_use)
         found = growth(samples)
         runs[name] = found | {"steps": options.steps or steps, "samples": samples}
         record.write(runs=runs)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import AttentionInterface
 
 from common.errors import RunError
 
@@ -78,6 +79,10 @@ def packed_attention(
     return torch.cat(outputs)[None], None
 
 
+# here, so that a process that is given a packed model knows it too
+AttentionInterface.register(ATTENTION, packed_attention)
+
+
 def jagged_attention(
     query: Tensor,
     key: Tensor,
@@ -104,8 +109,8 @@ def jagged_attention(
 def pack(model: SentenceTransformer, train_dtype: torch.dtype | None = None) -> SentenceTransformer:
     """Make a model spend its time on real tokens, in training and in encoding, and train in ``train_dtype``.
 
-    The change is to this object alone: what is saved is the same as before. Models without attention (static embeddings)
-    and batches other than padded text are left as they are.
+    The change is to this object alone, and to how many compiled kernels the process keeps; what is saved is the same as
+    before. Models without attention (static embeddings) and batches other than padded text are left as they are.
 
     Args:
         model: The model; it is changed in place.
@@ -161,13 +166,6 @@ def _same(before: Tensor, model: SentenceTransformer) -> bool:
     )
 
 
-def register() -> None:
-    """Make the attention of packed batches known to transformers, by its name."""
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(ATTENTION, packed_attention)
-
-
 class _Forward:
     """Takes the place of a Transformer module's ``forward``."""
 
@@ -176,11 +174,6 @@ class _Forward:
         self.original: Callable[..., dict[str, Any]] = transformer.forward
         self.attention = transformer.auto_model.config._attn_implementation
         self.run = self._packed
-        register()
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__ |= state
-        register()  # in another process, which encodes beside this one
 
     def use_packing(self) -> bool:
         try:

@@ -15,7 +15,7 @@ from training.utils.model_utils import cpu_has_bfloat16
 from training.utils.trainer import trim_heap
 
 SHAPES = """
-import sys, torch
+import os, sys, torch
 from sentence_transformers import SentenceTransformer
 from benchmarks.train_memory import sample
 from common.packing import pack
@@ -25,7 +25,7 @@ for words in range(300):
     features = model.preprocess(["word"] * 20 + ["word " * (words % 60)] * (words // 60 + 1))
     model(features)["sentence_embedding"].sum().backward()
     if words in (99, 299):
-        print(sample("self", 0)["mib"])
+        print(sample(os.getpid(), 0)["mib"])
 """
 
 
