@@ -39,8 +39,8 @@ def measure(size: int, width: int, dims: list[int], words: int, folder: Path) ->
     from sentence_transformers.sentence_transformer.modules import StaticEmbedding
     from tokenizers import Tokenizer, models, pre_tokenizers
 
+    from common.models import ModelIdentity
     from evaluation.utils.embeddings import EmbeddingStore, cache_folder
-    from evaluation.utils.evaluation_utils import ModelIdentity
     from evaluation.utils.mteb_scores import MTEBScorer
 
     def texts(count: int, seed: int):

@@ -37,8 +37,9 @@ def main() -> None:
     options = parser.parse_args()
 
     from common.data_files import read_pairs
+    from common.models import load_model
     from common.records import RunRecord, write_atomically
-    from evaluation.utils.evaluation_utils import load_model, pairwise_similarities
+    from evaluation.utils.evaluation_utils import pairwise_similarities
     from evaluation.utils.statistics import Estimate, bootstrap, paired_mean, spearman
 
     record = RunRecord(options.output_dir / "lift.json", {"seeds": options.seeds, "recipe": "configs/quickstart.json"})

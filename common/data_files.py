@@ -245,3 +245,11 @@ def why_undefined(scores: list[float]) -> str | None:
     if min(scores) == max(scores):
         return f"every score is {scores[0]:g}; a correlation needs scores that differ"
     return None
+
+
+def file_hash(path: str | None) -> str | None:
+    """SHA-1 of a file's content; None without a file."""
+    if path is None or not Path(path).is_file():
+        return None
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha1").hexdigest()

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AttentionInterface
 
 from common.errors import RunError
 
@@ -77,10 +76,6 @@ def packed_attention(
         output = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scaling)
         outputs.append(output.transpose(1, 2).reshape(rows * length, heads, head_dim))
     return torch.cat(outputs)[None], None
-
-
-# here, so that a process that is given a packed model knows it too
-AttentionInterface.register(ATTENTION, packed_attention)
 
 
 def jagged_attention(
@@ -166,6 +161,13 @@ def _same(before: Tensor, model: SentenceTransformer) -> bool:
     )
 
 
+def register() -> None:
+    """Make the attention of packed batches known to transformers, by its name."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(ATTENTION, packed_attention)
+
+
 class _Forward:
     """Takes the place of a Transformer module's ``forward``."""
 
@@ -174,6 +176,11 @@ class _Forward:
         self.original: Callable[..., dict[str, Any]] = transformer.forward
         self.attention = transformer.auto_model.config._attn_implementation
         self.run = self._packed
+        register()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        register()  # in another process, which encodes beside this one
 
     def use_packing(self) -> bool:
         try:

@@ -36,15 +36,9 @@ def main(argv: list[str] | None = None) -> None:
 
     import logging
 
+    from common.models import check_devices, identify, unique_identities
     from evaluation.utils.calibration import calibration_id, calibration_texts
-    from evaluation.utils.evaluation_utils import (
-        check_devices,
-        check_subsets,
-        choose_subsets,
-        identify,
-        load_task_data,
-        unique_identities,
-    )
+    from evaluation.utils.evaluation_utils import check_subsets, choose_subsets, load_task_data
     from evaluation.utils.outputs import fingerprint, is_done, write_outputs
 
     logger = logging.getLogger(__name__)

@@ -35,15 +35,10 @@ def main(argv: list[str] | None = None) -> None:
 
     import numpy as np
 
+    from common.data_files import file_hash
+    from common.models import check_devices, identify, unique_identities
     from evaluation.utils.calibration import calibration_id, calibration_texts
-    from evaluation.utils.evaluation_utils import (
-        check_devices,
-        file_hash,
-        identify,
-        load_pairs,
-        sts_scores,
-        unique_identities,
-    )
+    from evaluation.utils.evaluation_utils import load_pairs, sts_scores
     from evaluation.utils.outputs import fingerprint, is_done, write_outputs
 
     logger = logging.getLogger(__name__)

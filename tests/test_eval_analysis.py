@@ -10,11 +10,11 @@ from sentence_transformers import quantize_embeddings
 from sklearn.decomposition import PCA as SklearnPCA
 
 from common.errors import RunError
+from common.models import ModelIdentity, hash_folder
 from evaluation.utils.analysis import ModelAnalysis, analyse
 from evaluation.utils.baselines import PCA, baseline_scores, transforms
 from evaluation.utils.calibration import calibration_id, calibration_texts
 from evaluation.utils.error_analysis import pairs_that_move, rank_errors
-from evaluation.utils.evaluation_utils import ModelIdentity, hash_folder
 from evaluation.utils.model_card import update_model_card
 from evaluation.utils.pairs import PairSet
 from evaluation.utils.published import published_results, rank_among_published

@@ -10,10 +10,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from common.config import load_config
 from common.errors import RunError
+from common.models import ModelIdentity, identify
 from common.packing import pack
 from evaluation.utils import embeddings as module
 from evaluation.utils.embeddings import EmbeddingStore, cache_folder, open_store
-from evaluation.utils.evaluation_utils import ModelIdentity, identify
 from evaluation.utils.options import MTEBConfig, STSConfig
 from tests.test_packing import tokens_seen
 

@@ -19,10 +19,10 @@ from mteb.abstasks import (
 from mteb.abstasks.task_metadata import TaskMetadata
 
 from common.errors import UsageError
+from common.models import ModelIdentity
 from common.records import RunRecord
 from evaluation.utils.analysis import analyse, compare_with_first
 from evaluation.utils.embeddings import EmbeddingStore, cache_folder
-from evaluation.utils.evaluation_utils import ModelIdentity
 from evaluation.utils.mteb_scores import MTEBScorer, retrieval_embeddings
 from evaluation.utils.mteb_tasks import choose_tasks, pair_sets, size_of
 from evaluation.utils.outputs import write_outputs

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
-from evaluation.utils.evaluation_utils import hash_folder
+from common.models import hash_folder
 from tests.conftest import ROOT
 from training.utils.losses import MatryoshkaLoss
 from training.utils.trainer import MatryoshkaTrainer

@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from common.models import hash_folder
 from evaluation.utils.embeddings import EmbeddingStore
-from evaluation.utils.evaluation_utils import hash_folder
 from tests.conftest import ROOT, scored
 from tests.test_eval_store import Counting, static_model, texts_of
 from tests.test_evaluation import read_summary

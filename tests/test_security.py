@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 from common.errors import RunError, Stopped, run
+from common.models import identify, load_model, local_name
 from common.redact import redact, redact_values
-from evaluation.utils.evaluation_utils import identify, load_model, local_name
 from tests.conftest import ROOT
 from tests.test_eval_store import static_model
 from tests.test_results import pairs_of, write_pairs

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
+from common.models import ModelIdentity
 from evaluation.utils.baselines import baseline_scores, transforms
 from evaluation.utils.error_analysis import pairs_that_move, rank_errors
-from evaluation.utils.evaluation_utils import ModelIdentity
 from evaluation.utils.pairs import PairSet
 from evaluation.utils.quantization import Quantizer, hamming_similarity
 from evaluation.utils.recommendation import Choice, Estimates, choices, retention

@@ -19,9 +19,9 @@ from xxhash import xxh3_64_intdigest
 
 from common.config import fit_dims
 from common.errors import RunError
+from common.models import ModelIdentity, load_model
 from common.packing import pack
 from common.records import naming, set_aside
-from evaluation.utils.evaluation_utils import ModelIdentity, load_model
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -9,8 +9,8 @@ import numpy as np
 from mteb.models import ModelMeta
 from mteb.models.abs_encoder import AbsEncoder
 
+from common.models import ModelIdentity
 from evaluation.utils.embeddings import EmbeddingStore
-from evaluation.utils.evaluation_utils import ModelIdentity
 
 if TYPE_CHECKING:
     from mteb.abstasks.task_metadata import TaskMetadata

@@ -16,9 +16,9 @@ from filelock import FileLock
 from tqdm.auto import tqdm
 
 from common.errors import RunError, one_line
+from common.models import ModelIdentity
 from common.records import read_json_file, set_aside, write_atomically
 from evaluation.utils.embeddings import EmbeddingStore
-from evaluation.utils.evaluation_utils import ModelIdentity
 from evaluation.utils.mteb_encoder import TruncatedEncoder
 from evaluation.utils.mteb_tasks import encode_pairs, label_of, size_of, split_data, why_unscored
 from evaluation.utils.statistics import Estimate, bootstrap, mean

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.errors import RunError, one_line
+from common.models import load_model
 from common.packing import pack
-from evaluation.utils.evaluation_utils import load_model
 from training.utils.options import DatasetEntry
 
 if TYPE_CHECKING:

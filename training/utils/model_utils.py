@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from common.config import as_dict
 from common.errors import RunError, writing
+from common.models import identify, load_model
 from common.records import read_record
 from common.redact import redact_values
-from evaluation.utils.evaluation_utils import identify, load_model
 from training.utils.checkpoints import checkpoints, damage, find_checkpoint, remove_damaged, resume_command
 from training.utils.options import STATIC, TrainingConfig, check_static, permissions
 from training.utils.vocabulary import extend_vocabulary, normalize_arabic

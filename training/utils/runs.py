@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from common.config import as_dict
 from common.data_files import dataset_revision
 from common.errors import RunError, UsageError, one_line
+from common.models import identify
 from common.records import RunRecord, read_record
 from evaluation.utils.dev_evaluator import PRIMARY_METRIC, MatryoshkaEvaluator
-from evaluation.utils.evaluation_utils import identify
 from training.utils.checkpoints import is_latest, resume_command
 from training.utils.losses import get_world_size
 from training.utils.model_utils import (

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import RunError, one_line
+from common.models import identify, load_model
 from common.packing import pack
 from common.records import set_aside
-from evaluation.utils.evaluation_utils import identify, load_model
 
 if TYPE_CHECKING:
     from datasets import Dataset
