@@ -7,9 +7,9 @@ under ``training_arguments``.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
-from common.config import Key
+from common.config import Config, Key
 from common.data_files import is_file_name
 from common.errors import UsageError
 
@@ -29,7 +29,9 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
 @dataclass
-class TrainingConfig:
+class TrainingConfig(Config):
+    defaults_file: ClassVar[str] = "training_config.json"
+
     model_name: Annotated[
         str, Key("the model to start from: a name on the Hub, a folder, or 'static' for static embeddings from nothing")
     ]
