@@ -20,7 +20,8 @@ from common.dims import check_dims, fit_dims
 from common.errors import UsageError
 from evaluation.utils.options import MTEBConfig, STSConfig
 from tests.conftest import ROOT
-from training.utils.options import HybridConfig, MatryoshkaNLIConfig, check_mixture
+from training.utils.option_checks import check_mixture
+from training.utils.options import HybridConfig, MatryoshkaNLIConfig
 
 SCRIPTS = {
     "training/matryoshka_nli.py": MatryoshkaNLIConfig,
@@ -241,11 +242,11 @@ def hybrid(*argv):
             "'scale' is for mnrl, gist, cosent, angle, and the loss",
         ),
         ({"a": {"path": "x", "loss": "mnrl", "directions": ["doc_to_query"]}}, "must have query_to_doc"),
-        ({"a": {"path": "x", "loss": "mnrl", "directions": ["query_to_doc"] * 2}}, "'directions' names one twice"),
+        ({"a": {"path": "x", "loss": "mnrl", "directions": ["query_to_doc"] * 2}}, "'directions' has a duplicate"),
         ({"a": {"path": "x", "loss": "mnrl", "directions": ["query_to_dog"]}}, "did you mean query_to_doc?"),
         ({"a": 1}, "must be an object, not 1"),
-        ({"a.b": {"path": "x", "loss": "mnrl"}}, "a name may not be empty nor have a dot, as 'a.b'"),
-        ({"": {"path": "x", "loss": "mnrl"}}, "a name may not be empty"),
+        ({"a.b": {"path": "x", "loss": "mnrl"}}, "the name 'a.b' must not be empty or contain a dot"),
+        ({"": {"path": "x", "loss": "mnrl"}}, "the name '' must not be empty"),
     ],
 )
 def test_wrong_mixtures(write, datasets, message):
@@ -256,7 +257,7 @@ def test_wrong_mixtures(write, datasets, message):
 
 @pytest.mark.parametrize(
     ("entry", "message"),
-    [({"loss": "gist"}, "gist wants a tokenizer"), ({"loss": "distill"}, "cannot teach: name a 'teacher'")],
+    [({"loss": "gist"}, "gist needs a tokenizer"), ({"loss": "distill"}, "cannot teach: name a 'teacher'")],
 )
 def test_losses_that_static_embeddings_from_nothing_cannot_have(write, entry, message):
     path = write({"model_name": "static", "datasets": {"a": {"path": "x"} | entry}})

@@ -12,7 +12,8 @@ from benchmarks.recipes import ROWS as TABLE
 from benchmarks.recipes import resolve
 from common.config import load_config, read_json
 from tests.conftest import ROOT
-from training.utils.options import HybridConfig, MatryoshkaNLIConfig, check_mixture, check_training
+from training.utils.option_checks import check_mixture, check_training
+from training.utils.options import HybridConfig, MatryoshkaNLIConfig
 
 NLI, HYBRID = "training/matryoshka_nli.py", "training/hybrid_training.py"
 RECIPES = {

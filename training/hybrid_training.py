@@ -21,7 +21,8 @@ from common.config import load_config
 from common.dims import check_dims, fit_dims
 from common.errors import run
 from common.script import set_up_logging
-from training.utils.options import HybridConfig, check_mixture, check_training, permissions
+from training.utils.option_checks import check_mixture, check_training
+from training.utils.options import LOSSES, HybridConfig, loading_options
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -69,9 +70,9 @@ def main(argv: list[str] | None = None) -> None:
 
     # 5. What a teacher makes of the data sets to distil from
     for name, entry in config.datasets.items():
-        if entry.loss == "distill":
+        if "teacher" in LOSSES[entry.loss].keys:
             teacher = entry.teacher or config.model_name
-            train_datasets[name] = add_targets(train_datasets[name], teacher, width, **permissions(config))
+            train_datasets[name] = add_targets(train_datasets[name], teacher, width, **loading_options(config))
 
     # 6. The losses: for each data set the one that fits it, at every dimension
     losses = {
@@ -83,7 +84,7 @@ def main(argv: list[str] | None = None) -> None:
             weights,
             config.mini_batch_size,
             config.self_distillation_weight,
-            **permissions(config),
+            **loading_options(config),
         )
         for name, entry in config.datasets.items()
     }

@@ -21,7 +21,8 @@ from common.config import load_config
 from common.dims import check_dims, fit_dims
 from common.errors import run
 from common.script import set_up_logging
-from training.utils.options import DatasetEntry, MatryoshkaNLIConfig, check_training
+from training.utils.option_checks import check_training
+from training.utils.options import DatasetEntry, MatryoshkaNLIConfig
 
 
 def main(argv: list[str] | None = None) -> None:
