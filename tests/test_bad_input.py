@@ -117,7 +117,7 @@ CASES = {
     "data set outside the cache": config(HYBRID, mixture(path="../../etc"), "data set ../../etc", 1, "{model}"),
     "data set with an absolute path": config(HYBRID, mixture(path="/no/such"), "data set /no/such", 1, "{model}"),
     "data set in a URL with a token": config(HYBRID, mixture(path="https://me:secret@host/x"), "https://***@host/x", 1, "{model}"),
-    "token in the training arguments": config(NLI, {"training_arguments": {"hub_token": "x"}}, "'hub_token' would lie in every checkpoint", 2, "{model} --dev_data none --train_data {good_triplets}"),
+    "token in the training arguments": config(NLI, {"training_arguments": {"hub_token": "x"}}, "'hub_token' would be stored in every checkpoint", 2, "{model} --dev_data none --train_data {good_triplets}"),
     # data: refused
     "data that is missing": Case(STS, SCORE + "none.csv", "none.csv: no such file", 2),
     "data that is a folder": Case(STS, SCORE, "is a folder", 2),
