@@ -107,8 +107,8 @@ CASES = {
     "config with null": config(NLI, {"seed": None}, "'seed' must be an integer, not null"),
     "config with NaN": config(NLI, '{"scale": NaN}', "NaN is not a number that JSON has"),
     "config nested too deeply": config(NLI, "[" * 100_000, "nested too deeply"),
-    "config with a lone surrogate": config(NLI, '{"model_name": "a\\ud800"}', "a character that no text has"),
-    "config with a NUL": config(NLI, {"hub_model_id": "a\0b"}, "a character that no text has"),
+    "config with a lone surrogate": config(NLI, '{"model_name": "a\\ud800"}', "a character that is not allowed in text"),
+    "config with a NUL": config(NLI, {"hub_model_id": "a\0b"}, "a character that is not allowed in text"),
     "config with a byte-order mark": config(NLI, b'\xef\xbb\xbf{"sede": 1}', "did you mean seed?"),  # read, then refused
     "mixture without data sets": config(HYBRID, {"datasets": {}}, "'datasets' is empty"),
     "mixture with an unknown loss": config(HYBRID, mixture(loss="mnlr"), "did you mean mnrl?"),

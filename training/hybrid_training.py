@@ -4,8 +4,8 @@
     python training/hybrid_training.py --config configs/quickstart.json
     python training/hybrid_training.py MODEL --config my_mixture.json
 
-Which data sets, which loss, how often each is drawn: in the configuration's "datasets", by name. Every loss is applied at
-every dimension; a classification loss has a head for each, which is left out of the final model. The path of the final
+The configuration's "datasets" names the data sets, with the loss of each and how often it is drawn. Every loss is applied
+at every dimension; a classification loss has a head for each, which is no part of the final model. The path of the final
 model is the last line of standard output.
 """
 
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     checkpoint = prepare_run_folder(folder, config)
     set_seed(config.seed)
 
-    # 2. The data: sets to choose the best checkpoint on, and for each entry of the mixture a data set that shares nothing with them
+    # 2. The data: the mixture, and dev and test sets; training rows that share a sentence with those are removed
     train_datasets = DatasetDict(
         {name: load_training_data(entry, config.max_train_samples) for name, entry in config.datasets.items()}
     )
@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
     precision = choose_precision(config.precision, model)
     pack(model, train_dtype=precision)
 
-    # 4. The dimensions: those named that the model has, and its full width
+    # 4. The dimensions: the configured ones that the model has, and its full width
     width = model.get_embedding_dimension()
     dims = fit_dims("--matryoshka_dims", config.matryoshka_dims, width, config.is_set("matryoshka_dims"))
     weights = fit_weights(config, dims)
@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
             teacher = entry.teacher or config.model_name
             train_datasets[name] = add_targets(train_datasets[name], teacher, width, **loading_options(config))
 
-    # 6. The losses: for each data set the one that fits it, at every dimension
+    # 6. The losses: for each data set its own, at every dimension
     losses = {
         name: make_loss(
             model,
@@ -119,7 +119,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     result = trainer.train(resume_from_checkpoint=checkpoint)
 
-    # 11. Score the final model, save it with its card, and say where it is
+    # 11. Score the final model, save it with its card, and print its path
     finish(trainer, result, record, config, dims, dev_sets, test_sets)
 
 

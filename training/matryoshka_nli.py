@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
     checkpoint = prepare_run_folder(folder, config)
     set_seed(config.seed)
 
-    # 2. The data: scored pairs to choose the best checkpoint on, and triplets (or pairs) that share nothing with them
+    # 2. The data: triplets (or pairs), and dev and test sets; training rows that share a sentence with those are removed
     if config.train_data is not None:
         entry = DatasetEntry(config.train_data, "mnrl", scale=config.scale)
     else:
@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
     precision = choose_precision(config.precision, model)
     pack(model, train_dtype=precision)
 
-    # 4. The dimensions: those named that the model has, and its full width
+    # 4. The dimensions: the configured ones that the model has, and its full width
     width = model.get_embedding_dimension()
     dims = fit_dims("--matryoshka_dims", config.matryoshka_dims, width, config.is_set("matryoshka_dims"))
     weights = fit_weights(config, dims)
@@ -98,7 +98,7 @@ def main(argv: list[str] | None = None) -> None:
     trainer = MatryoshkaTrainer(model=model, args=args, train_dataset=train_dataset, loss=loss, evaluator=evaluator)
     result = trainer.train(resume_from_checkpoint=checkpoint)
 
-    # 10. Score the final model, save it with its card, and say where it is
+    # 10. Score the final model, save it with its card, and print its path
     finish(trainer, result, record, config, dims, dev_sets, test_sets)
 
 

@@ -10,8 +10,8 @@ import torch
 from sentence_transformers import SentenceTransformerTrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 
-from common.config import check_value, keys_of, suggest
 from common.errors import UsageError, one_line
+from common.keys import check_value, keys_of, suggest
 from training.utils.options import TrainingConfig
 
 GPU_LOADERS = 2  # processes that tokenise the next batches while a GPU computes
