@@ -66,7 +66,11 @@ class TrainingConfig(Config):
     defaults_file: ClassVar[str] = "training_config.json"
 
     model_name: Annotated[
-        str, Key("the model to start from: a name on the Hub, a folder, or 'static' for static embeddings from nothing")
+        str,
+        Key(
+            "the model to start from: a name on the Hub, a folder, or 'static' for static embeddings from nothing",
+            path=True,
+        ),
     ]
     trust_remote_code: Annotated[
         bool, Key("run Python code that a model (a guide, a teacher) brings along: only if you have read it")
@@ -84,10 +88,15 @@ class TrainingConfig(Config):
     ]
     output_dir: Annotated[
         str | None,
-        Key("folder of the run: checkpoints, run.json and the final model; output/<script>-<model> by default"),
+        Key(
+            "folder of the run: checkpoints, run.json and the final model; output/<script>-<model> by default",
+            path=True,
+        ),
     ]
     overwrite_output_dir: Annotated[bool, Key("replace an earlier run in output_dir")]
-    resume_from_checkpoint: Annotated[str | None, Key("'latest', or the path of a checkpoint, to go on from")]
+    resume_from_checkpoint: Annotated[
+        str | None, Key("'latest', or the path of a checkpoint, to go on from", path=True)
+    ]
     num_train_epochs: Annotated[float, Key("epochs to train", above=0)]
     max_steps: Annotated[int, Key("stop after this many steps; -1 for all of num_train_epochs", minimum=-1)]
     per_device_train_batch_size: Annotated[int, Key("rows in a step's batch", minimum=2)]
@@ -136,7 +145,8 @@ class TrainingConfig(Config):
     dev_data: Annotated[
         list[str],
         Key(
-            "what the best checkpoint is chosen on: auto (the STS set of --language, in a mixture en), en, ar, en-ar (translations found), files of scored pairs or of translations, or none"
+            "what the best checkpoint is chosen on: auto (the STS set of --language, in a mixture en), en, ar, en-ar (translations found), files of scored pairs or of translations, or none",
+            path=True,
         ),
     ]
     keep_leaks: Annotated[
@@ -165,7 +175,10 @@ class MatryoshkaNLIConfig(TrainingConfig):
     language: Annotated[str, Key("language of the training triplets and the dev set", choices=("en", "ar"))]
     train_data: Annotated[
         str | None,
-        Key("your own triplets or pairs: CSV, TSV, JSONL or Parquet with anchor, positive and, if you like, negative"),
+        Key(
+            "your own triplets or pairs: CSV, TSV, JSONL or Parquet with anchor, positive and, if you like, negative",
+            path=True,
+        ),
     ]
     scale: Annotated[float, Key("inverse temperature of the contrastive loss", above=0)]
 
@@ -174,7 +187,7 @@ class MatryoshkaNLIConfig(TrainingConfig):
 class DatasetEntry:
     """A data set of a mixture: where it is, how to read it, which loss it has, how often it is drawn."""
 
-    path: Annotated[str, Key("a data set on the Hub, or a file")]
+    path: Annotated[str, Key("a data set on the Hub, or a file", path=True)]
     loss: Annotated[str, Key("the loss that fits it", choices=tuple(LOSSES))]
     name: Annotated[str | None, Key("the data set's configuration on the Hub")] = None
     split: Annotated[str, Key("its split")] = "train"
@@ -200,11 +213,17 @@ class DatasetEntry:
     ] = None
     guide: Annotated[
         str | None,
-        Key("the model that finds the false negatives of gist; by default the model to train as it is before training"),
+        Key(
+            "the model that finds the false negatives of gist; by default the model to train as it is before training",
+            path=True,
+        ),
     ] = None
     teacher: Annotated[
         str | None,
-        Key("the model whose embeddings are the targets of distill; by default the one that training starts from"),
+        Key(
+            "the model whose embeddings are the targets of distill; by default the one that training starts from",
+            path=True,
+        ),
     ] = None
     max_train_samples: Annotated[int | None, Key("use the first so many rows", minimum=1)] = None
 
