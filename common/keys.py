@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import json
 import math
 import os
@@ -31,6 +32,7 @@ class Key:
     path: bool = False
 
 
+@functools.cache
 def keys_of(cls: type) -> dict[str, tuple[Any, Key]]:
     """The type and the :class:`Key` of each field of a configuration class that has a :class:`Key`."""
     hints = typing.get_type_hints(cls, include_extras=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, get_origin
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common import config as configuration
@@ -317,6 +317,7 @@ json_values = st.recursive(
 )
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.dictionaries(st.sampled_from(sorted(keys_of(HybridConfig))) | st.text(), json_values))
 def test_any_config_file_is_read_or_refused_in_one_line(tmp_path_factory, values):
     path = tmp_path_factory.getbasetemp() / "any.json"
@@ -332,6 +333,7 @@ def test_any_config_file_is_read_or_refused_in_one_line(tmp_path_factory, values
                 assert getattr(config, key) == value
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(max_size=8) | st.sampled_from(["--seed", "--scale", "--config", "--language", "1", "-1"])))
 def test_any_command_line_is_read_or_refused_in_one_line(argv):
     if {"-h", "--help"} & {text.split("=")[0] for text in argv}:
