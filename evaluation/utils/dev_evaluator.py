@@ -52,6 +52,11 @@ class MatryoshkaEvaluator(BaseEvaluator):
                 line.primary_metric = f"{key}_{kind_of(rows)}"
                 self._card[name, dim] = line
 
+    @property
+    def metrics(self) -> list[str]:
+        """The names of the metrics that a best checkpoint can be chosen on: the mean, and one for each set and dimension."""
+        return [self.primary_metric, *(line.primary_metric for line in self._card.values())]
+
     def __call__(
         self, model: SentenceTransformer, output_path: str | None = None, epoch: float = -1, steps: int = -1
     ) -> dict[str, float]:
