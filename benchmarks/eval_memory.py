@@ -40,8 +40,8 @@ def measure(size: int, width: int, dims: list[int], words: int, folder: Path) ->
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     from common.models import ModelIdentity
-    from evaluation.utils.embeddings import EmbeddingStore, cache_folder
-    from evaluation.utils.mteb_scores import MTEBScorer
+    from evaluation.utils.scoring.embeddings import EmbeddingStore, cache_folder
+    from evaluation.utils.scoring.mteb_scores import MTEBScorer
 
     def texts(count: int, seed: int):
         rng = np.random.default_rng(seed)

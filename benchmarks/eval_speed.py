@@ -27,11 +27,11 @@ from common.models import identify, load_model
 from common.packing import pack
 from common.records import hardware, versions, write_atomically
 from common.script import set_up_logging
-from evaluation.utils.analysis import pair_estimates
-from evaluation.utils.embeddings import EmbeddingStore, cache_folder
+from evaluation.utils.analysis.model_analysis import pair_estimates
 from evaluation.utils.evaluation_utils import load_task_data
-from evaluation.utils.mteb_scores import MTEBScorer
-from evaluation.utils.mteb_tasks import choose_tasks, pair_sets
+from evaluation.utils.scoring.embeddings import EmbeddingStore, cache_folder
+from evaluation.utils.scoring.mteb_scores import MTEBScorer
+from evaluation.utils.scoring.tasks import choose_tasks, pair_sets
 
 
 class Counter:

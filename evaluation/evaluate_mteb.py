@@ -37,9 +37,9 @@ def main(argv: list[str] | None = None) -> None:
     import logging
 
     from common.models import check_devices, identify, unique_identities
-    from evaluation.utils.calibration import calibration_id, calibration_texts
+    from evaluation.utils.analysis.calibration import calibration_id, calibration_texts
     from evaluation.utils.evaluation_utils import check_subsets, choose_subsets, load_task_data
-    from evaluation.utils.outputs import fingerprint, is_done, write_outputs
+    from evaluation.utils.report.outputs import fingerprint, is_done, write_outputs
 
     logger = logging.getLogger(__name__)
     output_dir = Path(config.output_dir)
@@ -59,12 +59,12 @@ def main(argv: list[str] | None = None) -> None:
     import mteb  # noqa: F401  (imports take seconds: after the answer that needs none)
 
     from common.records import RunRecord
-    from evaluation.utils.analysis import analyse, compare_with_first
-    from evaluation.utils.embeddings import open_store
-    from evaluation.utils.model_card import update_model_cards
-    from evaluation.utils.mteb_scores import MTEBScorer, retrieval_embeddings
-    from evaluation.utils.mteb_tasks import choose_tasks, label_of, pair_sets, size_of
-    from evaluation.utils.summary import display_names
+    from evaluation.utils.analysis.model_analysis import analyse, compare_with_first
+    from evaluation.utils.report.model_card import update_model_cards
+    from evaluation.utils.report.summary import display_names
+    from evaluation.utils.scoring.embeddings import open_store
+    from evaluation.utils.scoring.mteb_scores import MTEBScorer, retrieval_embeddings
+    from evaluation.utils.scoring.tasks import choose_tasks, label_of, pair_sets, size_of
 
     # 2. Tasks and their data
     named = config.tasks if "tasks" in chosen or not config.languages else []

@@ -37,9 +37,9 @@ def main(argv: list[str] | None = None) -> None:
 
     from common.data_files import file_hash
     from common.models import check_devices, identify, unique_identities
-    from evaluation.utils.calibration import calibration_id, calibration_texts
+    from evaluation.utils.analysis.calibration import calibration_id, calibration_texts
     from evaluation.utils.evaluation_utils import load_pairs, sts_scores
-    from evaluation.utils.outputs import fingerprint, is_done, write_outputs
+    from evaluation.utils.report.outputs import fingerprint, is_done, write_outputs
 
     logger = logging.getLogger(__name__)
     output_dir = Path(config.output_dir)
@@ -58,11 +58,11 @@ def main(argv: list[str] | None = None) -> None:
 
     from common.data_files import why_undefined
     from common.records import RunRecord, versions
-    from evaluation.utils.analysis import analyse, compare_with_first
-    from evaluation.utils.embeddings import open_store
-    from evaluation.utils.model_card import update_model_cards
-    from evaluation.utils.pairs import PairSet, languages_of_name
-    from evaluation.utils.summary import display_names, write_result
+    from evaluation.utils.analysis.model_analysis import analyse, compare_with_first
+    from evaluation.utils.report.model_card import update_model_cards
+    from evaluation.utils.report.summary import display_names, write_result
+    from evaluation.utils.scoring.embeddings import open_store
+    from evaluation.utils.scoring.pairs import PairSet, languages_of_name
 
     task, subsets, dataset_revision = load_pairs(
         config.task, config.data, config.subsets, default("eval_config.json", "subsets"), "subsets" in chosen

@@ -11,20 +11,20 @@ from sklearn.decomposition import PCA as SklearnPCA
 
 from common.errors import RunError
 from common.models import ModelIdentity, hash_folder
-from evaluation.utils.analysis import ModelAnalysis, analyse
-from evaluation.utils.baselines import PCA, baseline_scores, transforms
-from evaluation.utils.calibration import calibration_id, calibration_texts
-from evaluation.utils.error_analysis import pairs_that_move, rank_errors
-from evaluation.utils.model_card import update_model_card
-from evaluation.utils.pairs import PairSet
-from evaluation.utils.published import published_results, rank_among_published
-from evaluation.utils.quantization import Quantizer, bytes_per_vector, hamming_similarity, pareto_front
-from evaluation.utils.recommendation import choices, recommend, retention
-from evaluation.utils.report import Plot, Section, Table, write_report
-from evaluation.utils.report_sections import answer
-from evaluation.utils.shortlist import search, shortlist_rows
-from evaluation.utils.statistics import bootstrap, spearman
-from evaluation.utils.summary import update_summary
+from evaluation.utils.analysis.baselines import PCA, baseline_scores, transforms
+from evaluation.utils.analysis.calibration import calibration_id, calibration_texts
+from evaluation.utils.analysis.error_analysis import pairs_that_move, rank_errors
+from evaluation.utils.analysis.model_analysis import ModelAnalysis, analyse
+from evaluation.utils.analysis.published import published_results, rank_among_published
+from evaluation.utils.analysis.quantization import Quantizer, bytes_per_vector, hamming_similarity, pareto_front
+from evaluation.utils.analysis.recommendation import choices, recommend, retention
+from evaluation.utils.analysis.shortlist import search, shortlist_rows
+from evaluation.utils.report.model_card import update_model_card
+from evaluation.utils.report.render import Plot, Section, Table, write_report
+from evaluation.utils.report.sections import answer
+from evaluation.utils.report.summary import update_summary
+from evaluation.utils.scoring.pairs import PairSet
+from evaluation.utils.scoring.statistics import bootstrap, spearman
 
 RNG = np.random.default_rng(0)
 

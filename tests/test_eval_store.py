@@ -12,9 +12,9 @@ from common.config import load_config
 from common.errors import RunError
 from common.models import ModelIdentity, identify
 from common.packing import pack
-from evaluation.utils import embeddings as module
-from evaluation.utils.embeddings import EmbeddingStore, cache_folder, open_store
 from evaluation.utils.options import MTEBConfig, STSConfig
+from evaluation.utils.scoring import embeddings as module
+from evaluation.utils.scoring.embeddings import EmbeddingStore, cache_folder, open_store
 from tests.test_packing import tokens_seen
 
 WORDS = [f"word{i}" for i in range(300)]

@@ -21,11 +21,11 @@ from mteb.abstasks.task_metadata import TaskMetadata
 from common.errors import UsageError
 from common.models import ModelIdentity
 from common.records import RunRecord
-from evaluation.utils.analysis import analyse, compare_with_first
-from evaluation.utils.embeddings import EmbeddingStore, cache_folder
-from evaluation.utils.mteb_scores import MTEBScorer, retrieval_embeddings
-from evaluation.utils.mteb_tasks import choose_tasks, pair_sets, size_of
-from evaluation.utils.outputs import write_outputs
+from evaluation.utils.analysis.model_analysis import analyse, compare_with_first
+from evaluation.utils.report.outputs import write_outputs
+from evaluation.utils.scoring.embeddings import EmbeddingStore, cache_folder
+from evaluation.utils.scoring.mteb_scores import MTEBScorer, retrieval_embeddings
+from evaluation.utils.scoring.tasks import choose_tasks, pair_sets, size_of
 from tests.test_eval_store import Counting, static_model, texts_of
 
 DIMS = [32, 8]

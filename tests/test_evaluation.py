@@ -18,8 +18,8 @@ from common.errors import RunError
 from common.models import hash_folder, identify, load_model
 from evaluation.utils.dev_evaluator import MatryoshkaEvaluator
 from evaluation.utils.evaluation_utils import sts_scores
-from evaluation.utils.summary import markdown_table, update_summary
-from evaluation.utils.summary import read_summary as read_summary_strictly
+from evaluation.utils.report.summary import markdown_table, update_summary
+from evaluation.utils.report.summary import read_summary as read_summary_strictly
 from tests.conftest import read_jsonl, scored
 
 MTEB, STS = "evaluation/evaluate_mteb.py", "evaluation/evaluate_sts.py"

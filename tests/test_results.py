@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from common.models import hash_folder
-from evaluation.utils.embeddings import EmbeddingStore
+from evaluation.utils.scoring.embeddings import EmbeddingStore
 from tests.conftest import ROOT, scored
 from tests.test_eval_store import Counting, static_model, texts_of
 from tests.test_evaluation import read_summary

@@ -10,10 +10,10 @@ import numpy as np
 from common.data_files import why_undefined
 from common.errors import UsageError
 from evaluation.utils.evaluation_utils import get_task, pairwise_similarities
-from evaluation.utils.pairs import PairSet
+from evaluation.utils.scoring.pairs import PairSet
 
 if TYPE_CHECKING:
-    from evaluation.utils.mteb_encoder import TruncatedEncoder
+    from evaluation.utils.scoring.mteb_encoder import TruncatedEncoder
 
 
 def choose_tasks(

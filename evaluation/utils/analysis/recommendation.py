@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evaluation.utils.quantization import bytes_per_vector
-from evaluation.utils.statistics import LEVEL, Estimate, mean_estimate
+from evaluation.utils.analysis.quantization import bytes_per_vector
+from evaluation.utils.scoring.statistics import LEVEL, Estimate, mean_estimate
 
 MIN_SCORE = 0.3  # below this at full width the model does not do the task, and a share of its score means nothing
 

@@ -8,17 +8,17 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
-from evaluation.utils import plots
-from evaluation.utils.analysis import ModelAnalysis
-from evaluation.utils.baselines import DRAWS
-from evaluation.utils.pairs import main_language
-from evaluation.utils.published import neighbours, rank_among_published
-from evaluation.utils.quantization import bytes_per_vector, gigabytes_per_million, pareto_front
-from evaluation.utils.recommendation import MIN_SCORE, Choice, recommend, retention, sets_that_count
-from evaluation.utils.report import Plot, Section, Table
-from evaluation.utils.shortlist import TOP
-from evaluation.utils.statistics import RESAMPLES, SEED, mean_estimate, unpaired_difference
-from evaluation.utils.summary import metric_name, names_in, score_cell
+from evaluation.utils.analysis.baselines import DRAWS
+from evaluation.utils.analysis.model_analysis import ModelAnalysis
+from evaluation.utils.analysis.published import neighbours, rank_among_published
+from evaluation.utils.analysis.quantization import bytes_per_vector, gigabytes_per_million, pareto_front
+from evaluation.utils.analysis.recommendation import MIN_SCORE, Choice, recommend, retention, sets_that_count
+from evaluation.utils.analysis.shortlist import TOP
+from evaluation.utils.report import plots
+from evaluation.utils.report.render import Plot, Section, Table
+from evaluation.utils.report.summary import metric_name, names_in, score_cell
+from evaluation.utils.scoring.pairs import main_language
+from evaluation.utils.scoring.statistics import RESAMPLES, SEED, mean_estimate, unpaired_difference
 
 NO_SCORE = "–"
 

@@ -18,10 +18,10 @@ from tqdm.auto import tqdm
 from common.errors import RunError, one_line
 from common.models import ModelIdentity
 from common.records import read_json_file, set_aside, write_atomically
-from evaluation.utils.embeddings import EmbeddingStore
-from evaluation.utils.mteb_encoder import TruncatedEncoder
-from evaluation.utils.mteb_tasks import encode_pairs, label_of, size_of, split_data, why_unscored
-from evaluation.utils.statistics import Estimate, bootstrap, mean
+from evaluation.utils.scoring.embeddings import EmbeddingStore
+from evaluation.utils.scoring.mteb_encoder import TruncatedEncoder
+from evaluation.utils.scoring.statistics import Estimate, bootstrap, mean
+from evaluation.utils.scoring.tasks import encode_pairs, label_of, size_of, split_data, why_unscored
 
 logger = logging.getLogger(__name__)
 

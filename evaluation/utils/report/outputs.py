@@ -15,10 +15,10 @@ from common.data_files import file_hash
 from common.errors import RunError
 from common.models import ModelIdentity
 from common.records import RunRecord, command_line, read_json_file, set_aside, versions, write_atomically
-from evaluation.utils.analysis import ModelAnalysis
-from evaluation.utils.report import Section, write_moved_pairs, write_report
-from evaluation.utils.report_sections import build_sections, moved_sections
-from evaluation.utils.summary import (
+from evaluation.utils.analysis.model_analysis import ModelAnalysis
+from evaluation.utils.report.render import Section, write_moved_pairs, write_report
+from evaluation.utils.report.sections import build_sections, moved_sections
+from evaluation.utils.report.summary import (
     KEY,
     LEGEND,
     NOTE,

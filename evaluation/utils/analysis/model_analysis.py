@@ -12,13 +12,13 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from common.models import ModelIdentity
-from evaluation.utils.baselines import baseline_scores, transforms
-from evaluation.utils.error_analysis import pairs_that_move, rank_errors
-from evaluation.utils.pairs import PairSet
-from evaluation.utils.quantization import Quantizer, hamming_similarity
-from evaluation.utils.recommendation import Choice, Estimates, choices, retention
-from evaluation.utils.shortlist import MAX_QUERIES, shortlist_rows
-from evaluation.utils.statistics import SEED, bootstrap
+from evaluation.utils.analysis.baselines import baseline_scores, transforms
+from evaluation.utils.analysis.error_analysis import pairs_that_move, rank_errors
+from evaluation.utils.analysis.quantization import Quantizer, hamming_similarity
+from evaluation.utils.analysis.recommendation import Choice, Estimates, choices, retention
+from evaluation.utils.analysis.shortlist import MAX_QUERIES, shortlist_rows
+from evaluation.utils.scoring.pairs import PairSet
+from evaluation.utils.scoring.statistics import SEED, bootstrap
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from common.records import write_atomically
 
 PLOTTED = ("scores", "baselines", "precision", "shortlist")  # the sections with plots, which name their files
-TEMPLATES = Path(__file__).resolve().parents[1] / "templates"
+TEMPLATES = Path(__file__).resolve().parents[2] / "templates"
 
 
 @dataclass

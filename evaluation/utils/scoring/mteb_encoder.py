@@ -10,7 +10,7 @@ from mteb.models import ModelMeta
 from mteb.models.abs_encoder import AbsEncoder
 
 from common.models import ModelIdentity
-from evaluation.utils.embeddings import EmbeddingStore
+from evaluation.utils.scoring.embeddings import EmbeddingStore
 
 if TYPE_CHECKING:
     from mteb.abstasks.task_metadata import TaskMetadata

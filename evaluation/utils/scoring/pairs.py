@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from evaluation.utils.evaluation_utils import pairwise_similarities
-from evaluation.utils.statistics import Statistic, average_precision, spearman
+from evaluation.utils.scoring.statistics import Statistic, average_precision, spearman
 
 
 @dataclass(frozen=True)

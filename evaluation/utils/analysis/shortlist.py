@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy as np
 from tqdm.auto import tqdm
 
-from evaluation.utils.quantization import Quantizer, bytes_per_vector, hamming_similarity
+from evaluation.utils.analysis.quantization import Quantizer, bytes_per_vector, hamming_similarity
 
 TOP = 10  # neighbours that the full search finds, and the shortlist should
 SIZES = (10, 20, 50, 100, 200)

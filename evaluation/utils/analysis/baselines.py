@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from evaluation.utils.pairs import PairSet
+from evaluation.utils.scoring.pairs import PairSet
 
 DRAWS = 5  # random baselines are the mean of so many draws
 

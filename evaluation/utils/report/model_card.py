@@ -8,7 +8,7 @@ from typing import Any
 
 from common.errors import RunError, one_line
 from common.records import write_atomically
-from evaluation.utils.analysis import ModelAnalysis
+from evaluation.utils.analysis.model_analysis import ModelAnalysis
 
 logger = logging.getLogger(__name__)
 
