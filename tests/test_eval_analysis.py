@@ -3,6 +3,7 @@
 import resource
 
 import numpy as np
+import pandas as pd
 import pytest
 from huggingface_hub import ModelCard
 from scipy.stats import spearmanr
@@ -19,11 +20,15 @@ from evaluation.utils.analysis.published import published_results, rank_among_pu
 from evaluation.utils.analysis.quantization import Quantizer, bytes_per_vector, hamming_similarity, pareto_front
 from evaluation.utils.analysis.recommendation import choices, recommend, retention
 from evaluation.utils.analysis.shortlist import search, shortlist_rows
+from evaluation.utils.report.content import Plot, Section, Table
+from evaluation.utils.report.material import Material
 from evaluation.utils.report.model_card import update_model_card
-from evaluation.utils.report.render import Plot, Section, Table, write_report
+from evaluation.utils.report.render import write_report
 from evaluation.utils.report.sections import answer
 from evaluation.utils.report.summary import update_summary
 from evaluation.utils.scoring.pairs import PairSet
+from evaluation.utils.scoring.rows import ScoreRow
+from evaluation.utils.scoring.scorer import ModelScores
 from evaluation.utils.scoring.statistics import bootstrap, spearman
 
 RNG = np.random.default_rng(0)
@@ -109,14 +114,15 @@ def test_the_smallest_dimension_that_is_not_below_is_recommended():
 def test_of_a_full_width_alone_nothing_is_said_of_smaller_ones():
     model = ModelAnalysis(ModelIdentity("local/m", "1" * 40, ""), [32], [], estimates=estimates_of(made_pairs(), [32]))
     model.dimensions = choices(model.estimates, 32)
-    text = " ".join(answer([model], lambda m: m.identity.name, "").paragraphs)
+    table = pd.DataFrame([{"model": "local/m", "revision": "1" * 40}])
+    text = " ".join(answer.build(Material([model], table)).paragraphs)
     assert "smaller" not in text and "only" in text
 
 
 def test_a_score_whose_full_width_has_none_has_no_retention():
     rows = [row(8, 0.5)]  # at 32 mteb gave NaN
-    found = analyse(ModelIdentity("local/m", "1" * 40, ""), [32, 8], rows, [], None)
-    assert np.isnan(found.rows[0]["retention"])
+    analysis = analyse(ModelIdentity("local/m", "1" * 40, ""), [32, 8], ModelScores(rows))
+    assert np.isnan(analysis.rows[0].retention)
 
 
 def test_nothing_is_recommended_where_the_model_does_not_do_the_task():
@@ -175,8 +181,8 @@ def test_calibration_leaves_out_the_test_texts(tmp_path):
 
 def test_the_report_escapes_everything_and_both_files_say_the_same(tmp_path):
     nasty = '<script>alert("x")</script> | **bold** "مرحبا"'
-    section = Section("answer", "Title & more", [nasty], [Plot("a plot", "<svg width='1'></svg>")],
-                      [Table(["model", "64"], [[nasty, "12.3"]], caption=nasty, note=nasty, picked={0})])  # fmt: skip
+    table = Table(["model", "64"], [[nasty, "12.3"]], caption=nasty, note=nasty, picked={0})
+    section = Section("Title & more", [nasty], [Plot("a plot", "<svg width='1'></svg>")], [table], id="answer")
     write_report(tmp_path, nasty, "sub", [section])
     html, markdown = (tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text()
     assert "<script" not in html and html.count("&lt;script&gt;") == 6 and 'dir="auto"' in html
@@ -187,10 +193,9 @@ def test_the_report_escapes_everything_and_both_files_say_the_same(tmp_path):
     assert (tmp_path / "plots" / "answer-1.svg").exists()
 
 
-def row(dim, score, **more):
-    return {"model": "local/m", "revision": "1", "dtype": "float32", "task": "STS17", "subset": "ar-ar", "dim": dim, "n": 250,
-            "task_type": "STS", "metric": "cosine_spearman", "score": score, "cosine_spearman": score,
-            "dataset_revision": "abc", "mteb_version": "2", **more}  # fmt: skip
+def row(dim, score, dataset_revision="abc", **more):
+    return ScoreRow("local/m", "1", "float32", "STS17", "ar-ar", dim, 250, "STS", "cosine_spearman", score,
+                    dataset_revision=dataset_revision, mteb_version="2", similarity_scores={"cosine_spearman": score}, **more)  # fmt: skip
 
 
 @pytest.mark.parametrize(

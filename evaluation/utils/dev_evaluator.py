@@ -10,7 +10,7 @@ import numpy as np
 from sentence_transformers.base.evaluation import BaseEvaluator
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator, TranslationEvaluator
 
-from evaluation.utils.evaluation_utils import sts_scores
+from evaluation.utils.scoring.similarity import sts_scores
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
