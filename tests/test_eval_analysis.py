@@ -1,6 +1,8 @@
 """Baselines, precisions, shortlists, recommendation, published ranks, error analysis, report and model card."""
 
+import dataclasses
 import resource
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -20,15 +22,18 @@ from evaluation.utils.analysis.published import published_results, rank_among_pu
 from evaluation.utils.analysis.quantization import Quantizer, bytes_per_vector, hamming_similarity, pareto_front
 from evaluation.utils.analysis.recommendation import choices, recommend, retention
 from evaluation.utils.analysis.shortlist import search, shortlist_rows
+from evaluation.utils.report import sections
 from evaluation.utils.report.content import Plot, Section, Table
+from evaluation.utils.report.formatting import escape_markdown
 from evaluation.utils.report.material import Material
 from evaluation.utils.report.model_card import update_model_card
 from evaluation.utils.report.render import write_report
 from evaluation.utils.report.sections import answer
-from evaluation.utils.report.summary import update_summary
+from evaluation.utils.report.summary import COLUMNS, update_summary
 from evaluation.utils.scoring.pairs import PairSet
-from evaluation.utils.scoring.rows import ScoreRow
+from evaluation.utils.scoring.rows import ScoreRow, set_name
 from evaluation.utils.scoring.scorer import ModelScores
+from evaluation.utils.scoring.similarity import METRICS
 from evaluation.utils.scoring.statistics import bootstrap, spearman
 
 RNG = np.random.default_rng(0)
@@ -246,3 +251,34 @@ def test_a_summary_without_the_new_columns_is_read(tmp_path):
     table = update_summary(old, [row(64, 0.6, ci_low=0.5, ci_high=0.7)])
     assert list(table["model"]) == ["local/m", "local/old"]
     assert table["ci_low"].isna().tolist() == [False, True]
+
+
+def test_the_summary_has_the_columns_of_a_row():
+    fields = {field.name for field in dataclasses.fields(ScoreRow)} - {"similarity_scores"}
+    assert set(COLUMNS) == fields | set(METRICS) and len(COLUMNS) == len(set(COLUMNS))
+    columns = row(64, 0.5, ci_low=0.4).as_columns()
+    assert columns["cosine_spearman"] == 0.5 and columns["ci_low"] == 0.4 and "p_full" not in columns
+
+
+def test_every_section_module_is_in_the_report_once():
+    modules = {path.stem for path in Path(sections.__file__).parent.glob("*.py")} - {"__init__"}
+    assert sorted(build.__module__.rsplit(".", 1)[1] for build in sections.SECTIONS.values()) == sorted(modules)
+
+
+@pytest.mark.parametrize(
+    ("text", "in_report", "in_terminal"),
+    [
+        ("my_model *new*", "my\\_model \\*new\\*", "my_model *new*"),
+        ("a|b <i> & [c](d)", "a\\|b &lt;i> &amp; \\[c\\](d)", "a\\|b &lt;i> &amp; \\[c](d)"),
+        ("two\n lines \\", "two lines \\\\", "two lines \\"),
+    ],
+)
+def test_markdown_is_escaped_once_for_each_reader(text, in_report, in_terminal):
+    assert escape_markdown(text) == in_report
+    assert escape_markdown(text, keep_emphasis=True) == in_terminal
+
+
+def test_only_the_default_subset_is_not_named():
+    assert set_name("STSBenchmark", "default") == "STSBenchmark"
+    assert set_name("STS17", "ar-ar") == "STS17 ar-ar"
+    assert set_name("T", "default/dev") == "T default/dev"

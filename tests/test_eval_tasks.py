@@ -281,3 +281,12 @@ def test_choosing_tasks():
     for arguments in ((["STS18"], None, []), ([], "MTEB(Multilingul, v2)", []), ([], None, ["xxx"])):
         with pytest.raises(UsageError):
             choose_tasks(*arguments, [], [])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_scores_are_filed_under_the_same_setting_by_both_scripts(tmp_path, dtype):
+    """The result files of evaluate_sts.py lie in a folder of the name that mteb gives its own."""
+    scored_model = ScoredModel(ModelIdentity("local/a", "1" * 40, ""), dtype)
+    encoder = run_of(static_model(), scored_model, tmp_path).encoder(8)
+    assert encoder.mteb_model_meta.experiment_name == scored_model.experiment_name(8)
+    assert f"{scored_model.columns()['revision']}-{dtype}" == scored_model.folder(tmp_path).name

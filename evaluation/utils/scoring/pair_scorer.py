@@ -72,8 +72,10 @@ class PairScorer:
     def _score_subset(
         self, scored_model: ScoredModel, pairs: PairSet, gold: list[float], dims: list[int]
     ) -> list[ScoreRow]:
-        """A row for each dimension, without a score where one is undefined; then the smaller ones have none either, if it is
-        the full width: there is nothing to compare with."""
+        """A row for each dimension, without a score where a correlation is undefined.
+
+        Where that is so at the full width, the smaller dimensions have no score either: there is nothing to compare with.
+        """
         rows: list[ScoreRow] = []
         undefined = why_undefined(gold)
         for dim in dims:
