@@ -111,7 +111,7 @@ def estimates_of(pairs, dims):
 
 def test_the_smallest_dimension_that_is_not_below_is_recommended():
     found = choices(estimates_of(made_pairs(), [32, 16, 4]), 32)
-    assert [(c.dim, c.ok) for c in found] == [(4, False), (16, True), (32, True)]
+    assert [(c.dim, c.acceptable) for c in found] == [(4, False), (16, True), (32, True)]
     assert recommend(found).dim == 16
     assert found[0].low <= found[0].difference <= found[0].high < 0 and found[0].p < 0.05
 

@@ -21,7 +21,7 @@ class Choice:
         score, full: Mean main scores over the sets that count.
         difference, low, high, p: ``score - full`` with its interval and two-sided p-value.
         worst: The set that loses most, its difference, and that difference's interval and p-value.
-        ok: Not significantly below: on the mean (p >= 0.05) and on every set (p times the number of sets >= 0.05).
+        acceptable: Not significantly below: on the mean (p >= 0.05) and on every set (p times the number of sets >= 0.05).
     """
 
     dim: int
@@ -33,7 +33,7 @@ class Choice:
     high: float
     p: float
     worst: tuple[str, float, float, float, float]
-    ok: bool
+    acceptable: bool
 
     @property
     def bytes(self) -> int:
@@ -77,7 +77,7 @@ def choices(estimates: Estimates, width: int) -> list[Choice]:
                 high=mean.interval()[1],
                 p=p,
                 worst=(set_name(*worst), *each[worst]),
-                ok=not (any(significant) or (mean.value < 0 and p < 1 - LEVEL)),
+                acceptable=not (any(significant) or (mean.value < 0 and p < 1 - LEVEL)),
             )
         )
     return sorted(measured, key=lambda choice: (choice.bytes, choice.dim))
@@ -86,5 +86,5 @@ def choices(estimates: Estimates, width: int) -> list[Choice]:
 def recommend(measured: list[Choice], precisions: tuple[str, ...] = ("float32",)) -> Choice | None:
     """The choice of fewest bytes that is not significantly below the full embedding, and whose dimension is not in float32
     either: what quantising loses does not make up for what truncating loses."""
-    dims = {choice.dim for choice in measured if choice.precision == "float32" and choice.ok}
-    return next((c for c in measured if c.precision in precisions and c.ok and c.dim in dims), None)
+    dims = {choice.dim for choice in measured if choice.precision == "float32" and choice.acceptable}
+    return next((c for c in measured if c.precision in precisions and c.acceptable and c.dim in dims), None)
