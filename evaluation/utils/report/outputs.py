@@ -94,8 +94,7 @@ def write_outputs(
     with FileLock(output_dir / ".outputs.lock"):
         text = _write_outputs(output_dir, analyses, calibration, warning)
         record.finish(
-            outputs={name: file_hash(str(output_dir / name)) for name in FILES if (output_dir / name).exists()},
-            **facts,
+            outputs={name: file_hash(str(output_dir / name)) for name in FILES if (output_dir / name).exists()}, **facts
         )
     return text
 

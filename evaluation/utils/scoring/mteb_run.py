@@ -16,12 +16,7 @@ from common.records import read_json_file
 from evaluation.utils.scoring.embeddings import EmbeddingStore
 from evaluation.utils.scoring.mteb_encoder import TruncatedEncoder
 from evaluation.utils.scoring.mteb_files import AtomicResultCache
-from evaluation.utils.scoring.query_scores import (
-    is_retrieval,
-    query_estimates,
-    record_query_scores,
-    save_query_scores,
-)
+from evaluation.utils.scoring.query_scores import is_retrieval, query_estimates, record_query_scores, save_query_scores
 from evaluation.utils.scoring.rows import ScoredModel, ScoreRow
 from evaluation.utils.scoring.similarity import METRICS
 from evaluation.utils.scoring.statistics import Estimates
