@@ -20,7 +20,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from common.records import cpu_name, versions, write_atomically
-from evaluation.utils.statistics import bootstrap, spearman
+from evaluation.utils.scoring.statistics import bootstrap, spearman
 
 
 def fixed_ranks(gold: np.ndarray, similarity: np.ndarray):

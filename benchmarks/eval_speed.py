@@ -27,11 +27,12 @@ from common.models import identify, load_model
 from common.packing import pack
 from common.records import hardware, versions, write_atomically
 from common.script import set_up_logging
-from evaluation.utils.analysis import pair_estimates
-from evaluation.utils.embeddings import EmbeddingStore, cache_folder
-from evaluation.utils.evaluation_utils import load_task_data
-from evaluation.utils.mteb_scores import MTEBScorer
-from evaluation.utils.mteb_tasks import choose_tasks, pair_sets
+from evaluation.utils.analysis.model_analysis import pair_estimates
+from evaluation.utils.scoring.embeddings import EmbeddingStore, cache_folder
+from evaluation.utils.scoring.mteb_run import MTEBRun
+from evaluation.utils.scoring.rows import ScoredModel
+from evaluation.utils.scoring.task_data import pair_sets
+from evaluation.utils.scoring.tasks import choose_tasks, load_task_data
 
 
 class Counter:
@@ -63,8 +64,9 @@ def ours(name, tasks, dims, batch_size, with_intervals):
         start = time.perf_counter()
         model = pack(load_model(name, identity))
         counter.texts = 0  # packing tried itself out
-        store = EmbeddingStore(model, cache_folder(Path(folder), identity, "float32"), batch_size)
-        scorer = MTEBScorer(store, identity, dims, "float32", Path(folder), batch_size)
+        scored_model = ScoredModel(identity)
+        store = EmbeddingStore(model, cache_folder(Path(folder), scored_model), batch_size)
+        scorer = MTEBRun(store, scored_model, dims, Path(folder), batch_size)
         rows = scorer.score(tasks)
         if with_intervals:
             for task in tasks:
@@ -72,7 +74,7 @@ def ours(name, tasks, dims, batch_size, with_intervals):
                     for estimate in pair_estimates(pairs, dims, None).values():
                         estimate.interval()
         seconds = time.perf_counter() - start
-    return seconds, counter.texts, {(r["task"], r["subset"], r["dim"]): r["score"] for r in rows}
+    return seconds, counter.texts, {(r.task, r.subset, r.dim): r.score for r in rows}
 
 
 def plain(name, tasks, dims, batch_size):

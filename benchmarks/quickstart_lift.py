@@ -39,8 +39,8 @@ def main() -> None:
     from common.data_files import read_pairs
     from common.models import load_model
     from common.records import RunRecord, write_atomically
-    from evaluation.utils.evaluation_utils import pairwise_similarities
-    from evaluation.utils.statistics import Estimate, bootstrap, paired_mean, spearman
+    from evaluation.utils.scoring.similarity import pairwise_similarities
+    from evaluation.utils.scoring.statistics import Estimate, bootstrap, paired_mean, spearman
 
     record = RunRecord(options.output_dir / "lift.json", {"seeds": options.seeds, "recipe": "configs/quickstart.json"})
     subsets = read_pairs(PAIRS)
