@@ -18,9 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.test_eval_store import static_model
-from tests.test_evaluation import read_summary
-from tests.test_results import no_nan, pairs_of
+from tests.helpers import no_nan, pairs_of, read_summary, static_model
 
 NLI, HYBRID = "training/matryoshka_nli.py", "training/hybrid_training.py"
 MTEB, STS = "evaluation/evaluate_mteb.py", "evaluation/evaluate_sts.py"

@@ -18,7 +18,7 @@ from common import config as configuration
 from common.config import Key, check_dims, check_value, fit_dims, load_config, read_json
 from common.errors import UsageError
 from evaluation.utils.options import MTEBConfig, STSConfig
-from tests.conftest import ROOT
+from tests.helpers import ROOT
 from training.utils.options import HybridConfig, MatryoshkaNLIConfig, check_mixture
 
 SCRIPTS = {

@@ -26,7 +26,7 @@ from evaluation.utils.embeddings import EmbeddingStore, cache_folder
 from evaluation.utils.mteb_scores import MTEBScorer, retrieval_embeddings
 from evaluation.utils.mteb_tasks import choose_tasks, pair_sets, size_of
 from evaluation.utils.outputs import write_outputs
-from tests.test_eval_store import Counting, static_model, texts_of
+from tests.helpers import Counting, static_model, texts_of
 
 DIMS = [32, 8]
 

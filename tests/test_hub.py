@@ -13,7 +13,7 @@ from common.errors import RunError
 from common.hub import HUB_NAME, is_passing, try_again
 from common.models import identify, load_model
 from evaluation.utils.evaluation_utils import get_task, load_task_data
-from tests.conftest import scored, write_dataset
+from tests.helpers import scored, write_dataset
 
 STS = "evaluation/evaluate_sts.py"
 

@@ -14,7 +14,7 @@ import pytest
 
 from common.errors import RunError, UsageError, one_line, run
 from common.records import RunRecord, command_line, git_state, versions, write_atomically
-from tests.conftest import ROOT
+from tests.helpers import ROOT
 
 
 def test_a_record_says_what_the_run_was_made_with(tmp_path):

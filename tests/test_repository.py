@@ -12,7 +12,7 @@ from importlib import metadata
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.helpers import ROOT
 
 REQUIRED = [
     "training/matryoshka_nli.py",

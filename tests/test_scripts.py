@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tests.conftest import ROOT
+from tests.helpers import ROOT
 
 FAST = ("--per_device_train_batch_size", "16", "--precision", "fp32", "--dev_data", "none", "--max_steps", "2")
 
