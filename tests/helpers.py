@@ -86,6 +86,11 @@ def no_nan(out: Path) -> None:
                 ], path
 
 
+def says(message: str, wanted: str) -> bool:
+    """Whether a message holds each part of ``wanted``, which " … " separates: what it must name, whatever words lie between."""
+    return all(part in message for part in wanted.split(" … "))
+
+
 def triplets(groups: list[dict], language: str) -> list[dict]:
     keys = ("anchor", "positive", "negative")
     return [{k: g[f"{part}_{language}"] for k, part in zip(keys, TRIPLET, strict=True)} for g in groups]
