@@ -19,7 +19,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.helpers import ROOT, read_jsonl, write_datasets, write_models
+from tests.helpers import ROOT, read_jsonl, says, write_datasets, write_models
 from tests.hub import Hub
 
 
@@ -158,13 +158,13 @@ def call(hub, capsys, monkeypatch):
 
 @pytest.fixture
 def fails(call):
-    """``fails(code, "part of the message", script, *args)``: the script ends so, with one line and no traceback."""
+    """``fails(code, "named … also named", script, *args)``: the script ends with that code, one line (see ``says``) and no traceback."""
 
     def check(code: int, message: str, script: str, *args: str | Path) -> str:
         done = call(script, *args)
         errors = [line for line in done.err.splitlines() if line.startswith("error: ")]
         assert done.code == code, done.err
-        assert len(errors) == 1 and message in errors[0], done.err
+        assert len(errors) == 1 and says(errors[0], message), done.err
         assert done.err.rstrip().splitlines()[-1] == errors[0], "the error is not the last line"
         assert "Traceback" not in done.err
         return errors[0]
