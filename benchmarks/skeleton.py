@@ -25,8 +25,8 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-from common.config import Parser
 from common.errors import RunError
+from common.flags import Parser
 from common.records import RunRecord, write_atomically
 from common.script import set_up_logging
 

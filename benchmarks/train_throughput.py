@@ -82,7 +82,7 @@ def train_once(
     from sentence_transformers.sentence_transformer import losses
     from transformers import TrainerCallback, set_seed
 
-    from common.config import fit_dims
+    from common.dims import fit_dims
     from common.packing import pack
     from evaluation.utils.dev_evaluator import MatryoshkaEvaluator
     from training.utils.data_loading import NLI_TRIPLETS, load_dev_sets, load_training_data

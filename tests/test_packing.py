@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
 from common.packing import jagged_attention, pack, packed_attention
 from tests.helpers import tokens_seen
-from training.utils.losses import MatryoshkaLoss
+from training.utils.matryoshka_loss import MatryoshkaLoss
 
 TEXTS = [
     "a man walks",
