@@ -5,8 +5,6 @@ import resource
 import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import StaticEmbedding
-from tokenizers import Tokenizer, models, pre_tokenizers
 
 from common.config import load_config
 from common.errors import RunError
@@ -16,39 +14,7 @@ from evaluation.utils.options import MTEBConfig
 from evaluation.utils.scoring import embeddings as module
 from evaluation.utils.scoring.embeddings import EmbeddingStore, cache_folder, open_store
 from evaluation.utils.scoring.rows import ScoredModel
-from tests.test_packing import tokens_seen
-
-WORDS = [f"word{i}" for i in range(300)]
-
-
-def static_model(seed=0, width=32, **arguments):
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(["[UNK]", *WORDS])}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    weights = np.random.default_rng(seed).standard_normal((len(WORDS) + 1, width)).astype(np.float32)
-    return SentenceTransformer(
-        modules=[StaticEmbedding(tokenizer, embedding_weights=weights)], device="cpu", **arguments
-    )
-
-
-class Counting:
-    """Counts the texts that a model encodes."""
-
-    def __init__(self, model):
-        self.model, self.texts = model, []
-        for name in ("encode", "encode_query", "encode_document"):
-            setattr(model, name, self.counted(getattr(model, name)))
-
-    def counted(self, encode):
-        def wrapped(texts, **arguments):
-            self.texts += list(texts)
-            return encode(texts, **arguments)
-
-        return wrapped
-
-
-def texts_of(n, seed=0):
-    rng = np.random.default_rng(seed)
-    return [" ".join(rng.choice(WORDS, 5)) for _ in range(n)]
+from tests.helpers import Counting, static_model, texts_of, tokens_seen
 
 
 def test_each_distinct_text_is_encoded_once_for_all_dimensions_and_calls(tmp_path):

@@ -30,7 +30,7 @@ from evaluation.utils.scoring.rows import ScoredModel
 from evaluation.utils.scoring.scorer import ModelScores
 from evaluation.utils.scoring.task_data import pair_sets, size_of
 from evaluation.utils.scoring.tasks import choose_tasks
-from tests.test_eval_store import Counting, static_model, texts_of
+from tests.helpers import Counting, static_model, texts_of
 
 DIMS = [32, 8]
 

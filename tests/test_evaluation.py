@@ -22,17 +22,13 @@ from evaluation.utils.report.summary import update_summary
 from evaluation.utils.report.table import markdown_table
 from evaluation.utils.scoring.rows import ScoreRow
 from evaluation.utils.scoring.similarity import sts_scores
-from tests.conftest import read_jsonl, scored
+from tests.helpers import ROOT, read_jsonl, read_summary, scored
 
 MTEB, STS = "evaluation/evaluate_mteb.py", "evaluation/evaluate_sts.py"
 DIMS = (64, 32, 16)
 FLAGS = ("--dims", *map(str, DIMS))
 SUBSETS = ("ar-ar", "en-ar", "en-en")
 COSINE = "cosine_spearman"
-
-
-def read_summary(folder: Path) -> pd.DataFrame:
-    return pd.read_csv(folder / "summary.csv", dtype={"revision": str}, keep_default_na=False, na_values=[""])
 
 
 def scores_of(folder: Path, **where) -> dict:
@@ -534,8 +530,6 @@ def test_the_markdown_table_has_a_column_for_each_dimension():
 
 
 def test_sample_is_readable_by_evaluate_sts(call, tiny_model, tmp_path):
-    from tests.conftest import ROOT
-
     path = ROOT / "data/sample/sts_pairs.jsonl"
     done = call(STS, "--model_name", tiny_model, "--data", path, "--dims", "64", "--output_dir", tmp_path)
     assert done.code == 0, done.err

@@ -17,9 +17,18 @@ from sentence_transformers import SentenceTransformer
 
 from common.models import hash_folder
 from evaluation.utils.scoring.embeddings import EmbeddingStore
-from tests.conftest import ROOT, scored
-from tests.test_eval_store import Counting, static_model, texts_of
-from tests.test_evaluation import read_summary
+from tests.helpers import (
+    ROOT,
+    Counting,
+    no_nan,
+    pairs_of,
+    read_summary,
+    scored,
+    static_model,
+    texts_of,
+    write_dataset,
+    write_pairs,
+)
 
 MTEB, STS = "evaluation/evaluate_mteb.py", "evaluation/evaluate_sts.py"
 QUICK = ("--calibration_data", "none", "--dims", "64", "16")
@@ -31,19 +40,6 @@ def static(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("static") / "model"
     static_model().save_pretrained(str(folder))
     return folder
-
-
-def write_pairs(path: Path, rows: list[dict]) -> Path:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-def pairs_of(n: int = 40, subset: str = "default", seed: int = 0) -> list[dict]:
-    texts, scores = texts_of(2 * n, seed), np.random.default_rng(seed).random(n)
-    return [
-        {"sentence1": texts[2 * i], "sentence2": texts[2 * i + 1], "score": float(score), "subset": subset}
-        for i, score in enumerate(scores)
-    ]
 
 
 def of(static, data, out, *more):
@@ -298,18 +294,6 @@ def test_twice_the_same_command_gives_the_same_bytes(call, static, tmp_path):
 # No number
 
 
-def no_nan(out: Path) -> None:
-    for path in out.rglob("*"):
-        if path.suffix in (".csv", ".json", ".md", ".html"):
-            text = path.read_text(encoding="utf-8").lower()
-            for word in ("nan", "infinity"):
-                assert not [
-                    w
-                    for w in text.replace(",", " ").replace(">", " ").replace("<", " ").split()
-                    if w.strip('":|*') == word
-                ], path
-
-
 BAD_SETS = {
     "constant": ([row | {"score": 2.5} for row in pairs_of(5)], "every score is 2.5"),
     "few": (pairs_of(2), "2 scored pairs; a correlation needs at least 3"),
@@ -346,8 +330,6 @@ def test_a_set_without_a_score_is_explained_and_the_others_are_scored(call, fail
 @pytest.mark.slow
 def test_a_task_with_a_constant_subset_is_explained(call, tiny_model, hub, pairs, tmp_path):
     """mteb writes NaN for such a subset."""
-    from tests.conftest import write_dataset
-
     folder = hub.root / "datasets/mteb/sts17-crosslingual-sts"
     aside = tmp_path / "aside"
     shutil.move(folder, aside)
