@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
-from common.config import Key
+from common.config import Config, Key
 
 STS_TASKS = ("STS17", "STS22", "STS22.v2", "STSBenchmark")
 
 
 @dataclass
-class EvalConfig:
+class EvalConfig(Config):
+    defaults_file: ClassVar[str] = "eval_config.json"
+
     model_name: Annotated[list[str], Key("models to score: names on the Hub or folders on disk")]
     subsets: Annotated[list[str], Key("subsets to score; a task that has none of them keeps its default ones")]
     dims: Annotated[
