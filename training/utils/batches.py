@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 PAIR = ("anchor", "positive")
+MOST_BATCHES = 2**32  # a text's number is a multiple of this, so that text + batch is a number of its own
 PROBES = 64  # batches, or rows of a batch, to try before looking elsewhere
 
 
@@ -75,7 +76,7 @@ def _by_row(texts: np.ndarray, wanted: np.ndarray) -> dict[int, tuple[int, ...]]
     for column in texts:
         places = wanted[column].nonzero()[0]
         for row, text in zip(places.tolist(), column[places].tolist(), strict=True):
-            rows[row].add(text)
+            rows[row].add(text * MOST_BATCHES)
     return {row: tuple(sorted(numbers)) for row, numbers in rows.items()}
 
 
@@ -96,18 +97,20 @@ class Packing:
         self.batches: list[list[int]] = []
         self.carried = 0
         self._open = [0]  # for each batch itself where it has room, else a later one; the last is a batch to begin
-        self._own: dict[int, set[int]] = defaultdict(set)  # the batches that have a text as an anchor or positive
-        self._negative: dict[int, set[int]] = defaultdict(set)  # and as a negative
-        self._first: dict[int, int] = {}  # no batch before this one can take the text again
-        self._latest: dict[int, int] = {}  # nor has any batch after this one the text
+        # text + batch, for each text that is an anchor or positive in a batch, and for each that is a negative there
+        self._own: set[int] = set()
+        self._negative: set[int] = set()
+        self._first: dict[int, int] = {}  # every batch before this one is full or has the text as an anchor or positive
+        self._latest: dict[int, int] = {}  # no batch after this one has the text
 
     def add(self, rows: Iterable[int]) -> None:
         own_texts, negative_texts = self.texts.own, self.texts.negatives
         filling = self._room(0)
         for row in rows:
             own, negatives = own_texts.get(row, ()), negative_texts.get(row, ())
-            batch = self._place(filling, own, negatives) if own or negatives else filling
-            if batch != filling:
+            batch = filling
+            if not self._allow(filling, own, negatives):
+                batch = self._place(filling, own, negatives)
                 self.carried += 1
             if batch == len(self.batches):
                 self.batches.append([])
@@ -116,16 +119,28 @@ class Packing:
             if len(self.batches[batch]) == self.size:
                 self._open[batch] = batch + 1
                 filling = self._room(filling)
-            for text in own:
-                self._skip_taken(text)
+
+    def _allow(self, batch: int, own: tuple[int, ...], negatives: tuple[int, ...]) -> bool:
+        for text in own:
+            if text + batch in self._own or text + batch in self._negative:
+                return False
+        for text in negatives:
+            if text + batch in self._own:
+                return False
+        return True
 
     def _place(self, filling: int, own: tuple[int, ...], negatives: tuple[int, ...]) -> int:
-        """The first batch with room that has none of the texts where they would conflict."""
+        """The first batch with room, after the one being filled, that the texts are allowed in."""
         texts = (*own, *negatives)
-        taken = [self._own[text] for text in texts] + [self._negative[text] for text in own]
-        batch = self._room(max(filling, *(self._first.get(text, 0) for text in texts)))
+        batch = filling
+        for text in texts:
+            first = self._room(self._first.get(text, 0))
+            while text + first in self._own:
+                first = self._room(first + 1)
+            self._first[text] = first
+            batch = max(batch, first)
         for _ in range(PROBES):
-            if not any(batch in batches for batches in taken):
+            if self._allow(batch, own, negatives):
                 return batch
             batch = self._room(batch + 1)
         return self._room(max(self._latest.get(text, -1) for text in texts) + 1)
@@ -137,31 +152,22 @@ class Packing:
             ahead[batch] = batch = ahead[ahead[batch]]
         return batch
 
-    def _skip_taken(self, text: int) -> None:
-        first = self._room(self._first.get(text, 0))
-        while first in self._own[text]:
-            first = self._room(first + 1)
-        self._first[text] = first
-
     def _put(self, row: int, batch: int) -> None:
         self.batches[batch].append(row)
         for where, texts in ((self._own, self.texts.own), (self._negative, self.texts.negatives)):
             for text in texts.get(row, ()):
-                where[text].add(batch)
-                self._latest[text] = max(batch, self._latest.get(text, -1))
+                where.add(text + batch)
+                if self._latest.get(text, -1) < batch:
+                    self._latest[text] = batch
 
     def _take(self, row: int, batch: int) -> None:
         self.batches[batch].remove(row)
         for text in self.texts.own.get(row, ()):  # a negative may be that of another row there as well
-            self._own[text].discard(batch)
+            self._own.discard(text + batch)
 
     def fits(self, row: int, batch: int) -> bool:
         """Whether no row of the batch conflicts with this one."""
-        own, negatives = self.texts.own.get(row, ()), self.texts.negatives.get(row, ())
-        return not (
-            any(batch in self._own[text] for text in (*own, *negatives))
-            or any(batch in self._negative[text] for text in own)
-        )
+        return self._allow(batch, self.texts.own.get(row, ()), self.texts.negatives.get(row, ()))
 
     def pair_up(self) -> list[int]:
         """Give each row that is alone in its batch a partner from the largest batches; the rows for which there is none."""

@@ -39,7 +39,7 @@ from evaluation.utils.dev_evaluator import MatryoshkaEvaluator
 from training.utils.checkpoints import checkpoints, damage, resume_command, seal
 from training.utils.losses import loss_parameters
 from training.utils.options import TrainingConfig
-from training.utils.sampling import PROPORTIONAL, GlobalBatchSampler, MixtureBatchSampler
+from training.utils.sampling import PROPORTIONAL, Collator, GlobalBatchSampler, MixtureBatchSampler
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ LEFT_OUT = {"output_dir", "resume_from_checkpoint", "push_to_hub", "hub_model_id
 WITHOUT_EFFECT = {
     "bf16": "give --precision",
     "fp16": "give --precision",
-    "batch_sampler": "no batch ever holds a text twice",
+    "batch_sampler": "every row is trained on once an epoch, and no batch has a false negative that the data shows",
 }
 
 
@@ -71,11 +71,13 @@ class MatryoshkaTrainer(SentenceTransformerTrainer):
       and brings them back;
     - seals a checkpoint when it is complete, and only then removes an older one;
     - at SIGINT or SIGTERM saves a checkpoint after the step, in all processes alike, and raises :class:`Stopped`;
-    - draws batches in which no text stands twice, over all processes, and each step from one data set (see ``turns`` of
-      :class:`MixtureBatchSampler`);
+    - draws every row once an epoch, in batches without rows that are false negatives of each other, over all processes, and
+      each step from one data set (see :class:`GlobalBatchSampler` and ``turns`` of :class:`MixtureBatchSampler`);
     - stops with an error where the library goes on after one: a loss or gradient that is not finite, a best checkpoint
       that cannot be loaded.
     """
+
+    data_collator_class = Collator
 
     def __init__(self, *args: Any, turns: str | list[float] = PROPORTIONAL, **kwargs: Any):
         self.turns = turns
@@ -95,7 +97,9 @@ class MatryoshkaTrainer(SentenceTransformerTrainer):
         self.resumed_at_step: int | None = None
 
     def get_batch_sampler(self, dataset, batch_size, drop_last, **kwargs):
-        self._sampler = GlobalBatchSampler(dataset, batch_size, self.args.world_size, drop_last, **kwargs)
+        names = self.train_dataset.items() if isinstance(self.train_dataset, dict) else ()
+        name = next((name for name, rows in names if rows is dataset), None)
+        self._sampler = GlobalBatchSampler(dataset, batch_size, self.args.world_size, drop_last, name=name, **kwargs)
         return self._sampler
 
     def get_multi_dataset_batch_sampler(self, dataset, batch_samplers, **kwargs):
