@@ -50,9 +50,7 @@ class RepeatedTexts:
         counts = np.bincount(texts[texts >= 0])
         in_pairs = np.bincount(texts[: len(PAIR)].ravel(), minlength=len(counts))
         conflicting = np.append((counts > 1) & (in_pairs > 0), False)  # the last is that of the absent, -1
-        return cls(
-            own=_by_row(texts[: len(PAIR)], conflicting), negatives=_by_row(texts[len(PAIR) :], conflicting)
-        )
+        return cls(own=_by_row(texts[: len(PAIR)], conflicting), negatives=_by_row(texts[len(PAIR) :], conflicting))
 
 
 def _number_texts(dataset: Dataset, columns: list[str]) -> np.ndarray:
@@ -124,10 +122,7 @@ class Packing:
         for text in own:
             if text + batch in self._own or text + batch in self._negative:
                 return False
-        for text in negatives:
-            if text + batch in self._own:
-                return False
-        return True
+        return all(text + batch not in self._own for text in negatives)
 
     def _place(self, filling: int, own: tuple[int, ...], negatives: tuple[int, ...]) -> int:
         """The first batch with room, after the one being filled, that the texts are allowed in."""

@@ -109,6 +109,12 @@ class TrainingConfig(Config):
         ),
     ]
     max_train_samples: Annotated[int | None, Key("use the first so many rows of each data set", minimum=1)]
+    drop_unusable_rows: Annotated[
+        bool,
+        Key(
+            "remove rows of your own files that lack a text, label or score; those of Hub data sets always are removed"
+        ),
+    ]
     max_seq_length: Annotated[
         int | None, Key("cut texts to so many tokens; the model's own limit by default", minimum=1)
     ]
@@ -165,7 +171,9 @@ class MatryoshkaNLIConfig(TrainingConfig):
     language: Annotated[str, Key("language of the training triplets and the dev set", choices=("en", "ar"))]
     train_data: Annotated[
         str | None,
-        Key("your own triplets or pairs: CSV, TSV, JSONL or Parquet with anchor, positive and, if you like, negative"),
+        Key(
+            "your own pairs with any number of negatives: a CSV, TSV, JSON or Parquet file, a folder or a glob, with anchor, positive and, if you like, negative or negative_1, negative_2, ..."
+        ),
     ]
     scale: Annotated[float, Key("inverse temperature of the contrastive loss", above=0)]
 
@@ -174,7 +182,7 @@ class MatryoshkaNLIConfig(TrainingConfig):
 class DatasetEntry:
     """A data set of a mixture: where it is, how to read it, which loss it has, how often it is drawn."""
 
-    path: Annotated[str, Key("a data set on the Hub, or a file")]
+    path: Annotated[str, Key("a data set on the Hub, or a file, a folder or a glob of files")]
     loss: Annotated[str, Key("the loss that fits it", choices=tuple(LOSSES))]
     name: Annotated[str | None, Key("the data set's configuration on the Hub")] = None
     split: Annotated[str, Key("its split")] = "train"
