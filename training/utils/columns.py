@@ -23,7 +23,8 @@ NUMBERED = re.compile(r"negative_?(\d+)")
 LABELS = ("label", "labels")
 # other names of columns that hold lists, one row's positives or negatives
 POSITIVES, NEGATIVES = ("positives", "pos"), ("negatives", "neg")
-DROP_FLAG = "--drop_unusable_rows"
+SCORES = ("score", "scores", "similarity")
+ADVICE = "; correct the row, or give --drop_unusable_rows to remove such rows"
 
 
 def map_columns(
@@ -104,58 +105,74 @@ def _are_binary(labels: list[Any]) -> bool:
 # Contrastive losses: lists, labels, negatives
 
 
-def expand(where: str, dataset: Dataset, unused: list[str]) -> Dataset:
+def expand(where: str, dataset: Dataset, unused: list[str], refuse: bool) -> Dataset:
     """Rows of ``anchor``, ``positive`` and negatives, from lists of them and from labelled pairs.
 
     A list of positives becomes a row for each; a list of negatives, a column for each, where those that a row lacks are null.
     With a list of labels, the texts of the list ``positive`` are positives where it has 1, and negatives where it has 0. With
     a label for each row, the rows with 0 are removed.
 
+    Args:
+        unused: The columns that are not read.
+        refuse: Whether an empty text in a list is an error; else it is removed.
+
     Raises:
-        RunError: A label is neither 0 nor 1, none is 1, or lists do not say which texts are positive.
+        RunError: A label is neither 0 nor 1, none is 1, lists do not say which texts are positive, or have an empty text.
     """
-    columns = dataset.column_names
-    lists = [name for name in columns if _is_list(dataset, name)]
-    if "label" in columns and "label" not in lists:
+    lists = [name for name in dataset.column_names if _is_list(dataset, name)]
+    labelled = "label" in lists
+    if "label" in dataset.column_names and not labelled:
         dataset = _keep_positive_pairs(where, dataset)
-        columns = dataset.column_names
-    if "positive" in lists and "label" not in columns and (scores := {"score", "scores"} & set(unused)):
+    if "positive" in lists and not labelled and (unread := {*LABELS, *SCORES} & set(unused)):
         raise RunError(
-            f"{where}: column 'positive' holds lists, and {sorted(scores)[0]!r} does not say which of their texts are positive: give a column 'labels' with 1 and 0, or a column of negatives"
+            f"{where}: column 'positive' holds lists, and {sorted(unread)[0]!r} does not say which of their texts are positive: give a column 'labels' with 1 and 0, or a column of negatives"
         )
-    negatives = [name for name in columns if name.startswith("negative")]
+    negatives = [name for name in dataset.column_names if name.startswith("negative")]
     if not lists:
-        return _join_negatives(dataset, negatives)
-    anchors, positives, others = [], [], []
-    for row, values in enumerate(dataset, 1):
-        texts = _as_list(values["positive"])
-        against = [text for name in negatives for text in _as_list(values[name]) if name in lists or text]
-        if "label" in columns:
-            labels = _as_list(values["label"])
-            if len(labels) != len(texts) or not _are_binary(labels):
-                raise RunError(
-                    f"{where}, row {row}: column 'label' must hold a 0 or 1 for each text of 'positive', not {str(labels)[:60]}"
-                )
-            against += [text for text, label in zip(texts, labels, strict=True) if not float(label)]
-            texts = [text for text, label in zip(texts, labels, strict=True) if float(label)]
-        for text in texts or [None]:  # found unusable later
-            anchors.append(values["anchor"])
-            positives.append(text)
-            others.append(against)
-    width = max(map(len, others), default=0)
-    names = ["negative"] if width == 1 else [f"negative_{place + 1}" for place in range(width)]
-    table = {"anchor": anchors, "positive": positives} | {
-        name: [texts[place] if place < len(texts) else None for texts in others] for place, name in enumerate(names)
-    }
-    if len(anchors) != len(dataset):
-        logger.info("%s: %d rows, one for each positive, of %d anchors", where, len(anchors), len(dataset))
-    return _new(table)
+        return _join_negatives(where, dataset, negatives)
+    rows: list[tuple[str, str, list[str]]] = []
+    blank = 0
+    for number_of_row, values in enumerate(dataset, 1):
+        texts, labels = _as_list(values["positive"]), _as_list(values["label"]) if labelled else None
+        if labels is None:
+            labels = [1] * len(texts)
+        elif len(labels) != len(texts) or not _are_binary(labels):
+            raise RunError(
+                f"{where}, row {number_of_row}: column 'label' must hold a 0 or 1 for each text of 'positive', not {str(labels)[:60]}"
+            )
+        against = [text for text, label in zip(texts, labels, strict=True) if not float(label)]
+        texts = [text for text, label in zip(texts, labels, strict=True) if float(label)]
+        for name in negatives:
+            against += _as_list(values[name]) if name in lists else [text for text in [values[name]] if _is_text(text)]
+        for column, entries in (("positive", texts), ("negative", against)):
+            if refuse and not all(map(_is_text, entries)):
+                raise RunError(f"{where}, row {number_of_row}: column {column!r} holds an empty text{ADVICE}")
+        if refuse and not texts:
+            raise RunError(f"{where}, row {number_of_row}: column 'positive' holds no text{ADVICE}")
+        blank += sum(not _is_text(text) for text in (*texts, *against)) + (not texts)
+        against = [text for text in against if _is_text(text)]
+        rows += [(values["anchor"], text, against) for text in texts if _is_text(text)]
+    if blank:
+        logger.warning("%s: %d empty texts or lists are removed", where, blank)
+    if len(rows) != len(dataset):
+        logger.info("%s: %d rows, one for each positive, of %d", where, len(rows), len(dataset))
+    table = {"anchor": [anchor for anchor, _, _ in rows], "positive": [positive for _, positive, _ in rows]}
+    return _new(table, [against for _, _, against in rows])
 
 
-def _new(table: dict[str, list[Any]]) -> Dataset:
-    """A data set of texts whose fingerprint depends on its content alone."""
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _new(table: dict[str, list[str]], negatives: list[list[str]]) -> Dataset:
+    """Rows with as many columns of negatives as the most that a row has; those that another lacks are null."""
     from datasets import Dataset, Features, Value
 
+    width = max(map(len, negatives), default=0)
+    names = ["negative"] if width == 1 else [f"negative_{place + 1}" for place in range(width)]
+    table = table | {
+        name: [texts[place] if place < len(texts) else None for texts in negatives] for place, name in enumerate(names)
+    }
     return Dataset.from_dict(table, features=Features(dict.fromkeys(table, Value("string"))))
 
 
@@ -191,69 +208,63 @@ def _keep_positive_pairs(where: str, dataset: Dataset) -> Dataset:
     return dataset.select(positive.nonzero()[0]).remove_columns("label")
 
 
-def _join_negatives(dataset: Dataset, negatives: list[str]) -> Dataset:
-    """The columns of negatives as ``negative_1``, ..., where those of a row that are absent come last, as null."""
+def _join_negatives(where: str, dataset: Dataset, negatives: list[str]) -> Dataset:
+    """The columns of negatives as ``negative_1``, ..., where those that a row lacks come last and are null."""
     if len(negatives) < 2:
         return dataset.rename_columns({name: "negative" for name in negatives if name != "negative"})
-    blank = np.stack([find_blank("", dataset, name) for name in negatives])
-    names = [f"negative_{place + 1}" for place in range(len(negatives))]
+    blank = np.stack([find_blank(where, dataset, name) for name in negatives], axis=1)
     if not blank.any():
-        return dataset.rename_columns(
-            {old: f"-{new}" for old, new in zip(negatives, names, strict=True)}
-        ).rename_columns({f"-{name}": name for name in names})
+        for prefix in ("-", ""):  # in two steps, since some of the new names may be there already
+            names = [f"{prefix}negative_{place + 1}" for place in range(len(negatives))]
+            dataset = dataset.rename_columns(dict(zip(negatives, names, strict=True)))
+            negatives = names
+        return dataset
     table = {name: list(dataset[name]) for name in dataset.column_names if name not in negatives}
     columns = [list(dataset[name]) for name in negatives]
-    rows = [
-        [text for text, gone in zip(texts, absent, strict=True) if not gone]
-        for texts, absent in zip(zip(*columns, strict=True), blank.T, strict=True)
-    ]
-    width = max(map(len, rows))
-    names = ["negative"] if width == 1 else names[:width]
-    return _new(
-        table
-        | {name: [texts[place] if place < len(texts) else None for texts in rows] for place, name in enumerate(names)}
-    )
+    rows = zip(zip(*columns, strict=True), blank, strict=True)
+    return _new(table, [[text for text, gone in zip(*row, strict=True) if not gone] for row in rows])
 
 
 # Rows that nothing can be learnt from
 
 
-def drop_unusable(where: str, dataset: Dataset, own: bool, drop: bool) -> Dataset:
-    """A data set without the rows that lack a text, a label or a score.
+def drop_unusable(where: str, dataset: Dataset, refuse: bool) -> Dataset:
+    """A data set without the rows that lack a text, a label or a score. Lists are not looked at; see :func:`expand`.
 
     Args:
-        own: It is the user's file, whose rows the user can correct: such a row is an error, unless ``drop``.
-        drop: Remove such rows of a user's file too.
+        refuse: Such a row is an error: the user can correct it.
 
     Raises:
-        RunError: A row of the user's own file lacks a value; the message names row and column.
+        RunError: A row lacks a value; the message names row and column.
     """
     checks: dict[str, Callable[[Any], bool]] = {"label": _lacks_label, "score": _lacks_score}
     reasons: dict[str, np.ndarray] = {}
-    several = sum(name.startswith("negative_") for name in dataset.column_names)
+    negatives = [name for name in dataset.column_names if name.startswith("negative")]
     for name in dataset.column_names:
+        if _is_list(dataset, name) or (name in negatives and len(negatives) > 1):  # a row may have fewer negatives
+            continue
         if name in checks:
             reasons[name] = np.fromiter(map(checks[name], dataset[name]), dtype=bool, count=len(dataset))
         else:
             reasons[name] = find_blank(where, dataset, name)
-            if several and name.startswith("negative_"):  # some rows have fewer
-                reasons[name] &= np.array([text is not None for text in dataset[name]], dtype=bool)
     unusable = np.any(list(reasons.values()), axis=0)
     if not unusable.any():
         return dataset
-    if own and not drop:
+    if refuse:
         row = int(unusable.argmax())
         name = next(name for name, rows in reasons.items() if rows[row])
         value = dataset[row][name]
-        if name in checks and not (value is None or (isinstance(value, str) and not value.strip())):
-            wanted = "a class number from 0" if name == "label" else "a finite number"
-            raise RunError(
-                f"{where}, row {row + 1}: column {name!r} must be {wanted}, not {value!r}; correct the row, or give {DROP_FLAG}"
-            )
-        kind = "missing" if value is None else "empty"
-        raise RunError(f"{where}, row {row + 1}: column {name!r} is {kind}; correct the row, or give {DROP_FLAG}")
+        if value is None or (isinstance(value, str) and name not in checks):
+            problem = "is missing" if value is None else "is empty"
+        elif name == "score":
+            problem = f"must be a finite number, not {value!r}"
+        elif "positive" in dataset.column_names:
+            problem = f"must be 1 for a positive pair and 0 for another, not {value!r}"
+        else:
+            problem = f"must be a class number from 0, not {value!r}"
+        raise RunError(f"{where}, row {row + 1}: column {name!r} {problem}{ADVICE}")
     described = ", ".join(
-        f"{int(rows.sum())} without {'a usable label' if name == 'label' else name!r}"
+        f"{int(rows.sum())} without {'a label (missing or -1)' if name == 'label' else repr(name)}"
         for name, rows in reasons.items()
         if rows.any()
     )

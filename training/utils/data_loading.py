@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any
 from common.data_files import check_scores, check_texts, is_file_name, load_hub_dataset, number, read_pairs, read_rows
 from common.errors import RunError, UsageError
 from common.formats import table_name
-from training.utils.columns import class_numbers, drop_unusable, expand, map_columns, scale_scores, select_columns
+from training.utils.batches import negative_columns
+from training.utils.columns import (
+    LABELS,
+    SCORES,
+    class_numbers,
+    drop_unusable,
+    expand,
+    map_columns,
+    scale_scores,
+    select_columns,
+)
 from training.utils.options import LOSSES, SCORED, DatasetEntry
 
 if TYPE_CHECKING:
@@ -71,11 +81,16 @@ def load_training_data(
     if limit is not None:
         dataset = dataset.select(range(min(limit, len(dataset))))
     dataset, unused = select_columns(where, dataset, entry)
-    if LOSSES[entry.loss].contrastive:
-        dataset = expand(where, dataset, unused)
     if len(dataset) == 0:
         raise RunError(f"{where}: no rows")
-    dataset = drop_unusable(where, dataset, own, drop_unusable_rows)
+    refuse = own and not drop_unusable_rows
+    dataset = drop_unusable(where, dataset, refuse)
+    if LOSSES[entry.loss].contrastive:
+        dataset = expand(where, dataset, unused, refuse)
+        if not negative_columns(dataset.column_names) and (
+            ignored := [name for name in unused if name in (*LABELS, *SCORES)]
+        ):
+            logger.warning("%s: every row is trained on as a positive pair, whatever its %s", where, ", ".join(ignored))
     if len(dataset) < 2:
         raise RunError(f"{where}: {'one usable row' if len(dataset) else 'no usable row'}; training needs at least 2")
     if "score" in dataset.column_names:
@@ -167,4 +182,4 @@ def _usable(where: str, dataset: Dataset, mapped: dict[str, str], own: bool) -> 
     dataset = dataset.select_columns(list(mapped.values())).rename_columns(
         {column: role for role, column in mapped.items() if column != role}
     )
-    return dataset if own else drop_unusable(where, dataset, own=False, drop=True)
+    return dataset if own else drop_unusable(where, dataset, refuse=False)
