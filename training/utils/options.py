@@ -119,7 +119,10 @@ class TrainingConfig(Config):
         int | None, Key("cut texts to so many tokens; the model's own limit by default", minimum=1)
     ]
     normalize_arabic: Annotated[
-        bool, Key("drop Arabic diacritics and the tatweel, and unify the forms of alef; saved in the model's tokenizer")
+        bool,
+        Key(
+            "drop Arabic diacritics and the tatweel, unify the forms of alef, and write presentation forms as letters; saved in the model's tokenizer"
+        ),
     ]
     extend_vocabulary: Annotated[
         int,
