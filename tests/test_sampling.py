@@ -23,7 +23,7 @@ def rows(anchors, positives=None, **negatives) -> Dataset:
 def texts_of(row: dict) -> tuple[set, set]:
     """A row's anchor and positive, and its negatives."""
     own = {row["anchor"], row["positive"]}
-    return own, {text for name, text in row.items() if name.startswith("negative") and text is not None}
+    return own, {text for name, text in row.items() if name.startswith("negative") and text}
 
 
 def assert_valid(dataset: Dataset, steps: list[list[int]], size: int) -> None:
@@ -125,8 +125,8 @@ def test_other_losses_see_every_row_in_full_batches_whatever_repeats():
 
 UNEVEN = rows(
     [f"a{i}" for i in range(30)],
-    negative_1=[f"n{i}" if i % 3 else None for i in range(30)],
-    negative_2=[f"m{i}" if i % 3 == 2 else None for i in range(30)],
+    negative_1=[f"n{i}" if i % 3 else "" for i in range(30)],
+    negative_2=[f"m{i}" if i % 3 == 2 else "" for i in range(30)],
 )
 
 
@@ -139,7 +139,7 @@ def test_rows_of_a_batch_have_the_same_number_of_negatives():
 
 def test_the_collator_tokenises_only_the_negatives_that_are_there():
     def tokenize(texts, prompt=None, task=None):
-        assert all(isinstance(text, str) for text in texts)
+        assert all(texts)
         return {"input_ids": torch.zeros(len(texts), 1)}
 
     collate = Collator(tokenize)
@@ -178,13 +178,14 @@ def test_any_rows_in_any_epoch(table, batch_size, processes, seed):
 
 
 @pytest.mark.parametrize("processes", [2, 3])
-def test_several_processes_use_all_rows_but_those_that_cannot_be_dealt(processes):
+def test_several_processes_use_all_rows_but_a_few_that_cannot_be_dealt(processes):
     dataset = rows([f"a{i // 7}" for i in range(101)])
     sampler = GlobalBatchSampler(dataset, 8, processes)
-    assert len(sampler.first.uneven) == 101 % processes
-    for step in sampler.steps(0):
-        assert len(step) % processes == 0
-    assert_valid(dataset, sampler.steps(0), 8 * processes)
+    assert 101 % processes <= len(sampler.first.uneven) < 2 * processes
+    for epoch in range(2):
+        assert all(len(step) % processes == 0 for step in sampler.steps(epoch))
+        assert_valid(dataset, sampler.steps(epoch), 8 * processes)
+    assert {row for epoch in range(3) for step in sampler.steps(epoch) for row in step} == set(range(101))
 
 
 def test_an_epoch_depends_on_seed_and_epoch_alone():

@@ -44,7 +44,7 @@ class RepeatedTexts:
 
     @classmethod
     def of(cls, dataset: Dataset) -> RepeatedTexts:
-        """Those of a data set with ``anchor``, ``positive`` and any number of negatives, which may be null."""
+        """Those of a data set with ``anchor``, ``positive`` and any number of negatives, which may be empty."""
         others = negative_columns(dataset.column_names)
         texts = _number_texts(dataset, [*PAIR, *others])
         counts = np.bincount(texts[texts >= 0])
@@ -54,14 +54,18 @@ class RepeatedTexts:
 
 
 def _number_texts(dataset: Dataset, columns: list[str]) -> np.ndarray:
-    """A number for each text, the same for equal ones, and -1 for null: shape ``[columns, rows]``."""
+    """A number for each text, the same for equal ones, and -1 for an empty one: shape ``[columns, rows]``."""
     import pyarrow as pa
+    import pyarrow.compute as pc
 
     table = dataset.with_format("arrow")
     chunks = [chunk for name in columns for chunk in pa.chunked_array(_chunks(table[name])).chunks]
     encoded = pa.chunked_array([chunk.cast(pa.large_string()) for chunk in chunks]).dictionary_encode()
-    numbers = [chunk.indices.fill_null(-1).to_numpy() for chunk in encoded.unify_dictionaries().chunks]
-    return np.concatenate(numbers).astype(np.int64).reshape(len(columns), len(dataset))
+    encoded = encoded.unify_dictionaries()
+    numbers = np.concatenate([chunk.indices.to_numpy() for chunk in encoded.chunks]).astype(np.int64)
+    empty = pc.index(encoded.chunk(0).dictionary, pa.scalar("", pa.large_string())).as_py()
+    numbers[numbers == empty] = -1
+    return numbers.reshape(len(columns), len(dataset))
 
 
 def _chunks(column: Any) -> list[Any]:

@@ -108,7 +108,7 @@ def _are_binary(labels: list[Any]) -> bool:
 def expand(where: str, dataset: Dataset, unused: list[str], refuse: bool) -> Dataset:
     """Rows of ``anchor``, ``positive`` and negatives, from lists of them and from labelled pairs.
 
-    A list of positives becomes a row for each; a list of negatives, a column for each, where those that a row lacks are null.
+    A list of positives becomes a row for each; a list of negatives, a column for each, where those that a row lacks are empty.
     With a list of labels, the texts of the list ``positive`` are positives where it has 1, and negatives where it has 0. With
     a label for each row, the rows with 0 are removed.
 
@@ -165,13 +165,15 @@ def _is_text(value: Any) -> bool:
 
 
 def _new(table: dict[str, list[str]], negatives: list[list[str]]) -> Dataset:
-    """Rows with as many columns of negatives as the most that a row has; those that another lacks are null."""
+    """Rows with as many columns of negatives as the most that a row has; those that another lacks are empty:
+    sentence-transformers' model card wants a string in every column, and :class:`training.utils.sampling.Collator` removes them.
+    """
     from datasets import Dataset, Features, Value
 
     width = max(map(len, negatives), default=0)
     names = ["negative"] if width == 1 else [f"negative_{place + 1}" for place in range(width)]
     table = table | {
-        name: [texts[place] if place < len(texts) else None for texts in negatives] for place, name in enumerate(names)
+        name: [texts[place] if place < len(texts) else "" for texts in negatives] for place, name in enumerate(names)
     }
     return Dataset.from_dict(table, features=Features(dict.fromkeys(table, Value("string"))))
 
@@ -209,7 +211,7 @@ def _keep_positive_pairs(where: str, dataset: Dataset) -> Dataset:
 
 
 def _join_negatives(where: str, dataset: Dataset, negatives: list[str]) -> Dataset:
-    """The columns of negatives as ``negative_1``, ..., where those that a row lacks come last and are null."""
+    """The columns of negatives as ``negative_1``, ..., where those that a row lacks come last and are empty."""
     if len(negatives) < 2:
         return dataset.rename_columns({name: "negative" for name in negatives if name != "negative"})
     blank = np.stack([find_blank(where, dataset, name) for name in negatives], axis=1)

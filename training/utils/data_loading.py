@@ -57,7 +57,7 @@ def load_training_data(
     entry: DatasetEntry, max_train_samples: int | None = None, drop_unusable_rows: bool = False
 ) -> Dataset:
     """A data set in the columns that its loss reads: ``anchor, positive`` and negatives (``negative``, or ``negative_1``, ...,
-    null where a row has fewer) for ``mnrl`` and ``gist``, ``sentence1, sentence2, score`` with scores from 0 to 1 for
+    empty where a row has fewer) for ``mnrl`` and ``gist``, ``sentence1, sentence2, score`` with scores from 0 to 1 for
     ``cosent``, ``angle`` and ``cosine``, ``sentence1, sentence2, label`` for ``softmax``, ``sentence[, translation]`` for
     ``distill``, whose targets :func:`training.utils.teacher.add_targets` adds.
 

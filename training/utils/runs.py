@@ -42,7 +42,7 @@ def texts_of(*datasets: Dataset) -> Iterator[str]:
     for dataset in datasets:
         for column in dataset.column_names:
             if dataset.features[column].dtype in ("string", "large_string"):
-                yield from (text for text in dataset[column] if text is not None)  # a row may have fewer negatives
+                yield from dataset[column]
 
 
 def pairs_of(*datasets: Dataset) -> Iterator[tuple[str, str]]:

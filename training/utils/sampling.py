@@ -162,11 +162,13 @@ class GlobalBatchSampler(Sampler[list[int]]):
 
 
 def group_by_negatives(dataset: Any) -> list[np.ndarray]:
-    """The rows of a data set by how many negatives they have, from none: the absent ones are null, the last of a row's."""
+    """The rows of a data set by how many negatives they have, from none: the absent ones are empty, the last of a row's."""
+    import pyarrow.compute as pc
+
     counts = np.zeros(len(dataset), dtype=np.int64)
     table = dataset.with_format("arrow")
     for name in negative_columns(dataset.column_names):
-        counts += table[name][:].is_valid().to_numpy(zero_copy_only=False)
+        counts += pc.not_equal(table[name][:], "").to_numpy(zero_copy_only=False)
     return [(counts == count).nonzero()[0] for count in range(counts.max(initial=0) + 1)]
 
 
@@ -174,7 +176,7 @@ class Collator(SentenceTransformerDataCollator):
     """Tokenises a batch without the columns that its rows do not have: all of a batch have the same number of negatives."""
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
-        return super().__call__([{key: value for key, value in row.items() if value is not None} for row in features])
+        return super().__call__([{key: value for key, value in row.items() if value != ""} for row in features])
 
 
 def deal(rows: list[int], processes: int) -> list[list[int]]:
