@@ -35,7 +35,7 @@ from training.utils.checkpoints import (
 )
 from training.utils.losses import loss_parameters
 from training.utils.processes import mean_over_processes, wait_for_all_processes
-from training.utils.sampling import PROPORTIONAL, GlobalBatchSampler, MixtureBatchSampler
+from training.utils.sampling import PROPORTIONAL, Collator, GlobalBatchSampler, MixtureBatchSampler
 from training.utils.training_arguments import refusing
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,8 @@ class MatryoshkaTrainer(SentenceTransformerTrainer):
 
     - keeps the parameters of the losses (classification heads), and the loss since the last report, in every checkpoint;
     - seals a checkpoint when it is complete, and only then removes an older one;
-    - draws batches in which no text occurs twice, over all processes, and each step from one data set;
+    - draws every row once an epoch, in batches without rows that are false negatives of each other, over all processes, and
+      each step from one data set (see :class:`GlobalBatchSampler` and :class:`MixtureBatchSampler`);
     - ends with an error where a best checkpoint cannot be loaded, and the library would go on with the last weights.
 
     What it does at the library's events is in :mod:`training.utils.callbacks`.
@@ -78,6 +79,8 @@ class MatryoshkaTrainer(SentenceTransformerTrainer):
         resumed_at_step: The step of that checkpoint.
         grad_norm: The norm of the model's gradients before the optimizer step to come.
     """
+
+    data_collator_class = Collator
 
     def __init__(
         self,
@@ -114,7 +117,9 @@ class MatryoshkaTrainer(SentenceTransformerTrainer):
             raise ValueError(f"'metric_for_best_model' is {metric!r}; there are {', '.join(self.evaluator.metrics)}")
 
     def get_batch_sampler(self, dataset, batch_size, drop_last, **kwargs):
-        self._sampler = GlobalBatchSampler(dataset, batch_size, self.args.world_size, drop_last, **kwargs)
+        names = self.train_dataset.items() if isinstance(self.train_dataset, dict) else ()
+        name = next((name for name, rows in names if rows is dataset), None)
+        self._sampler = GlobalBatchSampler(dataset, batch_size, self.args.world_size, drop_last, name=name, **kwargs)
         return self._sampler
 
     def get_multi_dataset_batch_sampler(self, dataset, batch_samplers, **kwargs):
