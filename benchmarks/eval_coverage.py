@@ -47,7 +47,7 @@ def coverage(correlation: float, trials: int, pairs: int, seed: int) -> dict[str
     """Percentages of ``trials`` data sets whose interval covers the true Spearman correlation, lies below it, or lies above it."""
     import numpy as np
 
-    from evaluation.utils.statistics import bootstrap, spearman
+    from evaluation.utils.scoring.statistics import bootstrap, spearman
 
     rng = np.random.default_rng(seed)
     true = 6 / np.pi * np.arcsin(correlation / 2)

@@ -45,8 +45,9 @@ def measure(size: int, width: int, dims: list[int], words: int, folder: Path) ->
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     from common.models import ModelIdentity
-    from evaluation.utils.embeddings import EmbeddingStore, cache_folder
-    from evaluation.utils.mteb_scores import MTEBScorer
+    from evaluation.utils.scoring.embeddings import EmbeddingStore, cache_folder
+    from evaluation.utils.scoring.mteb_run import MTEBRun
+    from evaluation.utils.scoring.rows import ScoredModel
 
     def texts(count: int, seed: int):
         rng = np.random.default_rng(seed)
@@ -93,13 +94,14 @@ def measure(size: int, width: int, dims: list[int], words: int, folder: Path) ->
     watcher.start()
     began = time.perf_counter()
     identity = ModelIdentity("local/static", "0" * 40, "")
-    store = EmbeddingStore(model, cache_folder(folder, identity, "float32"))
-    scores = MTEBScorer(store, identity, dims, "float32", folder).score([task])
+    scored_model = ScoredModel(identity)
+    store = EmbeddingStore(model, cache_folder(folder, scored_model))
+    scores = MTEBRun(store, scored_model, dims, folder).score([task])
     done.set()
     watcher.join()
     return {"texts": size, "anonymous_growth_mib": peak["RssAnon"] - start["RssAnon"], "mapped_growth_mib":
             peak["RssFile"] - start["RssFile"], "embeddings_mib": size * width * 4 / 2**20, "model_mib": weights.nbytes / 2**20,
-            "seconds": time.perf_counter() - began, "score": scores[0]["score"]}  # fmt: skip
+            "seconds": time.perf_counter() - began, "score": scores[0].score}  # fmt: skip
 
 
 def measure_in_temporary_folder(size: int, width: int, dims: list[int], words: int) -> dict[str, float]:

@@ -57,18 +57,20 @@ def ours(
     """Seconds, texts encoded, and scores by task, subset and dimension."""
     from common.models import identify, load_model
     from common.packing import pack
-    from evaluation.utils.analysis import pair_estimates
-    from evaluation.utils.embeddings import EmbeddingStore, cache_folder
-    from evaluation.utils.mteb_scores import MTEBScorer
-    from evaluation.utils.mteb_tasks import pair_sets
+    from evaluation.utils.analysis.model_analysis import pair_estimates
+    from evaluation.utils.scoring.embeddings import EmbeddingStore, cache_folder
+    from evaluation.utils.scoring.mteb_run import MTEBRun
+    from evaluation.utils.scoring.rows import ScoredModel
+    from evaluation.utils.scoring.task_data import pair_sets
 
     identity = identify(model_name)
     with tempfile.TemporaryDirectory() as folder, counting() as counter:
         start = time.perf_counter()
         model = pack(load_model(model_name, identity))
         counter.clear()  # packing encodes a few texts to check itself
-        store = EmbeddingStore(model, cache_folder(Path(folder), identity, "float32"), batch_size)
-        scorer = MTEBScorer(store, identity, dims, "float32", Path(folder), batch_size)
+        scored_model = ScoredModel(identity)
+        store = EmbeddingStore(model, cache_folder(Path(folder), scored_model), batch_size)
+        scorer = MTEBRun(store, scored_model, dims, Path(folder), batch_size)
         rows = scorer.score(tasks)
         if with_intervals:
             for task in tasks:
@@ -76,7 +78,7 @@ def ours(
                     for estimate in pair_estimates(pairs, dims, None).values():
                         estimate.interval()
         seconds = time.perf_counter() - start
-    return seconds, counter["texts"], {(r["task"], r["subset"], r["dim"]): r["score"] for r in rows}
+    return seconds, counter["texts"], {(row.task, row.subset, row.dim): row.score for row in rows}
 
 
 def plain(model_name: str, tasks: list, dims: list[int], batch_size: int) -> tuple[float, int, dict]:
@@ -137,8 +139,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=3, help="runs of each way (default: %(default)s)")
     options = parser.parse_args(argv)
 
-    from evaluation.utils.evaluation_utils import load_task_data
-    from evaluation.utils.mteb_tasks import choose_tasks
+    from evaluation.utils.scoring.tasks import choose_tasks, load_task_data
 
     record = start_record(__file__, options)
     dims = sorted(options.dims, reverse=True)

@@ -42,8 +42,8 @@ def main(argv: list[str] | None = None) -> None:
 
     from common.data_files import read_pairs
     from common.models import load_model
-    from evaluation.utils.evaluation_utils import pairwise_similarities
-    from evaluation.utils.statistics import Estimate, bootstrap, paired_mean, spearman
+    from evaluation.utils.scoring.similarity import pairwise_similarities
+    from evaluation.utils.scoring.statistics import Estimate, bootstrap, paired_mean, spearman
 
     record = start_record(__file__, options, recipe=RECIPE)
     subsets = read_pairs(PAIRS)

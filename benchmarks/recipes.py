@@ -25,7 +25,7 @@ from benchmarks.skeleton import make_parser, start_record
 from common.errors import run
 
 if TYPE_CHECKING:
-    from evaluation.utils.statistics import Estimate
+    from evaluation.utils.scoring.statistics import Estimate
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = Path(__file__).with_suffix(".json")
@@ -117,8 +117,8 @@ def load_pairs() -> dict[str, tuple[list[str], list[str], list[float]]]:
 def score(sources: list[str], pca: bool, pairs: dict) -> dict[str, list[Estimate]]:
     """For each subset, and for "mean", the mean over them: an estimate for each dimension, of the mean over the models (of several seeds)."""
     from common.models import load_model
-    from evaluation.utils.evaluation_utils import pairwise_similarities
-    from evaluation.utils.statistics import bootstrap, mean_estimate, paired_mean, spearman
+    from evaluation.utils.scoring.similarity import pairwise_similarities
+    from evaluation.utils.scoring.statistics import bootstrap, mean_estimate, paired_mean, spearman
 
     per_seed: dict[str, list[list[Estimate]]] = {subset: [] for subset in pairs}
     for source in sources:

@@ -12,7 +12,7 @@ from common.data_files import load_hub_dataset
 from common.errors import RunError
 from common.hub import HUB_NAME, is_temporary, try_again
 from common.models import identify, load_model
-from evaluation.utils.evaluation_utils import get_task, load_task_data
+from evaluation.utils.scoring.tasks import get_task, load_task_data
 from tests.helpers import scored, write_dataset
 
 STS = "evaluation/evaluate_sts.py"

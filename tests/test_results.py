@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
 
 from common.models import hash_folder
-from evaluation.utils.embeddings import EmbeddingStore
+from evaluation.utils.scoring.embeddings import EmbeddingStore
 from tests.helpers import (
     ROOT,
     Counting,
@@ -364,3 +365,29 @@ def test_a_prefix_without_information_has_no_score_and_the_full_width_keeps_its_
     assert np.isfinite(found.loc[32, "score"]) and np.isnan(found.loc[8, "score"])
     assert "every pair has the same similarity" in found.loc[8, "note"]
     no_nan(out)
+
+
+# Failures while scoring
+
+
+@pytest.mark.parametrize("script", [MTEB, STS])
+def test_the_processes_that_encode_end_when_scoring_fails(call, tiny_model, tmp_path, monkeypatch, script):
+    """A model that gives NaN, on two devices: the run ends in one line and leaves no process behind."""
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    weights = load_file(folder / "model.safetensors")
+    name = next(key for key in weights if key.endswith("LayerNorm.weight"))
+    broken = weights | {name: torch.full_like(weights[name], torch.nan)}
+    save_file(broken, folder / "model.safetensors", {"format": "pt"})
+    pools, start = [], SentenceTransformer.start_multi_process_pool
+
+    def recorded(model, *arguments):
+        pools.append(start(model, *arguments))
+        return pools[-1]
+
+    monkeypatch.setattr(SentenceTransformer, "start_multi_process_pool", recorded)
+    task = ("--task" if script == STS else "--tasks", "STS17")
+    result = call(script, "--model_name", folder, *task, "--subsets", "en-en", "--device", "cpu", "cpu", "--dims", "64",
+                  "--output_dir", tmp_path / "out")  # fmt: skip
+    assert result.code == 1 and "NaN" in result.err
+    assert [len(pool["processes"]) for pool in pools] == [2]
+    assert not any(process.is_alive() for process in pools[0]["processes"])

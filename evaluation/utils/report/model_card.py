@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
 
 from common.errors import RunError, one_line
 from common.records import write_atomically
-from evaluation.utils.analysis import ModelAnalysis
+from evaluation.utils.analysis.model_analysis import ModelAnalysis
+from evaluation.utils.scoring.rows import ScoreRow, set_name
 
 logger = logging.getLogger(__name__)
 
 METRIC_NAMES = {"cosine_spearman": "Spearman correlation (cosine)", "max_ap": "Average precision (best similarity)"}
 
 
-def update_model_cards(models: list[ModelAnalysis], data_paths: dict[str, str]) -> None:
+def update_model_cards(analyses: list[ModelAnalysis], hub_datasets: dict[str, str]) -> None:
     """:func:`update_model_card` for each model on disk that is not there as a baseline."""
-    for found in models:
-        source = Path(found.identity.source)
-        if found.baseline:
+    for analysis in analyses:
+        source = Path(analysis.identity.source)
+        if analysis.baseline:
             continue
         if source.is_dir():
-            update_model_card(source, found.identity.name, found.rows, data_paths)
+            update_model_card(source, analysis.identity.name, analysis.scored_rows, hub_datasets)
         else:
             logger.warning("%s is not a folder on disk: its card is left as it is", source)
 
 
-def update_model_card(folder: Path, name: str, rows: list[dict[str, Any]], data_paths: dict[str, str]) -> Path:
+def update_model_card(folder: Path, name: str, rows: list[ScoreRow], hub_datasets: dict[str, str]) -> Path:
     """Write scores into ``README.md``; its text, its other metadata and the results of other tasks stay.
 
     The model's identity does not change: it leaves README.md out.
@@ -35,8 +35,8 @@ def update_model_card(folder: Path, name: str, rows: list[dict[str, Any]], data_
     Args:
         folder: The model's folder.
         name: What to call the model where the card does not say.
-        rows: The summary's rows of this model.
-        data_paths: The Hub data set of each task; a task without one is named itself.
+        rows: The model's rows that have a score.
+        hub_datasets: The Hub data set of each task; a task without one is named itself.
 
     Raises:
         RunError: The card's metadata cannot be read; the card is left as it is.
@@ -54,28 +54,28 @@ def update_model_card(folder: Path, name: str, rows: list[dict[str, Any]], data_
         )
     results = []
     for row in rows:
-        metric = METRIC_NAMES.get(row["metric"], row["metric"])
+        metric = METRIC_NAMES.get(row.metric, row.metric)
         results.append(
             EvalResult(
-                task_type=_task_type(row["task_type"]),
-                task_name=row["task_type"],
-                dataset_type=data_paths.get(row["task"], row["task"]),
-                dataset_name=f"{row['task']} {row['subset']}".removesuffix(" default"),
-                dataset_config=row["subset"],
-                dataset_revision=row["dataset_revision"],
-                metric_type=row["metric"],
-                metric_name=f"{metric}, {row['dim']} dimensions",
-                metric_args={"truncate_dim": int(row["dim"])},
-                metric_value=round(float(row["score"]), 6),
+                task_type=_task_type(row.task_type),
+                task_name=row.task_type,
+                dataset_type=hub_datasets.get(row.task, row.task),
+                dataset_name=set_name(row.task, row.subset),
+                dataset_config=row.subset,
+                dataset_revision=row.dataset_revision,
+                metric_type=row.metric,
+                metric_name=f"{metric}, {row.dim} dimensions",
+                metric_args={"truncate_dim": int(row.dim)},
+                metric_value=round(float(row.score), 6),
             )
         )
 
-    def which(result: EvalResult) -> tuple[str | None, ...]:
+    def key_of(result: EvalResult) -> tuple[str | None, ...]:
         # the metric's name holds the dimension; scores of another revision of the data are replaced too
         return result.dataset_type, result.dataset_config, result.metric_name
 
-    ours = set(map(which, results))
-    card.data.eval_results = [r for r in card.data.eval_results or [] if which(r) not in ours] + results
+    ours = set(map(key_of, results))
+    card.data.eval_results = [r for r in card.data.eval_results or [] if key_of(r) not in ours] + results
     card.data.model_name = card.data.model_name or name
     write_atomically(path, str(card))
     logger.info("%s: %d results in its model-index", path, len(card.data.eval_results))

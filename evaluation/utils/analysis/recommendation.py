@@ -6,23 +6,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evaluation.utils.quantization import bytes_per_vector
-from evaluation.utils.statistics import LEVEL, Estimate, mean_estimate
+from evaluation.utils.analysis.quantization import bytes_per_vector
+from evaluation.utils.scoring.rows import set_name
+from evaluation.utils.scoring.statistics import LEVEL, Estimates, mean_estimate
 
 MIN_SCORE = 0.3  # below this at full width the model does not do the task, and a share of its score means nothing
-
-Estimates = dict[tuple[str, str], dict[tuple[int, str], Estimate]]  # task and subset; dimension and precision
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A dimension and precision held against the full float32 embedding.
+    """A dimension and precision compared with the full float32 embedding.
 
     Attributes:
         score, full: Mean main scores over the sets that count.
         difference, low, high, p: ``score - full`` with its interval and two-sided p-value.
         worst: The set that loses most, its difference, and that difference's interval and p-value.
-        ok: Not significantly below: on the mean (p >= 0.05) and on every set (p times the number of sets >= 0.05).
+        acceptable: Not significantly below: on the mean (p >= 0.05) and on every set (p times the number of sets >= 0.05).
     """
 
     dim: int
@@ -34,7 +33,7 @@ class Choice:
     high: float
     p: float
     worst: tuple[str, float, float, float, float]
-    ok: bool
+    acceptable: bool
 
     @property
     def bytes(self) -> int:
@@ -48,7 +47,7 @@ def retention(score: float, full: float) -> float:
 
 def sets_that_count(estimates: Estimates, width: int) -> list[tuple[str, str]]:
     """The tasks and subsets with a full-width score of 0.3 or more."""
-    return [key for key, found in estimates.items() if found[width, "float32"].value >= MIN_SCORE]
+    return [key for key, by_choice in estimates.items() if by_choice[width, "float32"].value >= MIN_SCORE]
 
 
 def choices(estimates: Estimates, width: int) -> list[Choice]:
@@ -56,7 +55,7 @@ def choices(estimates: Estimates, width: int) -> list[Choice]:
     keys = sets_that_count(estimates, width)
     if not keys:
         return []
-    found = []
+    measured = []
     for dim, precision in estimates[keys[0]]:
         if not all((dim, precision) in estimates[key] for key in keys):
             continue
@@ -67,7 +66,7 @@ def choices(estimates: Estimates, width: int) -> list[Choice]:
         p = mean.p_value()
         # Bonferroni: with many sets one would fall below by chance alone
         significant = [value < 0 and p_value * len(keys) < 1 - LEVEL for value, _, _, p_value in each.values()]
-        found.append(
+        measured.append(
             Choice(
                 dim=dim,
                 precision=precision,
@@ -77,15 +76,15 @@ def choices(estimates: Estimates, width: int) -> list[Choice]:
                 low=mean.interval()[0],
                 high=mean.interval()[1],
                 p=p,
-                worst=(" ".join(worst).removesuffix(" default"), *each[worst]),
-                ok=not (any(significant) or (mean.value < 0 and p < 1 - LEVEL)),
+                worst=(set_name(*worst), *each[worst]),
+                acceptable=not (any(significant) or (mean.value < 0 and p < 1 - LEVEL)),
             )
         )
-    return sorted(found, key=lambda choice: (choice.bytes, choice.dim))
+    return sorted(measured, key=lambda choice: (choice.bytes, choice.dim))
 
 
-def recommend(found: list[Choice], precisions: tuple[str, ...] = ("float32",)) -> Choice | None:
+def recommend(measured: list[Choice], precisions: tuple[str, ...] = ("float32",)) -> Choice | None:
     """The choice of fewest bytes that is not significantly below the full embedding, and whose dimension is not in float32
     either: what quantising loses does not make up for what truncating loses."""
-    dims = {choice.dim for choice in found if choice.precision == "float32" and choice.ok}
-    return next((c for c in found if c.precision in precisions and c.ok and c.dim in dims), None)
+    dims = {choice.dim for choice in measured if choice.precision == "float32" and choice.acceptable}
+    return next((c for c in measured if c.precision in precisions and c.acceptable and c.dim in dims), None)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-FILE = Path(__file__).resolve().parents[1] / "published_results.csv"
+FILE = Path(__file__).resolve().parents[2] / "published_results.csv"
 
 
 @cache

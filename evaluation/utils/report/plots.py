@@ -1,11 +1,13 @@
-"""The report's plots, as SVG that takes its text colour from the page, so that it reads on light and dark."""
+"""The report's plots, as SVG that takes its text colour from the page, so that it reads on light and dark; and ``plot.png``."""
 
 from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 INK = "#010203"  # stands for the page's text colour
@@ -56,12 +58,18 @@ def _clean(svg: str) -> str:
     return re.sub(r'(<svg[^>]*?) (?:height|width)="[^"]*pt"([^>]*?) (?:height|width)="[^"]*pt"', r"\1\2", svg, count=1)
 
 
-def _legend(figure: Any, axes: list[Any]) -> None:
-    """Below the plot, where it hides nothing."""
+def _handles(axes: Iterable[Any]) -> dict[str, Any]:
+    """The legend's entries, each label once."""
     handles: dict[str, Any] = {}
     for axis in axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
+    return handles
+
+
+def _legend(figure: Any, axes: list[Any]) -> None:
+    """Below the plot, where it hides nothing."""
+    handles = _handles(axes)
     wide = max(map(len, handles)) > 24
     figure.legend(handles.values(), handles.keys(), frameon=False, fontsize=8.5, loc="upper center",
                   bbox_to_anchor=(0.5, 0.02), ncols=1 if wide else min(4, len(handles)))  # fmt: skip
@@ -71,7 +79,6 @@ def _dimension_axis(axis: Any, dims: list[int]) -> None:
     axis.set_xscale("log", base=2)
     axis.set_xticks(dims, [str(dim) for dim in dims])
     axis.minorticks_off()
-    axis.set_xlabel("dimension")
 
 
 def _least_span(axis: Any, span: float) -> None:
@@ -81,42 +88,89 @@ def _least_span(axis: Any, span: float) -> None:
         axis.set_ylim((low + high - span) / 2, (low + high + span) / 2)
 
 
-def score_plot(
-    title: str,
-    lines: dict[str, list[tuple[int, float, float, float]]],
-    ylabel: str,
-    published: dict[str, float] | None = None,
-) -> str:
-    """Score against dimension with intervals. ``lines`` holds for each model ``(dim, score, low, high)``, × 100;
-    ``published`` scores of other models are drawn where they lie among these."""
+Line = list[tuple[int, float, float, float]]  # (dimension, score, low, high), × 100
+
+
+@dataclass(frozen=True)
+class Look:
+    """How lines are drawn; the number of a line picks its colour and marker."""
+
+    colors: tuple[str, ...]
+    markers: str
+    line: dict[str, float] = field(default_factory=dict)
+
+
+IN_REPORT = Look(COLORS, MARKERS, {"linewidth": 1.8, "markersize": 5})
+IN_PNG = Look(tuple(f"C{number}" for number in range(10)), "o")
+
+
+def draw_scores(axis: Any, title: str, lines: dict[str, Line], dims: list[int], look: Look) -> None:
+    """Score against dimension with intervals, one line for each model.
+
+    Args:
+        lines: For each model its points; a model without points takes a number, so that it keeps its colour in other plots.
+        dims: The dimensions of the axis.
+    """
+    for number, (label, points) in enumerate(lines.items()):
+        if points:
+            x, y, low, high = (list(values) for values in zip(*sorted(points), strict=True))
+            color, marker = look.colors[number % len(look.colors)], look.markers[number % len(look.markers)]
+            axis.plot(x, y, marker=marker, color=color, label=label, **look.line)
+            axis.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
+    _dimension_axis(axis, dims)
+    _least_span(axis, 10)
+    axis.set_title(title, fontsize=11)
+
+
+def score_plot(title: str, lines: dict[str, Line], ylabel: str, published: dict[str, float] | None = None) -> str:
+    """The report's plot of the scores on one test set, as SVG; ``published`` scores of other models are drawn where they lie
+    among these."""
     with _figure(5, 3.4) as (figure, axes, svg):
-        dims: set[int] = set()
-        for number, (label, points) in enumerate(lines.items()):
-            points = sorted(points)
-            x, y, low, high = (list(values) for values in zip(*points, strict=True))
-            dims |= set(x)
-            color = COLORS[number % len(COLORS)]
-            axes[0].plot(x, y, marker=MARKERS[number % 8], color=color, label=label, linewidth=1.8, markersize=5)
-            axes[0].fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
-        _dimension_axis(axes[0], sorted(dims))
-        _least_span(axes[0], 10)
-        bottom, top = axes[0].get_ylim()
+        axis = axes[0]
+        dims = sorted({point[0] for points in lines.values() for point in points})
+        draw_scores(axis, title, lines, dims, IN_REPORT)
+        bottom, top = axis.get_ylim()
         for name, score in (published or {}).items():
             if bottom < score < top:
-                axes[0].axhline(score, color=INK, alpha=0.4, linestyle=":", linewidth=1)
-                axes[0].annotate(name, (max(dims), score), textcoords="offset points", xytext=(0, 2), fontsize=7.5,
-                                 ha="right", alpha=0.8)  # fmt: skip
-        axes[0].set_title(title, fontsize=11)
-        axes[0].set_ylabel(ylabel)
+                axis.axhline(score, color=INK, alpha=0.4, linestyle=":", linewidth=1)
+                axis.annotate(name, (max(dims), score), textcoords="offset points", xytext=(0, 2), fontsize=7.5,
+                              ha="right", alpha=0.8)  # fmt: skip
+        axis.set_xlabel("dimension")
+        axis.set_ylabel(ylabel)
         _legend(figure, axes)
     return svg[0]
 
 
-def baseline_plot(title: str, lines: dict[str, list[tuple[int, float]]]) -> str:
-    """Score against dimension for each way to make an embedding smaller."""
-    return score_plot(
-        title, {name: [(d, s, s, s) for d, s in points] for name, points in lines.items()}, "mean score × 100"
+def save_score_panels(path: Path, panels: list[tuple[str, dict[str, Line]]], ylabel: str, xlabel: str) -> None:
+    """``plot.png``: a panel with the scores on each test set, under its name."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    matplotlib.rcParams["text.parse_math"] = False  # a name with dollar signs is a name
+
+    columns = 2 if len(panels) in (2, 4) else min(3, len(panels))
+    lines = -(-len(panels) // columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(4.2 * columns + 0.8, 3.4 * lines + 0.7), squeeze=False)
+    dims = sorted({point[0] for _, panel in panels for points in panel.values() for point in points})
+    for axis, (title, panel) in zip(axes.flat, panels, strict=False):
+        draw_scores(axis, title, panel, dims, IN_PNG)
+        axis.grid(alpha=0.3)
+    for axis in list(axes.flat)[len(panels) :]:
+        axis.set_visible(False)
+    for row in axes:
+        row[0].set_ylabel(ylabel)
+    figure.supxlabel(xlabel, fontsize=11)
+    handles = _handles(axes.flat)
+    figure.legend(
+        handles.values(), handles.keys(), loc="upper center", ncols=min(3, len(handles)), frameon=False, fontsize=9
     )
+    figure.tight_layout(rect=(0, 0, 1, 1 - 0.3 / figure.get_figheight() * (1 + (len(handles) - 1) // 3)))
+    temporary = path.with_name(f".{path.name}.partial.png")
+    figure.savefig(temporary, dpi=150)
+    temporary.replace(path)
+    plt.close(figure)
 
 
 def pareto_plot(title: str, points: list[dict[str, Any]], front: list[dict[str, Any]]) -> str:

@@ -56,11 +56,11 @@ def calibration_texts(name: str, test_texts: Iterable[str] = ()) -> list[str]:
         texts |= dict.fromkeys(text for row in zip(*(batch[c] for c in columns), strict=True) for text in row if text)
         if len(texts) >= LIMIT:
             break
-    found = list(texts)[:LIMIT]
+    distinct = list(texts)[:LIMIT]
     tested = set(test_texts)
-    kept = [text for text in found if text not in tested]
-    if len(kept) < len(found):
-        logger.warning("%s: %d texts are in the test sets too, and are left out", name, len(found) - len(kept))
+    kept = [text for text in distinct if text not in tested]
+    if len(kept) < len(distinct):
+        logger.warning("%s: %d texts are in the test sets too, and are left out", name, len(distinct) - len(kept))
     if len(kept) < 2:
         raise RunError(f"calibration_data {name}: fewer than 2 texts to fit on")
     return kept

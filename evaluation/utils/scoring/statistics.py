@@ -78,6 +78,10 @@ class Estimate:
         return float(ndtri(_share(values, self.value))), acceleration
 
 
+# Estimates of a score: by task and subset, then by dimension and precision
+Estimates = dict[tuple[str, str], dict[tuple[int, str], Estimate]]
+
+
 def _share(values: np.ndarray, below: float) -> float:
     """The share of ``values`` under ``below``, ties counted half, never quite 0 or 1."""
     share = ((values < below).sum() + 0.5 * (values == below).sum()) / len(values)
@@ -172,17 +176,17 @@ def spearman(gold: Sequence[float], similarities: Sequence[Sequence[float]]) -> 
     gold_ranks, ranks = Ranks(gold), [Ranks(column) for column in similarities]
 
     def statistic(weights: np.ndarray) -> np.ndarray:
-        wanted = gold_ranks(weights)
-        weighted = weights * wanted
-        spread = np.einsum("nm,nm->m", weighted, wanted)
-        found = []
+        gold_rank = gold_ranks(weights)
+        weighted = weights * gold_rank
+        spread = np.einsum("nm,nm->m", weighted, gold_rank)
+        correlations = []
         with np.errstate(invalid="ignore", divide="ignore"):  # a resample of one value alone has no correlation
             for column in ranks:
-                given = column(weights)
-                covariance = np.einsum("nm,nm->m", weighted, given)
-                given *= given
-                found.append(covariance / np.sqrt(spread * np.einsum("nm,nm->m", weights, given)))
-        return np.stack(found)
+                rank = column(weights)
+                covariance = np.einsum("nm,nm->m", weighted, rank)
+                rank *= rank
+                correlations.append(covariance / np.sqrt(spread * np.einsum("nm,nm->m", weights, rank)))
+        return np.stack(correlations)
 
     return statistic
 
@@ -197,15 +201,15 @@ def average_precision(labels: Sequence[int], scores: Sequence[Sequence[float]]) 
         columns.append((ordered, np.append(np.flatnonzero(np.diff(values)), len(values) - 1)))
 
     def statistic(weights: np.ndarray) -> np.ndarray:
-        found = []
+        precisions = []
         with np.errstate(invalid="ignore", divide="ignore"):
             for order, ends in columns:
                 weighted = weights[order]
                 seen = weighted.cumsum(axis=0)[ends]
                 hits = (weighted * labels[order, None]).cumsum(axis=0)[ends]
                 gained = np.diff(hits, axis=0, prepend=0)
-                found.append((gained * np.nan_to_num(hits / seen)).sum(axis=0) / hits[-1])
-        return np.stack(found)
+                precisions.append((gained * np.nan_to_num(hits / seen)).sum(axis=0) / hits[-1])
+        return np.stack(precisions)
 
     return statistic
 

@@ -17,11 +17,11 @@ from filelock import FileLock
 from tqdm.auto import tqdm
 from xxhash import xxh3_64_intdigest
 
-from common.dims import fit_dims
 from common.errors import RunError
-from common.models import ModelIdentity, load_model
+from common.models import load_model
 from common.packing import pack
 from common.records import filename_in_errors, quarantine
+from evaluation.utils.scoring.rows import ScoredModel
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -33,12 +33,13 @@ logger = logging.getLogger(__name__)
 CHUNK = 1024  # texts between two writes: what an interruption can lose, and what is held in memory
 VIEW_FROM = 4096  # texts; fewer are copied out of the file, so that they can be written to
 DIGEST = "S16"  # 16 bytes for a text
-ENTRY = np.dtype([("text", DIGEST), ("row", "<u8")])  # and 8 for its embedding, so that a damaged one is noticed
+ENTRY = np.dtype([("text", DIGEST), ("row", "<u8")])  # and 8 for its embedding, so that a corrupt one is noticed
 PROGRESS_FROM = 500  # texts
 
 
-def cache_folder(output_dir: Path, identity: ModelIdentity, dtype: str) -> Path:
-    return output_dir / "embeddings" / identity.name.replace("/", "__") / f"{identity.revision}-{dtype}"
+def cache_folder(output_dir: Path, scored_model: ScoredModel) -> Path:
+    """Where the embeddings of a model lie."""
+    return scored_model.folder(output_dir / "embeddings")
 
 
 class Rows:
@@ -60,7 +61,7 @@ class Rows:
 
 
 class EmbeddingStore:
-    """Full-width embeddings of texts, encoded at most once for each prompt.
+    """Full-width embeddings of texts, encoded at most once for each prompt. A context manager, which ends its processes.
 
     Args:
         model: The model that encodes.
@@ -69,9 +70,13 @@ class EmbeddingStore:
         batch_size: Texts in a forward pass.
         devices: Where to encode; several share the texts, each in a process of its own. By default where the model is.
 
+    Attributes:
+        width: Numbers in an embedding.
+        encoded: Texts encoded so far.
+
     A file for each way of encoding (query, document or neither, and the prompt) holds the rows, of ``width`` float32
-    numbers each; beside it lie the digests of the texts and of the rows, in the same order. Rows without a digest, which an
-    interruption can leave behind, are overwritten; files with a row that is not what its digest says are set aside.
+    numbers each; next to it lie the digests of the texts and of the rows, in the same order. Rows without a digest, which an
+    interruption can leave behind, are overwritten; files with a row that does not match its digest are set aside.
     """
 
     def __init__(self, model: SentenceTransformer, folder: Path, batch_size: int = 32, devices: Sequence[str] = ()):
@@ -81,6 +86,12 @@ class EmbeddingStore:
         self.encoded = 0
         self._rows: dict[str, tuple[tuple[int, ...], Rows]] = {}
         folder.mkdir(parents=True, exist_ok=True)
+
+    def __enter__(self) -> EmbeddingStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """End the processes that encode, where there are any."""
@@ -139,20 +150,20 @@ class EmbeddingStore:
         names, rows = self.folder / f"{key}.digests", self.folder / f"{key}.f32"
         state: tuple[int, ...] = (0,)
         if names.exists() and rows.exists():
-            found = names.stat(), rows.stat()
-            whole = min(found[0].st_size // ENTRY.itemsize, found[1].st_size // (4 * self.width))
-            state = (whole, *(s.st_ino for s in found), *(s.st_mtime_ns for s in found))
+            stats = names.stat(), rows.stat()
+            complete = min(stats[0].st_size // ENTRY.itemsize, stats[1].st_size // (4 * self.width))
+            state = (complete, *(s.st_ino for s in stats), *(s.st_mtime_ns for s in stats))
         if key not in self._rows or self._rows[key][0] != state:
             entries = np.fromfile(names, dtype=ENTRY, count=state[0]) if state[0] else np.zeros(0, ENTRY)
             checked = len(self._rows[key][1]) if key in self._rows and self._rows[key][0][1:3] == state[1:3] else 0
-            if not self._is_whole(rows, entries, checked):
+            if not self._is_intact(rows, entries, checked):
                 for path in (rows, names):
                     quarantine(path, "an embedding is not what was written")
                 return self._load(key)
             self._rows[key] = state, Rows(entries["text"])
         return self._rows[key][1]
 
-    def _is_whole(self, path: Path, entries: np.ndarray, checked: int) -> bool:
+    def _is_intact(self, path: Path, entries: np.ndarray, checked: int) -> bool:
         """Whether each row of the file, from the row ``checked``, is the one that was written."""
         if len(entries) <= checked:
             return True
@@ -172,7 +183,7 @@ class EmbeddingStore:
             role
         ]
         positions = np.flatnonzero(missing)
-        _, first = np.unique(digests[positions], return_index=True)  # a text that comes twice is encoded once
+        _, first = np.unique(digests[positions], return_index=True)  # a duplicated text is encoded once
         new = np.zeros(len(digests), dtype=bool)
         new[positions[first]] = True
         known = len(self._load(key))
@@ -215,33 +226,23 @@ class EmbeddingStore:
         return block
 
 
-def open_store(
-    identity: ModelIdentity, config: EvalConfig, output_dir: Path, dims_given: bool
-) -> tuple[EmbeddingStore, list[int]]:
-    """The store of a model that is loaded as the flags say, and the dimensions to score it at.
-
-    Args:
-        dims_given: Whether the user gave ``--dims``; those of the defaults that the model does not have are left out.
+def open_store(scored_model: ScoredModel, config: EvalConfig) -> EmbeddingStore:
+    """Load a model as the flags say, with the store of its embeddings; a context manager, which closes it.
 
     Raises:
         RunError: The model cannot be loaded.
-        UsageError: It is not as wide as the dimensions given.
     """
+    identity = scored_model.identity
     model = load_model(
         identity.source,
         identity,
-        config.dtype,
+        scored_model.dtype,
         config.device[0] if len(config.device) == 1 else None,
         trust_remote_code=config.trust_remote_code,
         allow_pickle=config.allow_pickle,
     )
-    dims = fit_dims(f"--dims with {identity.name}", config.dims, model.get_embedding_dimension(), dims_given)
-    store = EmbeddingStore(
-        pack(model), cache_folder(output_dir, identity, config.dtype), config.batch_size, config.device
-    )
-    if config.overwrite:
-        store.clear()
-    return store, dims
+    folder = cache_folder(Path(config.output_dir), scored_model)
+    return EmbeddingStore(pack(model), folder, config.batch_size, config.device)
 
 
 def _digests(texts: Iterable[str]) -> Iterator[bytes]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy as np
 from tqdm.auto import tqdm
 
-from evaluation.utils.quantization import Quantizer, bytes_per_vector, hamming_similarity
+from evaluation.utils.analysis.quantization import Quantizer, bytes_per_vector, hamming_similarity
 
 TOP = 10  # neighbours that the full search finds, and the shortlist should
 SIZES = (10, 20, 50, 100, 200)
@@ -75,9 +75,11 @@ def shortlist_rows(queries: np.ndarray, corpus: np.ndarray, own: np.ndarray, dim
     rows = []
     stages = [(dim, precision) for dim in dims for precision in ("float32", "binary") if (dim, precision) != (width, "float32")]  # fmt: skip
     for dim, precision in tqdm(stages, desc=f"shortlists {name}".strip(), unit="search", leave=False):
-        found = search(queries, corpus, max(sizes, default=top), dim, quantizer if precision == "binary" else None, own)
+        nearest = search(
+            queries, corpus, max(sizes, default=top), dim, quantizer if precision == "binary" else None, own
+        )
         for k in sizes:
-            inside = (truth[:, :, None] == found[:, None, :k]).any(axis=2)
+            inside = (truth[:, :, None] == nearest[:, None, :k]).any(axis=2)
             read = 1_000_000 * bytes_per_vector(dim, precision) + k * bytes_per_vector(width, "float32")
             rows.append({"dim": dim, "precision": precision, "k": k, "recall": float(inside.mean()), "bytes": read,
                          "saving": full / read})  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import rankdata
 
-from evaluation.utils.pairs import PairSet
+from evaluation.utils.scoring.pairs import PairSet
 
 WORST = 15  # pairs shown for each set
 QUARTERS = ("shortest quarter", "second quarter", "third quarter", "longest quarter")

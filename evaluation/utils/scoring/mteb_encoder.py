@@ -9,8 +9,8 @@ import numpy as np
 from mteb.models import ModelMeta
 from mteb.models.abs_encoder import AbsEncoder
 
-from common.models import ModelIdentity
-from evaluation.utils.embeddings import EmbeddingStore
+from evaluation.utils.scoring.embeddings import EmbeddingStore
+from evaluation.utils.scoring.rows import ScoredModel
 
 if TYPE_CHECKING:
     from mteb.abstasks.task_metadata import TaskMetadata
@@ -22,7 +22,7 @@ SIMILARITY_BLOCK = 4096  # rows that are compared at once
 
 
 class _Texts:
-    """The texts of a data loader, one after another, as often as asked."""
+    """The texts of a data loader, one after another, any number of times."""
 
     def __init__(self, loader: DataLoader):
         self.loader = loader
@@ -39,15 +39,14 @@ class TruncatedEncoder(AbsEncoder):
     dimension is ever given the score of another.
     """
 
-    def __init__(self, store: EmbeddingStore, identity: ModelIdentity, dim: int, dtype: str):
+    def __init__(self, store: EmbeddingStore, scored_model: ScoredModel, dim: int):
         self.store, self.dim, self.model = store, dim, store.model
-        experiment = {"embed_dim": dim} | ({} if dtype == "float32" else {"dtype": dtype})
         self.mteb_model_meta = ModelMeta.create_empty(
             overwrites={
-                "name": identity.name,
-                "revision": identity.revision,
+                "name": scored_model.identity.name,
+                "revision": scored_model.identity.revision,
                 "embed_dim": dim,
-                "experiment_kwargs": experiment,
+                "experiment_kwargs": scored_model.experiment(dim),
             }
         )
         self.model_prompts, _ = self.validate_task_to_prompt_name(
@@ -70,10 +69,12 @@ class TruncatedEncoder(AbsEncoder):
 
     def embed(self, texts: Iterable[str], task_metadata: TaskMetadata, prompt_type: PromptType | None) -> np.ndarray:
         """Float32 array of shape ``[n, dim]``, with the prompt that the model has for this task."""
-        prompt, role = self.way(task_metadata, prompt_type)
+        prompt, role = self.prompt_and_role(task_metadata, prompt_type)
         return self.store.encode(texts, self.dim, prompt=prompt, role=role)
 
-    def way(self, task_metadata: TaskMetadata, prompt_type: PromptType | None) -> tuple[str | None, str | None]:
+    def prompt_and_role(
+        self, task_metadata: TaskMetadata, prompt_type: PromptType | None
+    ) -> tuple[str | None, str | None]:
         """How the texts of a task are encoded: the prompt and the role."""
         name = self.get_prompt_name(task_metadata, prompt_type)
         prompt = self.model_prompts[name] if name and self.model_prompts else None

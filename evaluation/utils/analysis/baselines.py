@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from evaluation.utils.pairs import PairSet
+from evaluation.utils.scoring.pairs import PairSet
 
 DRAWS = 5  # random baselines are the mean of so many draws
 
@@ -31,8 +31,11 @@ class PCA:
         return (embeddings - self.mean) @ self.components[:, :dim]
 
 
-def transforms(calibration: np.ndarray, seed: int) -> dict[str, Callable[[int], list[Transform]]]:
-    """For each method what makes its transforms at a dimension: one, or several draws.
+Method = Callable[[int], list[Transform]]  # the transforms to a dimension: one, or several random draws
+
+
+def transforms(calibration: np.ndarray, seed: int) -> dict[str, Method]:
+    """The methods, by name.
 
     Args:
         calibration: Full-width embeddings of the texts that PCA is fitted on, shape ``[m, width]``.
@@ -55,17 +58,17 @@ def transforms(calibration: np.ndarray, seed: int) -> dict[str, Callable[[int], 
     }
 
 
-def baseline_scores(pairs: PairSet, dims: list[int], makers: dict) -> list[dict]:
+def baseline_scores(pairs: PairSet, dims: list[int], methods: dict[str, Method]) -> list[dict]:
     """Rows ``task, subset, method, dim, score``: the main score, the mean over the draws."""
     rows = []
     for dim in dims:
-        for method, make in makers.items():
-            scores = [pairs.score(t(pairs.first), t(pairs.second)) for t in make(dim)]
+        for name, transforms_to in methods.items():
+            scores = [pairs.score(t(pairs.first), t(pairs.second)) for t in transforms_to(dim)]
             rows.append(
                 {
                     "task": pairs.task,
                     "subset": pairs.subset,
-                    "method": method,
+                    "method": name,
                     "dim": dim,
                     "score": float(np.mean(scores)),
                 }
