@@ -67,12 +67,12 @@ def _handles(axes: Iterable[Any]) -> dict[str, Any]:
     return handles
 
 
-def _legend(figure: Any, axes: list[Any]) -> None:
+def _legend(figure: Any, axes: list[Any], columns: int | None = None) -> None:
     """Below the plot, where it hides nothing."""
     handles = _handles(axes)
     wide = max(map(len, handles)) > 24
     figure.legend(handles.values(), handles.keys(), frameon=False, fontsize=8.5, loc="upper center",
-                  bbox_to_anchor=(0.5, 0.02), ncols=1 if wide else min(4, len(handles)))  # fmt: skip
+                  bbox_to_anchor=(0.5, 0.02), ncols=columns or (1 if wide else min(4, len(handles))))  # fmt: skip
 
 
 def _dimension_axis(axis: Any, dims: list[int]) -> None:
@@ -187,8 +187,6 @@ def pareto_plot(
     precisions = list(dict.fromkeys(point["precision"] for point in points))
     with _figure(8, 4.6) as (figure, axes, svg):
         axis = axes[0]
-        axis.plot([p["bytes"] for p in front], [p["score"] for p in front], color=INK, alpha=0.35, linestyle="--",
-                  linewidth=1, label="no cheaper one scores more")  # fmt: skip
         axis.axhline(accepted, color=INK, alpha=0.6, linestyle=":", linewidth=1.2)
         axis.annotate(accepted_name, (max(p["bytes"] for p in points), accepted), textcoords="offset points",
                       xytext=(0, -10), fontsize=8, ha="right", alpha=0.8)  # fmt: skip
@@ -200,14 +198,15 @@ def pareto_plot(
                 axis.plot([x, x], [point["low"], point["high"]], color=color, alpha=0.55, linewidth=1.4)
                 axis.scatter(x, point["score"], color=color, s=34, zorder=3,
                              marker=MARKERS[precisions.index(point["precision"])])  # fmt: skip
+                axis.annotate(str(point["dim"]), (x, point["score"]), textcoords="offset points", color=color, fontsize=7.5,
+                              xytext=(5, 4) if number % 2 == 0 else (5, -10))  # fmt: skip
                 if point["picked"]:
-                    axis.scatter(x, point["score"], facecolors="none", edgecolors=INK, s=170, linewidths=1.6, zorder=4,
-                                 label="recommended")  # fmt: skip
-                if number == 0:
-                    axis.annotate(str(point["dim"]), (x, point["score"]), textcoords="offset points", xytext=(5, 5),
-                                  fontsize=8)  # fmt: skip
+                    picked = x, point["score"]
+        axis.plot([p["bytes"] for p in front], [p["score"] for p in front], color=INK, alpha=0.35, linestyle="--",
+                  linewidth=1, label="no cheaper one scores more")  # fmt: skip
         for number, precision in enumerate(precisions):
             axis.scatter([], [], color=INK, marker=MARKERS[number], label=precision, s=34)
+        axis.scatter(*picked, facecolors="none", edgecolors=INK, s=170, linewidths=1.6, zorder=4, label="recommended")
         axis.set_xscale("log", base=2)
         smallest, largest = min(p["bytes"] for p in points), max(p["bytes"] for p in points)
         ticks = [2**k for k in range(16) if smallest <= 2**k <= largest] or [smallest]
@@ -217,7 +216,7 @@ def pareto_plot(
         axis.set_xlabel("bytes per vector")
         axis.set_ylabel("mean score × 100")
         axis.set_title("Score against bytes per vector; bars: what the loss may be, at most and at least", fontsize=10)
-        _legend(figure, axes)
+        _legend(figure, axes, columns=2)
     return svg[0]
 
 

@@ -208,16 +208,15 @@ def _table(material: Material) -> Table:
     rows: list[list[str]] = []
     picked: set[int] = set()
     for model in material.models:
-        for option in model.options:
+        for option in [] if model.baseline else model.options:
             if option is decision.option:
                 picked.add(len(rows))
-            accepted = "(baseline)" if model.baseline else "yes" if option.accepted else "no"
             reference = (model, option.dim, option.precision) == (decision.best, model.width, "float32")
             rows.append(
                 [
                     material.name(model),
                     f"{option.dim} {option.precision}",
-                    accepted,
+                    "yes" if option.accepted else "no",
                     f"{option.bytes:,}",
                     _milliseconds(model.encode_ms),
                     _milliseconds(search.ms.get((option.dim, option.precision))),
