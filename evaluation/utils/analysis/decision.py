@@ -5,6 +5,7 @@ The loss is that against the full-width float32 embedding of the best model comp
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -90,6 +91,8 @@ def decide(analyses: Sequence[ModelAnalysis], max_loss: float) -> Decision:
         max_loss: The loss that is acceptable, in points: hundredths of the score.
     """
     tolerance = max_loss / 100
+    for analysis in analyses:
+        analysis.options, analysis.recommended = [], None
     compared = [analysis for analysis in analyses if not analysis.baseline and analysis.estimates]
     common = [key for key in _sets_of(compared[0]) if all(key in _sets_of(a) for a in compared)] if compared else []
     sets = [key for key in common if max(_full(analysis, key).value for analysis in compared) >= MIN_SCORE]
@@ -140,6 +143,8 @@ def _set_options(
         return dim == chosen[0] and precisions.index(precision) <= precisions.index(chosen[1])
 
     for (dim, precision), score in scores.items():
+        if not math.isfinite(score.value):
+            continue  # quantised to a constant, say: no score, and the sequence ended there
         of_sets = {
             key: _loss(_full(best, key) - analysis.estimates[key][dim, precision], pairs_of.get(key, 0)) for key in sets
         }

@@ -110,7 +110,7 @@ def unpaired_difference(first: Estimate, other: Estimate) -> Estimate:
 
 def centred(jackknife: np.ndarray) -> np.ndarray:
     """What leaving out each item or group changes."""
-    return jackknife - np.nanmean(jackknife)
+    return jackknife - (np.nanmean(jackknife) if np.isfinite(jackknife).any() else np.nan)
 
 
 def paired_mean(estimates: Sequence[Estimate]) -> Estimate:

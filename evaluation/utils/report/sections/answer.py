@@ -40,6 +40,10 @@ def points(value: float) -> str:
     return number(value if abs(value) >= 0.00005 else 0.0)
 
 
+def _bytes(number_of: int) -> str:
+    return f"{number_of:,} byte" + "s" * (number_of != 1)
+
+
 def _tolerance(decision: Decision) -> str:
     value = f"{100 * decision.tolerance:g}"
     return f"{value} point" + "s" * (value != "1")
@@ -60,12 +64,12 @@ def _sentence(material: Material) -> str:
         return f"Of {name} only the full width of {model.width} dimensions was scored: give --dims to choose between several."
     if (model, option.dim, option.precision) == (best, best.width, "float32"):
         return (
-            f"Deploy {name} at all {option.dim} dimensions in float32, {option.bytes:,} bytes per vector: no smaller vector is "
+            f"Deploy {name} at all {option.dim} dimensions in float32, {_bytes(option.bytes)} per vector: no smaller vector is "
             f"shown to lose at most {_tolerance(decision)}, which is what you accept (--max_loss)."
         )
     whole = f"all {best.width} dimensions" + (f" of {material.name(best)}" if model is not best else "") + " in float32"
     return (
-        f"Deploy {name} at {option.dim} dimensions in {option.precision}: {option.bytes:,} bytes per vector instead of "
+        f"Deploy {name} at {option.dim} dimensions in {option.precision}: {_bytes(option.bytes)} per vector instead of "
         f"{bytes_per_vector(best.width, 'float32'):,}. {_lost(option.loss)}, compared with {whole}, which score "
         f"{points(decision.full_score)} on average over {_sets(decision)}. You accept {_tolerance(decision)} (--max_loss)."
     )
@@ -94,7 +98,7 @@ def _why_not_smaller(material: Material) -> str:
     assert model is not None and option is not None
     in_float32 = [o for o in model.options if o.precision == "float32" and not o.accepted]
     quantised = [o for o in model.options if o.dim == option.dim and not o.accepted]
-    refused = in_float32[:1] + quantised[:1]
+    refused = [o for o in in_float32[:1] + quantised[:1] if o.loss.most > decision.tolerance]
     if not refused:
         return ""
     return "Why not smaller? " + " ".join(f"{_refusal(o, decision.tolerance)}." for o in refused)
@@ -156,7 +160,7 @@ def _other_model(material: Material, model: ModelAnalysis) -> str:
     if option is None:
         return f"Not {name}: {_refusal(model.options[0], material.decision.tolerance)}{against}."
     lost = _lost(option.loss).removeprefix("It ")
-    return f"The smallest of {name} by the same rule, {_option(option)} ({option.bytes:,} bytes), {lost}{against}."
+    return f"The smallest of {name} by the same rule, {_option(option)} ({_bytes(option.bytes)}), {lost}{against}."
 
 
 def _not_counted(material: Material) -> list[str]:
