@@ -24,6 +24,7 @@ if not __package__:  # run as a file: import from the repository root, as `pytho
 
 import logging
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,7 @@ from common.errors import run
 if TYPE_CHECKING:
     import numpy as np
 
-    from evaluation.utils.scoring.statistics import Estimate
+    from evaluation.utils.scoring.statistics import Estimate, Statistic
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +42,9 @@ TOLERANCE = 0.01  # a point is a hundredth of the score
 DIMS, PRECISIONS = (512, 256, 128, 64), ("float32", "int8", "binary")
 FULL_SCORE = 0.85
 MORE_LOST = {"float32": 0.0, "int8": 0.0002, "binary": TOLERANCE}  # than in float32 at the same dimension
-RESAMPLES = {250: 500, 500: 400, 1000: 200}  # by number of pairs, and
-FEWEST_RESAMPLES = 100  # for more pairs
-GROUPS = 50  # of the jackknife
+RESAMPLES = {250: 500, 500: 300, 1000: 300}  # by number of pairs, and
+FEWEST_RESAMPLES = 150  # for others
+GROUPS = 20  # of the jackknife
 
 Choice = tuple[int, str]
 
@@ -92,11 +93,18 @@ def draw(pairs: int, loss: float, rng: Any) -> tuple[np.ndarray, dict[Choice, np
     return gold, similarities
 
 
-def choose(losses: dict[Choice, Estimate]) -> Choice:
-    """What the procedure chooses, of one model."""
+def choose(loss_of: Callable[[list[Choice]], list[Estimate]]) -> Choice:
+    """What the procedure chooses, of one model, where ``loss_of`` measures the losses of some choices: no more than it takes."""
     from evaluation.utils.analysis.recommendation import error_of_step, most_lost, smallest_accepted
 
+    losses: dict[Choice, Estimate] = {}
+
     def bound(dim: int, precision: str) -> float:
+        if (dim, precision) not in losses:
+            # the first two dimensions, and both precisions, are bootstrapped in one go
+            choices = [(dim, precision)] if precision == "float32" else [(dim, "int8"), (dim, "binary")]
+            choices += [(DIMS[1], precision)] if dim == DIMS[0] and precision == "float32" else []
+            losses.update(zip(choices, loss_of(choices), strict=True))
         return most_lost(losses[dim, precision], error_of_step(models=1))
 
     choice = smallest_accepted(DIMS, PRECISIONS, bound, TOLERANCE)
@@ -111,9 +119,13 @@ def of_one_set(pairs: int, loss: float, seed: int, resamples: int) -> Choice:
     from evaluation.utils.scoring.statistics import bootstrap, spearman
 
     gold, similarities = draw(pairs, loss, np.random.default_rng([seed, pairs, round(1e4 * loss)]))
-    columns = list(similarities.values())
-    estimates = bootstrap(spearman(gold, columns), pairs, resamples, seed, groups=GROUPS)
-    return choose({key: estimates[0] - estimate for key, estimate in zip(similarities, estimates, strict=True)})
+
+    def measure(choices: list[Choice]) -> list[Estimate]:
+        statistic = spearman(gold, [similarities[choice] for choice in choices])
+        return bootstrap(statistic, pairs, resamples, seed, groups=GROUPS)
+
+    [full] = measure([(DIMS[0], "float32")])
+    return choose(lambda choices: [full - estimate for estimate in measure(choices)])
 
 
 def of_two_sets(pairs: int, loss: float, seed: int, resamples: int, joint: bool) -> Choice:
@@ -122,7 +134,7 @@ def of_two_sets(pairs: int, loss: float, seed: int, resamples: int, joint: bool)
 
     from evaluation.utils.analysis.shared_pairs import joint_bootstrap, mean_over_sets
     from evaluation.utils.scoring.pairs import PairSet
-    from evaluation.utils.scoring.statistics import Statistic, spearman
+    from evaluation.utils.scoring.statistics import spearman
 
     gold, similarities = draw(pairs * 3 // 2, loss, np.random.default_rng([seed, pairs, 2]))
     rows_of = {"first": slice(0, pairs), "second": slice(pairs // 2, None)}
@@ -130,22 +142,23 @@ def of_two_sets(pairs: int, loss: float, seed: int, resamples: int, joint: bool)
     for name, rows in rows_of.items():
         texts = [str(i) if joint else f"{name} {i}" for i in range(len(gold))[rows]]
         sets.append(PairSet(name, "", (), "spearman", texts, texts, gold[rows], np.empty(0), np.empty(0)))
-
-    def statistic(pair_set: PairSet) -> Statistic:
-        rows = rows_of[pair_set.task]
-        return spearman(gold[rows], [column[rows] for column in similarities.values()])
-
     groups = [sets] if joint else [[pair_set] for pair_set in sets]
-    estimates: dict[tuple[str, str], list[Estimate]] = {}
-    for group in groups:
-        estimates |= joint_bootstrap(group, statistic, resamples=resamples, seed=seed, groups=GROUPS)
-    keys = [[pair_set.key for pair_set in group] for group in groups]
-    return choose(
-        {
-            choice: mean_over_sets({key: of_set[0] - of_set[i] for key, of_set in estimates.items()}, keys)
-            for i, choice in enumerate(similarities)
-        }
-    )
+
+    def measure(choices: list[Choice]) -> list[Estimate]:
+        def statistic(pair_set: PairSet) -> Statistic:
+            rows = rows_of[pair_set.task]
+            return spearman(gold[rows], [similarities[choice][rows] for choice in choices])
+
+        estimates: dict[tuple[str, str], list[Estimate]] = {}
+        for group in groups:
+            estimates |= joint_bootstrap(group, statistic, resamples=resamples, seed=seed, groups=GROUPS)
+        keys = [[pair_set.key for pair_set in group] for group in groups]
+        return [
+            mean_over_sets({key: of_set[i] for key, of_set in estimates.items()}, keys) for i in range(len(choices))
+        ]
+
+    [full] = measure([(DIMS[0], "float32")])
+    return choose(lambda choices: [full - estimate for estimate in measure(choices)])
 
 
 def simulate(kind: str, pairs: int, loss: float, runs: int) -> dict[str, Any]:
@@ -162,6 +175,7 @@ def simulate(kind: str, pairs: int, loss: float, runs: int) -> dict[str, Any]:
     wrong = sum(count for choice, count in counts.items() if lost[choice] > TOLERANCE - 1e-9)
     interval = binomtest(wrong, runs).proportion_ci(method="wilson")
     good_dims = [dim for dim in DIMS[1:] if lost[dim, "float32"] < TOLERANCE - 1e-9]
+    logger.info("%s, %d pairs, loss %.1f: %d of %d accept too much", kind, pairs, 100 * loss, wrong, runs)
     return {
         "kind": kind,
         "pairs": pairs,
@@ -195,12 +209,9 @@ def main(argv: list[str] | None = None) -> None:
     record = start_record(__file__, options)
     cells = [("one set", pairs, loss / 100, options.runs) for pairs in options.pairs for loss in options.losses]
     cells += [(f"two sets, resampled {how}", 500, 0.01, options.runs) for how in ("together", "apart")]
-    results: list[dict[str, Any]] = []
     with ProcessPoolExecutor(options.jobs) as pool:
-        for result in pool.map(simulate, *zip(*cells, strict=True)):
-            results.append(result)
-            logger.info("%s", result)
-            record.write(results=results)
+        futures = {cell: pool.submit(simulate, *cell) for cell in sorted(cells, key=lambda cell: -cell[1])}
+        results = [futures[cell].result() for cell in cells]
     head = ["sample", "pairs", "true loss", "accepts too much, %", "95% interval", "finds a good dimension, %"]
     rows = [
         [

@@ -10,7 +10,7 @@ from evaluation.utils.analysis.quantization import bytes_per_vector, pareto_fron
 from evaluation.utils.analysis.recommendation import MIN_SCORE, pairs_that_tell
 from evaluation.utils.report import plots
 from evaluation.utils.report.content import Plot, Section, Table
-from evaluation.utils.report.formatting import NO_VALUE, join, minus, number
+from evaluation.utils.report.formatting import NO_VALUE, join, number
 from evaluation.utils.report.material import Material
 from evaluation.utils.scoring.rows import set_name
 
@@ -256,4 +256,4 @@ def _note(material: Material) -> str:
             f" Both sides of a pair are quantised with sentence-transformers: int8 with ranges from {material.calibration}, "
             "turned back to numbers before the cosine; binary (the signs) compared by Hamming distance."
         )
-    return minus(text)
+    return text
