@@ -21,7 +21,7 @@ NOT_FOR_TRAINER = {"output_dir", "resume_from_checkpoint", "push_to_hub", "hub_m
 WITHOUT_EFFECT = {
     "bf16": "give --precision",
     "fp16": "give --precision",
-    "batch_sampler": "no batch ever holds a text twice",
+    "batch_sampler": "every row is trained on once an epoch, and no batch has false negatives that the data shows",
 }
 
 
