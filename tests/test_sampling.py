@@ -91,6 +91,16 @@ def test_rows_that_are_alone_get_a_partner_from_the_largest_batches(caplog):
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
+def test_small_batches_are_filled_from_the_largest():
+    dataset = rows(["a"] * 6 + [f"b{i}" for i in range(140)])  # first fit has 64, 64, 14 and three batches of one
+    sizes = sorted(len(step) for step in GlobalBatchSampler(dataset, 64).steps(0))
+    assert sizes[:3] == [8, 8, 8] and sum(sizes) == 146 and max(sizes) <= 64
+    dataset = rows(["a"] * 6 + [f"b{i}" for i in range(140)], negative=["n"] * 146)
+    steps = GlobalBatchSampler(dataset, 64).steps(0)
+    assert sorted(len(step) for step in steps)[:3] == [8, 8, 8], "with negatives of their own too"
+    assert_valid(dataset, steps, 64)
+
+
 def test_rows_that_cannot_be_used_are_counted_in_one_warning(caplog):
     with caplog.at_level(logging.INFO):
         sampler = GlobalBatchSampler(rows(["a"] * 8 + ["b", "c"]), 4, name="mine")
