@@ -46,8 +46,8 @@ def main(argv: list[str] | None = None) -> None:
 
     # 1. Whose scores on what, and whether they are there already
     check_devices(config.device)
-    compared = unique_identities([identify(name) for name in config.model_name])
-    baseline = [] if config.baseline_model is None else [identify(config.baseline_model)]
+    compared = unique_identities([identify(name, config.max_seq_length) for name in config.model_name])
+    baseline = [] if config.baseline_model is None else [identify(config.baseline_model, config.max_seq_length)]
     identities = unique_identities(compared + baseline)
     fitted_on = None if config.calibration_data is None else calibration_id(config.calibration_data)
     mark = fingerprint(as_dict(config), identities, str(fitted_on), str(file_hash(config.data)))

@@ -13,6 +13,7 @@ import pandas as pd
 from filelock import FileLock
 
 from common.errors import RunError, one_line
+from common.models import short_revision
 from common.records import read_json_file, set_aside, write_atomically
 
 KEY = ["model", "revision", "dtype", "task", "subset", "dim"]
@@ -109,7 +110,7 @@ def display_names(models: Iterable[tuple[str, str]]) -> dict[tuple[str, str], st
     """What to call each model and revision: its name, with the revision where two share it."""
     models = list(dict.fromkeys(models))
     names = [name for name, _ in models]
-    return {(m, r): f"{m} ({r[:8]})" if names.count(m) > 1 else m for m, r in models}
+    return {(m, r): f"{m} ({short_revision(r)})" if names.count(m) > 1 else m for m, r in models}
 
 
 def names_in(table: pd.DataFrame) -> dict[tuple[str, str], str]:

@@ -50,20 +50,14 @@ def load_base_model(
     """
     if config.model_name == STATIC:
         return make_static_model(texts, config.static_embedding_dim, config.static_vocab_size, config.seed)
-    model = load_model(
-        config.model_name,
-        identify(config.model_name),
-        **permissions(config),
-    )
+    identity = identify(config.model_name, config.max_seq_length)
+    model = load_model(config.model_name, identity, **permissions(config))
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise RunError(
+            f"model {config.model_name}: all of its weights are frozen, so there is nothing to train: give another model"
+        )
     if is_static(model):
         check_static(config)
-    if config.max_seq_length is not None:
-        limit = model.max_seq_length
-        if limit is not None and config.max_seq_length > limit:
-            raise RunError(
-                f"--max_seq_length {config.max_seq_length} is above the {limit} tokens that {config.model_name} can take"
-            )
-        model.max_seq_length = config.max_seq_length
     if config.normalize_arabic:
         normalize_arabic(model)
     if config.extend_vocabulary:
