@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers.pytorch_utils import Conv1D
 
 from common.packing import jagged_attention, pack, packed_attention
-from training.utils.losses import MatryoshkaLoss
+from training.utils.matryoshka_loss import MatryoshkaLoss
 
 TEXTS = [
     "a man walks",

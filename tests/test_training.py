@@ -424,7 +424,7 @@ def test_a_best_checkpoint_that_cannot_be_loaded_ends_the_run(fails, monkeypatch
         (2, "dimension 128 is above the model's width of 64", [HYBRID, ARABERT, "--matryoshka_dims", "64", "128"]),
         (2, "a dimension must be positive, not 0", [NLI, "--matryoshka_dims", "64", "0"]),
         (2, "a dimension must be positive, not -64", [HYBRID, "--matryoshka_dims", "-64"]),
-        (2, "64 stands twice", [NLI, "--matryoshka_dims", "64", "64"]),
+        (2, "64 is duplicated", [NLI, "--matryoshka_dims", "64", "64"]),
         (2, "has 1 numbers for the 5 of --matryoshka_dims", [NLI, ARABERT, "--matryoshka_weights", "1"]),
         (2, "'fr' is neither auto, none, en, ar, en-ar nor a file", [NLI, "--dev_data", "fr"]),
         (1, "--max_seq_length 4096 is above the", [NLI, ARABERT, "--max_seq_length", "4096"]),
@@ -489,7 +489,7 @@ def test_mini_batches_of_no_use(fails, call, tmp_path, rows, tiny_model):
     ("arguments", "message"),
     [
         ({"weight_decy": 0.1}, "unknown key 'weight_decy'; did you mean weight_decay?"),
-        ({"seed": 1}, "'seed' has a place of its own at the top of the file"),
+        ({"seed": 1}, "'seed' is a key of the configuration itself"),
         ({"lr_scheduler_type": "no such"}, "no such"),
         ({"adam_beta1": "x"}, "adam_beta1' must be a number"),
         ({"bf16": True}, "'bf16' has no effect here: give --precision"),
@@ -558,7 +558,7 @@ def test_weights_with_nan_end_the_run(fails, tmp_path, rows, tiny_model, dev):
 def test_an_unknown_tracker(fails, tmp_path, rows, tiny_model):
     data = write(tmp_path / "mine.csv", rows)
     flags = ("--train_data", data, "--dev_data", "none", *FAST, "--output_dir", tmp_path / "run")
-    fails(2, "--report_to no_such: no such tracker is installed", NLI, tiny_model, *flags, "--report_to", "no_such")
+    fails(2, "--report_to no_such: this tracker is not installed", NLI, tiny_model, *flags, "--report_to", "no_such")
     assert not (tmp_path / "run/run.json").exists()
 
 
