@@ -73,6 +73,9 @@ def kind_of(files: ModelFiles) -> tuple[str, str]:
     task = files.object(name).get("transformer_task")
     if task in TASKS:
         return TASKS[task], f"{name} ({task})"
+    name = "adapter_config.json"
+    if files.object(name).get("task_type") == "SEQ_CLS":
+        return CROSS_ENCODER, f"{name} (SEQ_CLS)"
     if not files.modules:
         config = files.object("config.json")
         for architecture in config.get("architectures") or []:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from common.adapters import ADAPTER_CONFIG, base_of, with_adapter
 from common.errors import RunError, UsageError, one_line
 from common.hub import HUB_NAME, explain_hub_error, is_unanswered, look_up, offline, try_again
 from common.model_files import ModelFiles, refuse_pickles
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 logger = logging.getLogger(__name__)
+
+LOADABLE = ("modules.json", "config.json", ADAPTER_CONFIG)  # a model has one of these
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class ModelIdentity:
         source: What loads it: the Hub name or the path.
         cached: The Hub did not answer for it: it comes from the cache.
         max_seq_length: Texts are cut to so many tokens; by default at the model's own limit.
+        base: The model that it is an adapter of, if it is one.
     """
 
     name: str
@@ -40,11 +44,14 @@ class ModelIdentity:
     source: str
     cached: bool = False
     max_seq_length: int | None = None
+    base: ModelIdentity | None = None
 
     @property
     def revision(self) -> str:
-        """What results are filed under next to the name: the commit, and the limit of tokens where one is set."""
-        return self.commit if self.max_seq_length is None else f"{self.commit}-{self.max_seq_length}tokens"
+        """What results are filed under next to the name: the commit, that of an adapter's base, and a limit of tokens."""
+        base = "" if self.base is None else f"-on-{self.base.revision}"
+        limit = "" if self.max_seq_length is None else f"-{self.max_seq_length}tokens"
+        return self.commit + base + limit
 
     @property
     def label(self) -> str:
@@ -62,7 +69,7 @@ def local_name(folder: Path) -> str:
     name = folder.name
     if name == "final":
         name = folder.parent.name
-    elif name == "untrained" or name.startswith("checkpoint-"):
+    elif name in ("untrained", "final-adapter") or name.startswith("checkpoint-"):
         name = f"{folder.parent.name}-{name}"
     return "local/" + (re.sub(r"[^\w.-]+", "_", name) or "model")
 
@@ -95,12 +102,30 @@ def identify(source: str, max_seq_length: int | None = None) -> ModelIdentity:
     if folder.is_dir():
         if not any(folder.iterdir()):
             raise RunError(f"model {source}: the folder is empty")
-        return ModelIdentity(local_name(folder), hash_folder(folder), source, max_seq_length=max_seq_length)
+        identity = ModelIdentity(local_name(folder), hash_folder(folder), source, max_seq_length=max_seq_length)
+        return _with_base(identity, ModelFiles(source, None))
     if folder.exists():
         raise RunError(f"model {source} is a file: give the model's folder or its name on the Hub")
     if not HUB_NAME.fullmatch(source):
         raise RunError(f"model {source}: no such folder, and not a name that the Hub has (organisation/model)")
     return replace(_identify_on_hub(source), max_seq_length=max_seq_length)
+
+
+def _with_base(identity: ModelIdentity, files: ModelFiles) -> ModelIdentity:
+    """The identity of a model with that of its base, where it is an adapter of one."""
+    base = base_of(files)
+    if base is None:
+        return identity
+    name, revision = base
+    if Path(name).is_dir() and Path(name).resolve() == Path(identity.source).resolve():
+        raise RunError(f"model {identity.source}: its {ADAPTER_CONFIG} names itself as the base model")
+    try:
+        found = identify(name)
+    except RunError as error:
+        raise RunError(f"model {identity.source} is an adapter, and its base model is not there: {error}") from None
+    if revision is not None and not Path(name).is_dir():
+        found = replace(found, commit=revision)
+    return replace(identity, base=found)
 
 
 def unique_identities(identities: list[ModelIdentity]) -> list[ModelIdentity]:
@@ -125,14 +150,18 @@ def _identify_on_hub(source: str) -> ModelIdentity:
             continue
         if not re.fullmatch("[0-9a-f]{40}", str(info.sha)):  # it becomes a folder's name
             raise RunError(f"model {source}: the Hub gives no commit for it but {str(info.sha)[:60]!r}")
-        return ModelIdentity(name, info.sha, name)
+        identity = ModelIdentity(name, info.sha, name)
+        if ADAPTER_CONFIG not in {file.rfilename for file in info.siblings or ()}:
+            return identity
+        return _with_base(identity, ModelFiles(name, info.sha))
     for name in names if is_unanswered(failure) else ():
         if commit := _newest_in_cache(name):
             logger.warning(
                 "the Hub does not answer for model %s (%s): using the copy in the cache, commit %s",
                 name, one_line(failure, 100), commit,
             )  # fmt: skip
-            return ModelIdentity(name, commit, name, cached=True)
+            with offline():
+                return _with_base(ModelIdentity(name, commit, name, cached=True), ModelFiles(name, commit))
     raise RunError(f"model {source}: {explain_hub_error(failure, source)}")
 
 
@@ -141,7 +170,7 @@ def _newest_in_cache(name: str) -> str | None:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     snapshots = Path(HF_HUB_CACHE, f"models--{name.replace('/', '--')}", "snapshots")
-    complete = [p for p in snapshots.glob("*") if (p / "modules.json").exists() or (p / "config.json").exists()]
+    complete = [p for p in snapshots.glob("*") if any((p / name).exists() for name in LOADABLE)]
     return max(complete, key=lambda p: p.stat().st_mtime).name if complete else None
 
 
@@ -155,7 +184,8 @@ def load_model(
 ) -> SentenceTransformer:
     """Load a dense embedding model by path or Hub name, as its ``identity`` says: at this commit, with this limit of tokens.
 
-    Every transformer in it gets a padding token and a limit of tokens that its positions reach, where it has none.
+    An adapter is merged into its base model. Every transformer gets a padding token and a limit of tokens that its
+    positions reach, where it has none.
 
     Args:
         trust_remote_code: Run Python code that the model brings along.
@@ -179,6 +209,9 @@ def load_model(
         refuse_other_kinds(files)
         if not allow_pickle:
             refuse_pickles(files)
+        if identity.base is not None:
+            base = load_model(identity.base.source, identity.base, dtype, device, trust_remote_code, allow_pickle)
+            return with_adapter(base, files)
         return SentenceTransformer(
             identity.source,
             revision=commit,
