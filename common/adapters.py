@@ -89,13 +89,19 @@ def _with_modules(base: SentenceTransformer, files: ModelFiles) -> SentenceTrans
         module = import_from_string(entry["type"])
         modules.append(module.load(files.source, subfolder=entry["path"], revision=files.revision))
     settings = files.object("config_sentence_transformers.json")
-    return SentenceTransformer(
+    model = SentenceTransformer(
         modules=modules,
         device=base.device.type,
         prompts=settings.get("prompts"),
         default_prompt_name=settings.get("default_prompt_name"),
         similarity_fn_name=settings.get("similarity_fn_name"),
     )
+    card = base.model_card_data
+    model.model_card_data.base_model, model.model_card_data.base_model_revision = (
+        card.base_model,
+        card.base_model_revision,
+    )
+    return model
 
 
 def wrap(transformer: Any, config: Any) -> PeftModel:
@@ -106,10 +112,14 @@ def wrap(transformer: Any, config: Any) -> PeftModel:
     """
     from peft import get_peft_model
 
+    base, revision = config.base_model_name_or_path, config.revision
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of transformers, about a name that peft uses
-        transformer.model = get_peft_model(transformer.auto_model, config)
-    return transformer.model
+        warnings.simplefilter("ignore")  # that a name in transformers is deprecated, and of what comes next
+        adapter = get_peft_model(transformer.auto_model, config)
+    # which it renames to where the transformer came from, though another adapter may have been merged into it since
+    config.base_model_name_or_path, config.revision = base, revision
+    transformer.model = adapter
+    return adapter
 
 
 def adapter_of(model: SentenceTransformer) -> PeftModel | None:

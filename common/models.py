@@ -123,8 +123,12 @@ def _with_base(identity: ModelIdentity, files: ModelFiles) -> ModelIdentity:
         found = identify(name)
     except RunError as error:
         raise RunError(f"model {identity.source} is an adapter, and its base model is not there: {error}") from None
-    if revision is not None and not Path(name).is_dir():
+    if re.fullmatch("[0-9a-f]{40}", revision or "") and not Path(name).is_dir():
         found = replace(found, commit=revision)
+    elif revision not in (None, "main"):
+        logger.warning(
+            "%s names %s at %r, which is no commit: its main branch is used", identity.source, name, revision
+        )
     return replace(identity, base=found)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from common.errors import RunError
 from common.models import identify, load_model
+from training.utils.lora import add_lora
 from training.utils.option_checks import check_static
 from training.utils.options import STATIC, TrainingConfig, loading_options
 from training.utils.vocabulary import extend_vocabulary, normalize_arabic
@@ -27,7 +28,10 @@ def load_base_model(config: TrainingConfig, *datasets: Dataset) -> SentenceTrans
     """The model to start from: one from the Hub or a folder, or a static one, made from the texts of the training data.
 
     A transformer without pooling gets mean pooling over its tokens. ``--extend_vocabulary`` starts its new word pieces from the
-    translations in the training data.
+    translations in the training data, ``--lora_r`` puts an adapter onto it and freezes everything else.
+
+    Raises:
+        RunError: The model cannot be loaded or has nothing to train, or a key does not fit it.
     """
     texts = _texts(datasets)  # only read where they are needed
     if config.model_name == STATIC:
@@ -45,6 +49,7 @@ def load_base_model(config: TrainingConfig, *datasets: Dataset) -> SentenceTrans
     if config.extend_vocabulary:
         pairs = _pairs(datasets) if config.align_vocabulary else ()
         extend_vocabulary(model, texts, config.extend_vocabulary, pairs)
+    add_lora(model, config)
     return model
 
 
