@@ -8,6 +8,7 @@ asks for a version of peft that is not published, and what it saves cannot be lo
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,6 +119,8 @@ def wrap(transformer: Any, config: Any) -> PeftModel:
         adapter = get_peft_model(transformer.auto_model, config)
     # which it renames to where the transformer came from, though another adapter may have been merged into it since
     config.base_model_name_or_path, config.revision = base, revision
+    # the vocabulary is that of the base, which peft would otherwise ask the Hub at each checkpoint
+    adapter.save_pretrained = partial(adapter.save_pretrained, save_embedding_layers=False)
     transformer.model = adapter
     return adapter
 
@@ -154,7 +157,7 @@ def set_weights(adapter: PeftModel, weights: dict[str, Tensor], source: str) -> 
     """
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
-    expected = set(get_peft_model_state_dict(adapter))
+    expected = set(get_peft_model_state_dict(adapter, save_embedding_layers=False))
     if not set(weights) <= expected:
         # trained on a model with a head, which has the transformer under a name of its own: "model.", "bert."
         inner = f"base_model.model.{adapter.get_base_model().base_model_prefix}."
