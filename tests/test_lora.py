@@ -96,7 +96,13 @@ def test_a_checkpoint_holds_the_adapter_alone(run):
 
 
 def test_a_killed_run_resumes_to_the_same_bits(run, command, call, tmp_path):
-    words = [sys.executable, ROOT / "tests/killed.py", "checkpoint-4/trainer_state.json", ROOT / command[0], *command[1:]]
+    words = [
+        sys.executable,
+        ROOT / "tests/killed.py",
+        "checkpoint-4/trainer_state.json",
+        ROOT / command[0],
+        *command[1:],
+    ]
     done = subprocess.run([*map(str, words), "--output_dir", tmp_path / "run"], capture_output=True, timeout=300)
     assert done.returncode == -signal.SIGKILL, done.stderr
     done = call(*command, "--output_dir", tmp_path / "run", "--resume_from_checkpoint", "latest")
@@ -149,7 +155,9 @@ def test_an_adapter_is_evaluated_under_its_revision_and_its_base(run, base, data
                 "--calibration_data", "none", "--output_dir", tmp_path / "out")  # fmt: skip
     assert done.code == 0, done.err
     results = sorted((tmp_path / "out/sts").rglob("embed_dim_16/*.json"))
-    adapted, final = (json.loads(path.read_text()) for path in sorted(results, key=lambda p: "final-adapter" not in str(p)))
+    adapted, final = (
+        json.loads(path.read_text()) for path in sorted(results, key=lambda p: "final-adapter" not in str(p))
+    )
     assert adapted["scores"] == final["scores"]
     assert adapted["model"] == "local/run-final-adapter"
     assert adapted["revision"].endswith(f"-on-{identify(str(base)).commit}")
