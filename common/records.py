@@ -30,6 +30,7 @@ PACKAGES = (
     "transformers",
     "sentence-transformers",
     "datasets",
+    "peft",
     "mteb",
     "accelerate",
     "numpy",

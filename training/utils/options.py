@@ -141,6 +141,18 @@ class TrainingConfig(Config):
             "initialise the added word pieces from their translations in the training data, where there are any, instead of their letters"
         ),
     ]
+    lora_r: Annotated[
+        int,
+        Key("rank of a LoRA adapter, which alone is trained, and merged at the end; 0 to train all weights", minimum=0),
+    ]
+    lora_alpha: Annotated[
+        int | None, Key("scale of the adapter, divided by lora_r; twice lora_r by default", minimum=1)
+    ]
+    lora_dropout: Annotated[float, Key("dropout of the adapter's inputs, below 1", minimum=0)]
+    lora_target_modules: Annotated[
+        list[str] | None,
+        Key("names of the linear layers that get an adapter (query value); by default all in the repeated layers"),
+    ]
     precision: Annotated[
         str, Key("precision of training; auto uses bf16 or fp16 where the hardware is fast at it", choices=PRECISIONS)
     ]
