@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import re
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from common.errors import RunError, UsageError, one_line
 from common.hub import HUB_NAME, explain_hub_error, is_unanswered, look_up, offline, try_again
 from common.model_files import ModelFiles, refuse_pickles
 from common.model_kinds import no_text, refuse_other_kinds
+from common.prompts import set_prompts
 from common.text_inputs import prepare_text_inputs
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ class ModelIdentity:
         source: What loads it: the Hub name or the path.
         cached: The Hub did not answer for it: it comes from the cache.
         max_seq_length: Texts are cut to so many tokens; by default at the model's own limit.
+        prompts: The prompts that replace those of the model, as JSON; None where it keeps its own.
         base: The model that it is an adapter of, if it is one.
     """
 
@@ -44,14 +47,16 @@ class ModelIdentity:
     source: str
     cached: bool = False
     max_seq_length: int | None = None
+    prompts: str | None = None
     base: ModelIdentity | None = None
 
     @property
     def revision(self) -> str:
-        """What results are filed under next to the name: the commit, that of an adapter's base, and a limit of tokens."""
+        """What results are filed under next to the name: the commit, that of an adapter's base, a limit of tokens, prompts."""
         base = "" if self.base is None else f"-on-{self.base.revision}"
         limit = "" if self.max_seq_length is None else f"-{self.max_seq_length}tokens"
-        return self.commit + base + limit
+        prompts = "" if self.prompts is None else f"-prompts{hashlib.sha1(self.prompts.encode()).hexdigest()[:8]}"
+        return self.commit + base + limit + prompts
 
     @property
     def label(self) -> str:
@@ -90,25 +95,35 @@ def hash_folder(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def identify(source: str, max_seq_length: int | None = None) -> ModelIdentity:
-    """The identity of a model on disk or on the Hub, whose texts are cut to ``max_seq_length`` tokens.
+def identify(
+    source: str, max_seq_length: int | None = None, prompts: str | dict[str, str] | None = None
+) -> ModelIdentity:
+    """The identity of a model on disk or on the Hub.
+
+    Args:
+        max_seq_length: Texts are truncated to so many tokens; by default at the model's own limit.
+        prompts: See :func:`common.prompts.set_prompts`; by default the model keeps its own.
 
     Raises:
         RunError: There is no such model, or it is neither on disk nor in the cache and the Hub cannot be reached.
     """
     if not source:
         raise RunError("model: the name is empty")
+    settings = {
+        "max_seq_length": max_seq_length,
+        "prompts": None if prompts is None else json.dumps(prompts, sort_keys=True, ensure_ascii=False),
+    }
     folder = Path(source)
     if folder.is_dir():
         if not any(folder.iterdir()):
             raise RunError(f"model {source}: the folder is empty")
-        identity = ModelIdentity(local_name(folder), hash_folder(folder), source, max_seq_length=max_seq_length)
+        identity = ModelIdentity(local_name(folder), hash_folder(folder), source, **settings)
         return _with_base(identity, ModelFiles(source, None))
     if folder.exists():
         raise RunError(f"model {source} is a file: give the model's folder or its name on the Hub")
     if not HUB_NAME.fullmatch(source):
         raise RunError(f"model {source}: no such folder, and not a name that the Hub has (organisation/model)")
-    return replace(_identify_on_hub(source), max_seq_length=max_seq_length)
+    return replace(_identify_on_hub(source), **settings)
 
 
 def _with_base(identity: ModelIdentity, files: ModelFiles) -> ModelIdentity:
@@ -241,6 +256,8 @@ def load_model(
         )
         model.truncate_dim = None
     prepare_text_inputs(model, source, identity.max_seq_length)
+    if identity.prompts is not None:
+        set_prompts(model, json.loads(identity.prompts))
     return model
 
 

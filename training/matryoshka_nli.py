@@ -41,6 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     from training.utils.leaks import drop_leaks
     from training.utils.losses import fit_weights, make_loss
     from training.utils.model_utils import choose_precision, load_base_model
+    from training.utils.prompts import choose_prompts
     from training.utils.run_folder import (
         clear_run_folder,
         make_record,
@@ -85,9 +86,10 @@ def main(argv: list[str] | None = None) -> None:
     # 6. The evaluator: dev scores at every dimension, and their mean
     evaluator = MatryoshkaEvaluator(dev_sets, dims) if dev_sets else None
 
-    # 7. The training arguments
+    # 7. The prompts, and the training arguments
     metric = evaluator.primary_metric if evaluator else None
-    args = make_training_arguments(config, folder, precision, metric)
+    prompts = choose_prompts(config, model, {entry.path: train_dataset})
+    args = make_training_arguments(config, folder, precision, metric, prompts=prompts)
 
     # 8. The folder of the run: with --overwrite_output_dir an earlier run is removed here, then this one's record is written
     entries = {entry.path: (entry, train_dataset)}

@@ -153,6 +153,13 @@ class TrainingConfig(Config):
         list[str] | None,
         Key("names of the linear layers that get an adapter (query value); by default all in the repeated layers"),
     ]
+    prompts: Annotated[
+        str | dict[str, Any] | None,
+        Key(
+            'put this before each text: a string, or an object by column ({"anchor": "query: "}), by data set, or both; saved in '
+            "the model and used for the dev scores; by default the model's own default prompt"
+        ),
+    ]
     precision: Annotated[
         str, Key("precision of training; auto uses bf16 or fp16 where the hardware is fast at it", choices=PRECISIONS)
     ]
