@@ -107,8 +107,8 @@ CASES = {
     "config with null": config(NLI, {"seed": None}, "'seed' must be an integer, not null"),
     "config with NaN": config(NLI, '{"scale": NaN}', "NaN is not a number that JSON has"),
     "config nested too deeply": config(NLI, "[" * 100_000, "nested too deeply"),
-    "config with a lone surrogate": config(NLI, '{"model_name": "a\\ud800"}', "a character that no text has"),
-    "config with a NUL": config(NLI, {"hub_model_id": "a\0b"}, "a character that no text has"),
+    "config with a lone surrogate": config(NLI, '{"model_name": "a\\ud800"}', "a character that is not allowed in text"),
+    "config with a NUL": config(NLI, {"hub_model_id": "a\0b"}, "a character that is not allowed in text"),
     "config with a byte-order mark": config(NLI, b'\xef\xbb\xbf{"sede": 1}', "did you mean seed?"),  # read, then refused
     "mixture without data sets": config(HYBRID, {"datasets": {}}, "'datasets' is empty"),
     "mixture with an unknown loss": config(HYBRID, mixture(loss="mnlr"), "did you mean mnrl?"),
@@ -117,7 +117,7 @@ CASES = {
     "data set outside the cache": config(HYBRID, mixture(path="../../etc"), "data set ../../etc", 1, "{model}"),
     "data set with an absolute path": config(HYBRID, mixture(path="/no/such"), "data set /no/such", 1, "{model}"),
     "data set in a URL with a token": config(HYBRID, mixture(path="https://me:secret@host/x"), "https://***@host/x", 1, "{model}"),
-    "token in the training arguments": config(NLI, {"training_arguments": {"hub_token": "x"}}, "'hub_token' would lie in every checkpoint", 2, "{model} --dev_data none --train_data {good_triplets}"),
+    "token in the training arguments": config(NLI, {"training_arguments": {"hub_token": "x"}}, "'hub_token' would be stored in every checkpoint", 2, "{model} --dev_data none --train_data {good_triplets}"),
     # data: refused
     "data that is missing": Case(STS, SCORE + "none.csv", "none.csv: no such file", 2),
     "data that is a folder": Case(STS, SCORE, "is a folder", 2),

@@ -10,7 +10,7 @@ import pytest
 
 from common.data_files import load_hub_dataset
 from common.errors import RunError
-from common.hub import HUB_NAME, is_passing, try_again
+from common.hub import HUB_NAME, is_temporary, try_again
 from common.models import identify, load_model
 from evaluation.utils.evaluation_utils import get_task, load_task_data
 from tests.conftest import scored, write_dataset
@@ -73,7 +73,7 @@ def test_tries_come_to_an_end():
     with pytest.raises(OSError, match="Consistency"):
         try_again(fails, "x")
     assert len(calls) == 5
-    assert not is_passing(ValueError("no"))
+    assert not is_temporary(ValueError("no"))
 
 
 @pytest.mark.parametrize(

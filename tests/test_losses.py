@@ -10,7 +10,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer import losses as st
 from torch.nn import functional as F
 
-from common.config import keys_of
+from common.keys import keys_of
 from common.packing import pack
 from tests.conftest import ROOT
 from training.utils.losses import BUILDERS, Guide, loss_parameters, make_loss

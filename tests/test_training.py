@@ -489,7 +489,7 @@ def test_mini_batches_of_no_use(fails, call, tmp_path, rows, tiny_model):
     ("arguments", "message"),
     [
         ({"weight_decy": 0.1}, "unknown key 'weight_decy'; did you mean weight_decay?"),
-        ({"seed": 1}, "'seed' has a place of its own at the top of the file"),
+        ({"seed": 1}, "'seed' is a key of the configuration itself"),
         ({"lr_scheduler_type": "no such"}, "no such"),
         ({"adam_beta1": "x"}, "adam_beta1' must be a number"),
         ({"bf16": True}, "'bf16' has no effect here: give --precision"),
@@ -558,7 +558,7 @@ def test_weights_with_nan_end_the_run(fails, tmp_path, rows, tiny_model, dev):
 def test_an_unknown_tracker(fails, tmp_path, rows, tiny_model):
     data = write(tmp_path / "mine.csv", rows)
     flags = ("--train_data", data, "--dev_data", "none", *FAST, "--output_dir", tmp_path / "run")
-    fails(2, "--report_to no_such: no such tracker is installed", NLI, tiny_model, *flags, "--report_to", "no_such")
+    fails(2, "--report_to no_such: this tracker is not installed", NLI, tiny_model, *flags, "--report_to", "no_such")
     assert not (tmp_path / "run/run.json").exists()
 
 

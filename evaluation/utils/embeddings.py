@@ -21,7 +21,7 @@ from common.dims import fit_dims
 from common.errors import RunError
 from common.models import ModelIdentity, load_model
 from common.packing import pack
-from common.records import naming, set_aside
+from common.records import filename_in_errors, quarantine
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -147,7 +147,7 @@ class EmbeddingStore:
             checked = len(self._rows[key][1]) if key in self._rows and self._rows[key][0][1:3] == state[1:3] else 0
             if not self._is_whole(rows, entries, checked):
                 for path in (rows, names):
-                    set_aside(path, "an embedding is not what was written")
+                    quarantine(path, "an embedding is not what was written")
                 return self._load(key)
             self._rows[key] = state, Rows(entries["text"])
         return self._rows[key][1]
@@ -178,7 +178,7 @@ class EmbeddingStore:
         known = len(self._load(key))
         logger.info("encoding %d texts", len(first))
         with (
-            naming(self.folder / f"{key}.f32"),
+            filename_in_errors(self.folder / f"{key}.f32"),
             (self.folder / f"{key}.f32").open("ab") as rows,
             (self.folder / f"{key}.digests").open("ab") as names,
             tqdm(total=len(first), unit="text", desc="encoding", disable=len(first) < PROGRESS_FROM) as progress,

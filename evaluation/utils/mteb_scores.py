@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from common.errors import RunError, one_line
 from common.models import ModelIdentity
-from common.records import read_json_file, set_aside, write_atomically
+from common.records import quarantine, read_json_file, write_atomically
 from evaluation.utils.embeddings import EmbeddingStore
 from evaluation.utils.mteb_encoder import TruncatedEncoder
 from evaluation.utils.mteb_tasks import encode_pairs, label_of, size_of, split_data, why_unscored
@@ -150,7 +150,7 @@ class MTEBScorer:
         except Exception as error:  # whatever a damaged file makes the parsers raise
             reason = one_line(error, 100)
         if reason:
-            set_aside(self.cache.get_task_result_path(task_name=task.metadata.name, model_name=meta), reason)
+            quarantine(self.cache.get_task_result_path(task_name=task.metadata.name, model_name=meta), reason)
 
     def _record_queries(self, task: Any, seen: dict[str, dict[str, float]]) -> None:
         """Have mteb hand over each query's score: it calls ``task_specific_scores`` with all of them."""

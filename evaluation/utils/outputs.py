@@ -14,7 +14,7 @@ from common.config import ROOT
 from common.data_files import file_hash
 from common.errors import RunError
 from common.models import ModelIdentity
-from common.records import RunRecord, command_line, read_json_file, set_aside, versions, write_atomically
+from common.records import RunRecord, command_line, quarantine, read_json_file, versions, write_atomically
 from evaluation.utils.analysis import ModelAnalysis
 from evaluation.utils.report import Section, write_moved_pairs, write_report
 from evaluation.utils.report_sections import build_sections, moved_sections
@@ -73,7 +73,7 @@ def _is_done(output_dir: Path, mark: str) -> bool:
     for name, digest in written.items():
         path = output_dir / Path(name).name
         if path.exists() and file_hash(str(path)) != digest:
-            set_aside(path, "its content has changed since it was written")
+            quarantine(path, "its content has changed since it was written")
         whole = whole and path.exists()
     return whole
 

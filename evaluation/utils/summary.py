@@ -13,7 +13,7 @@ import pandas as pd
 from filelock import FileLock
 
 from common.errors import RunError, one_line
-from common.records import read_json_file, set_aside, write_atomically
+from common.records import quarantine, read_json_file, write_atomically
 
 KEY = ["model", "revision", "dtype", "task", "subset", "dim"]
 METRICS = [
@@ -49,7 +49,7 @@ def update_summary(path: Path, rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
             try:
                 old = read_summary(path).set_index(KEY)
             except RunError as error:
-                set_aside(path, str(error))
+                quarantine(path, str(error))
             else:
                 before, now = (
                     rows["dataset_revision"].astype(object).fillna("") for rows in (old.reindex(new.index), new)
