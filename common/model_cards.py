@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 TAG = "matryoshka"
+PLACEHOLDER = "sentence_transformers_model_id"  # what a card calls a model that has no name on the Hub yet
 BEGIN, END = "<!-- matryoshka -->", "<!-- end of matryoshka -->"
 SECTION = re.compile(rf"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
 

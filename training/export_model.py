@@ -30,6 +30,7 @@ def main(argv: list[str] | None = None) -> None:
     set_up_logging()
 
     from common.models import identify, load_model
+    from common.records import folder_atomically
 
     if config.format == ONNX:
         from training.utils import onnx_export
@@ -37,7 +38,7 @@ def main(argv: list[str] | None = None) -> None:
 
         onnx_export.require_packages()
 
-    from training.utils.export import appearing, dims_up_to, original_card_data, save_sentence_transformers
+    from training.utils.export import dims_up_to, original_card_data, save_sentence_transformers
     from training.utils.export_card import export_card
 
     # 2. The model, the dimension to cut it to, and pairs to measure int8 on
@@ -56,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
     folder = output_folder(config, identity.name, dim)
     pairs = load_scored_pairs(config.data) if config.weights == INT8 else {}
 
-    with appearing(folder) as partial:
+    with folder_atomically(folder, "make room, and run the command again") as partial:
         # 3. Export, and compare what was exported with the original
         if config.format == ONNX:
             onnx_export.save_onnx(model, partial, identity, dim)

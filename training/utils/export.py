@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import logging
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from common.errors import RunError, one_line, writing
+from common.errors import RunError, one_line
 from common.models import ModelIdentity
 from common.packing import TRIAL
 from training.utils.serving import get_matryoshka_dimensions, set_matryoshka_dimensions, write_known_names
@@ -39,21 +36,6 @@ ELEMENTWISE = (
 EMBEDDING = "sentence_embedding"
 TRIAL_TEXTS = [*TRIAL, "السماء صافية اليوم", "Ça coûte 12,50 €, n’est-ce pas ?", "two  spaces,\nand a line break"]
 TOLERANCE = 1e-4  # rounding of float32, for large models too; the tests hold tiny ones to 1e-5
-
-
-@contextmanager
-def appearing(folder: Path) -> Iterator[Path]:
-    """A folder to write into, which becomes ``folder`` at the end: that appears complete or not at all."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        with writing(folder, "make room, and run the command again"):
-            yield partial
-            partial.rename(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def prefixes(model: SentenceTransformer, texts: list[str], dim: int, prompt: str = "") -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any
 
 from common.model_cards import TAG
 from common.models import ModelIdentity
-from common.records import command_line, versions
+from common.records import versions
 from training.utils.export_options import INT8, ONNX, ExportConfig
 
 KEPT = ("license", "license_name", "license_link", "language")  # of the original's metadata
@@ -66,7 +66,11 @@ def export_card(
     if config.weights == INT8:
         parts += ["## What int8 costs", loss_table(losses)]
     made_with = ", ".join(f"{name} {version}" for name, version in versions().items() if name in MADE_WITH)
-    parts += ["## How it was made", f"    {command_line()}", f"With {made_with}."]
+    source = identity.name if on_hub else "MODEL"  # no path of this machine in a card that may be uploaded
+    command = (
+        f"python training/export_model.py {source} --dim {dim} --format {config.format} --weights {config.weights}"
+    )
+    parts += ["## How it was made", f"    {command}", f"With {made_with}."]
     return "\n\n".join(parts) + "\n"
 
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from common.config import Config, Key
+from common.config import Config
 from common.errors import UsageError
+from common.keys import Key
 
 SENTENCE_TRANSFORMERS, ONNX = "sentence-transformers", "onnx"
 FLOAT32, INT8 = "float32", "int8"

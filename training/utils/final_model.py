@@ -6,12 +6,13 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.errors import RunError, one_line
+from common.errors import RunError
 from common.records import RunRecord
 from evaluation.utils.dev_evaluator import PRIMARY_METRIC, MatryoshkaEvaluator
 from training.utils.checkpoints import resume_command
 from training.utils.options import TrainingConfig
 from training.utils.run_folder import FINAL, save_atomically
+from training.utils.upload import upload
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -60,14 +61,8 @@ def finish(
         dev_history=[{"step": entry["step"], PRIMARY_METRIC: entry[f"eval_{PRIMARY_METRIC}"]} for entry in history],
         final_model=FINAL,
     )
-    final = save_atomically(model, folder, FINAL, f"make room and resume with `{resume_command()}`")
+    final = save_atomically(model, folder, FINAL, dims, f"make room and resume with `{resume_command()}`")
     record.finish()
     if config.push_to_hub:
-        try:
-            url = model.push_to_hub(config.hub_model_id or folder.name, exist_ok=True)
-            logger.info("uploaded to %s", url)
-        except Exception as error:
-            raise RunError(
-                f"the model is trained and saved as {final}, but the upload failed: {one_line(error)}"
-            ) from None
+        logger.info("uploaded: %s", upload(final, config.hub_model_id or folder.name, config.hub_private_repo))
     print(final)

@@ -5,12 +5,15 @@ from __future__ import annotations
 from common.data_files import is_file_name
 from common.errors import UsageError
 from training.utils.options import LOSSES, STATIC, DatasetEntry, HybridConfig, TrainingConfig, losses_with
+from training.utils.upload import check_login
 
 
 def check_training(config: TrainingConfig) -> None:
     """Raise :class:`UsageError` where two keys contradict each other."""
     if config.max_steps == 0:
         raise UsageError("--max_steps must be at least 1, or -1 for all of num_train_epochs")
+    if config.push_to_hub:
+        check_login()
     if config.model_name == STATIC:
         check_static(config)
     if config.matryoshka_weights is not None and len(config.matryoshka_weights) != len(config.matryoshka_dims):

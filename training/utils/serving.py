@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.model_cards import PLACEHOLDER, TAG, usage_section, with_section
+
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
@@ -53,6 +55,24 @@ def set_matryoshka_dimensions(model: SentenceTransformer, dims: Sequence[int]) -
 
 def _transformer_config(model: SentenceTransformer) -> Any:
     return getattr(getattr(model[0], "auto_model", None), "config", None)
+
+
+def save_servable(model: SentenceTransformer, folder: Path, dims: Sequence[int]) -> None:
+    """Save a trained model such that a server takes it as it is, with a card that says how to use fewer dimensions.
+
+    Args:
+        dims: The dimensions that it was trained for, the full width first; empty for a model that was not trained.
+    """
+    set_matryoshka_dimensions(model, dims)
+    if dims:
+        model.model_card_data.add_tags(TAG)
+    model.save_pretrained(str(folder))
+    write_known_names(folder)
+    card = folder / "README.md"
+    if dims[1:] and card.exists():
+        name = model.model_card_data.model_id or PLACEHOLDER
+        section = usage_section(name, dims, dims[1], recommended=False, served=_transformer_config(model) is not None)
+        card.write_text(with_section(card.read_text(encoding="utf-8"), section), encoding="utf-8")
 
 
 def write_known_names(folder: Path) -> None:

@@ -9,11 +9,10 @@ from typing import Any
 
 from common.errors import RunError, UsageError, one_line
 from common.hub import chain_of, is_passing, try_again
+from common.model_cards import PLACEHOLDER
 from common.records import write_atomically
 
 logger = logging.getLogger(__name__)
-
-PLACEHOLDER = "sentence_transformers_model_id"  # what a card calls a model that has no name on the Hub yet
 
 
 def check_login() -> None:
@@ -40,7 +39,9 @@ def upload(folder: Path, name: str, private: bool) -> str:
 
     api = HfApi()
     try:
-        repository = try_again(lambda: api.create_repo(name, private=private, exist_ok=True), f"upload to {name}").repo_id
+        repository = try_again(
+            lambda: api.create_repo(name, private=private, exist_ok=True), f"upload to {name}"
+        ).repo_id
         public = private and not try_again(lambda: api.repo_info(repository), f"upload to {name}").private
         if not public:
             _name_model(folder / "README.md", repository)
