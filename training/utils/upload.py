@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import RunError, UsageError, one_line
-from common.hub import chain_of, is_passing, try_again
+from common.hub import chain_of, is_temporary, try_again
 from common.model_cards import PLACEHOLDER
 from common.records import write_atomically
 
@@ -77,4 +77,4 @@ def _why(error: BaseException) -> str:
         return f"status {status}: the token may not write there; `hf auth login` changes it"
     if status is not None:
         return f"status {status}"
-    return "the connection broke off" if is_passing(error) else one_line(error, 160)
+    return "the connection broke off" if is_temporary(error) else one_line(error, 160)
