@@ -15,7 +15,7 @@ from typing import Any, ClassVar, TypeVar
 
 from common.errors import UsageError, one_line
 from common.flags import make_parser, settle_switches
-from common.keys import check_value, keys_of, suggest
+from common.keys import check_value, keys_of, resolve_path, suggest
 
 ROOT = Path(__file__).resolve().parents[1]
 ConfigT = TypeVar("ConfigT", bound="Config")
@@ -126,6 +126,7 @@ def load_config(
     flags = vars(arguments)
     file, bare = flags.pop("config", None), flags.pop("positional", None)
     if file is not None:
+        file = Path(resolve_path("--config", str(file)))
         for name, value in read_json(file).items():
             if name not in keys:
                 hint = "; it belongs to another script" if name in family else suggest(name, keys)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import json
 import math
+import os
 import re
 import types
 import typing
@@ -18,14 +20,19 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-    """What a key has besides its type: a help text, the values that are allowed, and the lower bound of a number."""
+    """What a key has besides its type: a help text, the values that are allowed, and the lower bound of a number.
+
+    With ``path`` the value is, or may be, a path: :func:`resolve_path` resolves it, here and nowhere else.
+    """
 
     help: str
     choices: tuple[str, ...] | None = None
     minimum: float | None = None
     above: float | None = None
+    path: bool = False
 
 
+@functools.cache
 def keys_of(cls: type) -> dict[str, tuple[Any, Key]]:
     """The type and the :class:`Key` of each field of a configuration class that has a :class:`Key`."""
     hints = typing.get_type_hints(cls, include_extras=True)
@@ -96,7 +103,27 @@ def check_value(where: str, value: Any, hint: Any, key: Key | None = None) -> An
             raise UsageError(f"{where} must be at least {key.minimum:g}, not {value:g}")
         if key.above is not None and value <= key.above:
             raise UsageError(f"{where} must be above {key.above:g}, not {value:g}")
+        if key.path:
+            return resolve_path(where, value)
     return value
+
+
+def resolve_path(where: str, path: str) -> str:
+    """``path`` with a leading ``~`` or ``~user`` replaced by the home folder; names on the Hub stay as they are.
+
+    A shell does this only for a bare word: not in ``--output_dir=~/runs``, and not in a configuration file. Libraries do it for
+    some of their arguments and not for others, which would split a run into two folders.
+
+    Raises:
+        UsageError: The path is empty, or there is no such user.
+    """
+    if not path.strip():
+        raise UsageError(f"{where} must not be empty")
+    resolved = os.path.expanduser(path)
+    if resolved.startswith("~"):
+        user = resolved.partition("/")[0]
+        raise UsageError(f"{where}: there is no home folder for {user!r}; write ./{path} for a folder of that name")
+    return resolved
 
 
 def build(where: str, cls: type[T], values: Any) -> T:

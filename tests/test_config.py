@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, get_origin
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common import config as configuration
@@ -22,7 +22,7 @@ from common.keys import Key, check_value, keys_of, without_none
 from evaluation.utils.options import MTEBConfig, STSConfig
 from tests.conftest import ROOT
 from training.utils.option_checks import check_mixture
-from training.utils.options import HybridConfig, MatryoshkaNLIConfig
+from training.utils.options import DatasetEntry, HybridConfig, MatryoshkaNLIConfig
 
 SCRIPTS = {
     "training/matryoshka_nli.py": MatryoshkaNLIConfig,
@@ -317,6 +317,7 @@ json_values = st.recursive(
 )
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.dictionaries(st.sampled_from(sorted(keys_of(HybridConfig))) | st.text(), json_values))
 def test_any_config_file_is_read_or_refused_in_one_line(tmp_path_factory, values):
     path = tmp_path_factory.getbasetemp() / "any.json"
@@ -332,6 +333,7 @@ def test_any_config_file_is_read_or_refused_in_one_line(tmp_path_factory, values
                 assert getattr(config, key) == value
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(max_size=8) | st.sampled_from(["--seed", "--scale", "--config", "--language", "1", "-1"])))
 def test_any_command_line_is_read_or_refused_in_one_line(argv):
     if {"-h", "--help"} & {text.split("=")[0] for text in argv}:
@@ -410,3 +412,42 @@ def test_help_and_usage_errors_answer_within_a_second_and_load_nothing_heavy(scr
     assert wrong.returncode == 2
     assert wrong.stderr.startswith("error: unknown flag --modl_name; did you mean --model_name?")
     assert wrong.stderr.count("\n") == 1
+
+
+# Paths
+
+
+def test_every_path_is_resolved_in_one_place(tmp_path, monkeypatch, write):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    entry = {"path": "~/rows.jsonl", "loss": "gist", "guide": "~/guide"}
+    file = write({"output_dir": "~/run", "dev_data": ["~/dev.csv", "en"], "datasets": {"mine": entry}})
+    config = load(
+        "~/models/mine", "--config", f"~/{file.name}", "--resume_from_checkpoint=~/run/checkpoint-1", cls=HybridConfig
+    )
+    assert config.output_dir == f"{tmp_path}/run"
+    assert config.dev_data == [f"{tmp_path}/dev.csv", "en"]
+    assert config.datasets["mine"].path == f"{tmp_path}/rows.jsonl"
+    assert config.datasets["mine"].guide == f"{tmp_path}/guide"
+    assert config.model_name == f"{tmp_path}/models/mine"
+    assert config.resume_from_checkpoint == f"{tmp_path}/run/checkpoint-1"
+
+    scored = load_config(STSConfig, "", ["--model_name", "~/a", "b/c", "--data", "~/x.csv", "--output_dir=~/out"])
+    assert (scored.model_name, scored.data) == ([f"{tmp_path}/a", "b/c"], f"{tmp_path}/x.csv")
+    assert scored.output_dir == f"{tmp_path}/out"
+
+
+@pytest.mark.parametrize(
+    ("value", "named"),
+    [("", "--output_dir must not be empty"), ("~no-such-user/x", "no home folder for '~no-such-user'")],
+)
+def test_paths_that_lead_nowhere_are_refused(value, named):
+    with pytest.raises(UsageError, match=named):
+        load("--output_dir", value)
+
+
+def test_every_key_that_names_a_file_or_a_model_is_a_path():
+    names = {"model_name", "output_dir", "resume_from_checkpoint", "train_data", "dev_data", "path", "guide", "teacher"}
+    names |= {"baseline_model", "calibration_data", "data"}
+    for cls in (*SCRIPTS.values(), DatasetEntry):
+        for name, (_, key) in keys_of(cls).items():
+            assert key.path == (name in names), f"{cls.__name__}.{name}"

@@ -15,13 +15,13 @@ STS_TASKS = ("STS17", "STS22", "STS22.v2", "STSBenchmark")
 class EvalConfig(Config):
     defaults_file: ClassVar[str] = "eval_config.json"
 
-    model_name: Annotated[list[str], Key("models to score: names on the Hub or folders on disk")]
+    model_name: Annotated[list[str], Key("models to score: names on the Hub or folders on disk", path=True)]
     subsets: Annotated[list[str], Key("subsets to score; a task that has none of them keeps its default ones")]
     dims: Annotated[
         list[int], Key("dimensions to score; the full width is always added, and defaults above it are dropped")
     ]
     output_dir: Annotated[
-        str, Key("folder for the report, summary.csv, table.md, plot.png, run.json and the result files")
+        str, Key("folder for the report, summary.csv, table.md, plot.png, run.json and the result files", path=True)
     ]
     trust_remote_code: Annotated[bool, Key("run Python code that comes with a model; only if you have read it")]
     allow_pickle: Annotated[
@@ -36,13 +36,15 @@ class EvalConfig(Config):
         str, Key("precision of the weights and the forward pass", choices=("float32", "bfloat16", "float16"))
     ]
     baseline_model: Annotated[
-        str | None, Key("a model to compare with, such as an untrained or non-Matryoshka twin; scored like the others")
+        str | None,
+        Key("a model to compare with, such as an untrained or non-Matryoshka twin; scored like the others", path=True),
     ]
     calibration_data: Annotated[
         str | None,
         Key(
             "texts that are not the test set, for PCA and quantisation: a file, or a Hub data set as path:config:split; "
-            "without it there are no baselines, precisions and shortlists"
+            "without it there are no baselines, precisions and shortlists",
+            path=True,
         ),
     ]
     update_model_card: Annotated[bool, Key("write the scores into the model-index of each local model's README.md")]
@@ -68,6 +70,7 @@ class STSConfig(EvalConfig):
     data: Annotated[
         str | None,
         Key(
-            "your own pairs instead: CSV, TSV, JSONL or Parquet with the columns sentence1, sentence2, score and optionally subset"
+            "your own pairs instead: CSV, TSV, JSONL or Parquet with the columns sentence1, sentence2, score and optionally subset",
+            path=True,
         ),
     ]

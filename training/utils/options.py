@@ -67,7 +67,8 @@ class TrainingConfig(Config):
     defaults_file: ClassVar[str] = "training_config.json"
 
     model_name: Annotated[
-        str, Key("the model to start from: a name on the Hub, a folder, or 'static' for new static embeddings")
+        str,
+        Key("the model to start from: a name on the Hub, a folder, or 'static' for new static embeddings", path=True),
     ]
     trust_remote_code: Annotated[
         bool, Key("run Python code that comes with a model (also a guide or a teacher); only if you have read it")
@@ -85,10 +86,10 @@ class TrainingConfig(Config):
     ]
     output_dir: Annotated[
         str | None,
-        Key("folder for checkpoints, run.json and the final model; output/<script>-<model> by default"),
+        Key("folder for checkpoints, run.json and the final model; output/<script>-<model> by default", path=True),
     ]
     overwrite_output_dir: Annotated[bool, Key("replace an earlier run in output_dir")]
-    resume_from_checkpoint: Annotated[str | None, Key("resume from this checkpoint: a path, or 'latest'")]
+    resume_from_checkpoint: Annotated[str | None, Key("resume from this checkpoint: a path, or 'latest'", path=True)]
     num_train_epochs: Annotated[float, Key("number of training epochs", above=0)]
     max_steps: Annotated[int, Key("stop after this many steps; -1 for all of num_train_epochs", minimum=-1)]
     per_device_train_batch_size: Annotated[int, Key("rows in a batch, on each device", minimum=2)]
@@ -144,7 +145,8 @@ class TrainingConfig(Config):
     dev_data: Annotated[
         list[str],
         Key(
-            "what the best checkpoint is chosen on: auto (the STS set of --language, or en for a mixture), en, ar, en-ar (translation retrieval), files of scored pairs or of translations, or none"
+            "what the best checkpoint is chosen on: auto (the STS set of --language, or en for a mixture), en, ar, en-ar (translation retrieval), files of scored pairs or of translations, or none",
+            path=True,
         ),
     ]
     keep_leaks: Annotated[
@@ -175,7 +177,8 @@ class MatryoshkaNLIConfig(TrainingConfig):
     train_data: Annotated[
         str | None,
         Key(
-            "your own triplets or pairs: CSV, TSV, JSONL or Parquet with the columns anchor, positive and optionally negative"
+            "your own triplets or pairs: CSV, TSV, JSONL or Parquet with the columns anchor, positive and optionally negative",
+            path=True,
         ),
     ]
     scale: Annotated[float, Key("inverse temperature of the contrastive loss", above=0)]
@@ -185,7 +188,7 @@ class MatryoshkaNLIConfig(TrainingConfig):
 class DatasetEntry:
     """A data set of a mixture: where it is, how to read it, which loss it is trained with, how often it is drawn."""
 
-    path: Annotated[str, Key("a data set on the Hub, or a file")]
+    path: Annotated[str, Key("a data set on the Hub, or a file", path=True)]
     loss: Annotated[str, Key("the loss to train with", choices=tuple(LOSSES))]
     name: Annotated[str | None, Key("the configuration (subset) on the Hub")] = None
     split: Annotated[str, Key("the split on the Hub")] = "train"
@@ -213,12 +216,16 @@ class DatasetEntry:
     guide: Annotated[
         str | None,
         Key(
-            "the model that identifies false negatives for gist; by default the model to train, as it is before training"
+            "the model that identifies false negatives for gist; by default the model to train, as it is before training",
+            path=True,
         ),
     ] = None
     teacher: Annotated[
         str | None,
-        Key("the model whose embeddings are the targets of distill; by default the one that training starts from"),
+        Key(
+            "the model whose embeddings are the targets of distill; by default the one that training starts from",
+            path=True,
+        ),
     ] = None
     max_train_samples: Annotated[int | None, Key("use only the first N rows", minimum=1)] = None
 
