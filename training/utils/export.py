@@ -67,9 +67,7 @@ def cut(model: SentenceTransformer, dim: int) -> SentenceTransformer:
     if dim < width and (smaller := _cut_last(modules[-1], dim)) is not None:
         modules[-1] = smaller
     elif dim < width:
-        modules.append(
-            Dense(width, dim, bias=False, activation_function=None, init_weight=torch.eye(dim, width).contiguous())
-        )
+        modules.append(Dense(width, dim, bias=False, activation_function=None, init_weight=torch.eye(dim, width)))
     smaller_model = SentenceTransformer(
         modules=[*modules, Normalize()],
         prompts=model.prompts,
@@ -92,9 +90,7 @@ def _cut_last(module: nn.Module, dim: int) -> nn.Module | None:
     from sentence_transformers.sentence_transformer.modules import Dense, StaticEmbedding
 
     if type(module) is StaticEmbedding:
-        return StaticEmbedding(
-            module.tokenizer, embedding_weights=module.embedding.weight.detach()[:, :dim].contiguous()
-        )
+        return StaticEmbedding(module.tokenizer, embedding_weights=module.embedding.weight.detach()[:, :dim].clone())
     if type(module) is not Dense or getattr(module, "use_residual", False):
         return None
     names = {module.module_input_name, module.module_output_name}
@@ -106,8 +102,8 @@ def _cut_last(module: nn.Module, dim: int) -> nn.Module | None:
         dim,
         bias=linear.bias is not None,
         activation_function=module.activation_function,
-        init_weight=linear.weight.detach()[:dim].contiguous(),
-        init_bias=None if linear.bias is None else linear.bias.detach()[:dim].contiguous(),
+        init_weight=linear.weight.detach()[:dim].clone(),
+        init_bias=None if linear.bias is None else linear.bias.detach()[:dim].clone(),
     )
 
 

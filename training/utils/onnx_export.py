@@ -148,6 +148,7 @@ def export_graph(model: SentenceTransformer, path: Path, identity: ModelIdentity
                 dynamic_shapes=dict.fromkeys(INPUTS, shape),
                 verbose=False,
             )
+        strip(path)
     except Exception as error:  # of a dozen kinds, some with a report of many lines
         logger.debug("where it came from:", exc_info=True)
         reason = one_line(error.__cause__ or error, 160)
@@ -168,6 +169,28 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
+
+
+def strip(path: Path) -> None:
+    """Remove the exporter's notes from an ONNX file: they hold paths of the machine that it was made on."""
+    import onnx
+
+    model = onnx.load(path)
+    for part in (
+        model,
+        model.graph,
+        *model.graph.node,
+        *model.graph.initializer,
+        *model.graph.value_info,
+        *model.graph.output,
+    ):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    for function in model.functions:
+        for node in (function, *function.node):
+            node.ClearField("metadata_props")
+            node.ClearField("doc_string")
+    onnx.save(model, path)
 
 
 def quantise(path: Path) -> None:
