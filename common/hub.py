@@ -174,6 +174,11 @@ def explain_hub_error(error: BaseException, repository: str) -> str:
         return f"the Hub refuses it ({one_line(chain[-1], 120)})"
     if "Consistency check failed" in str(chain[0]):
         return f"the download of {repository} is incomplete again and again: check the network and try again"
+    if "scripts are no longer supported" in str(chain[0]):
+        return (
+            "it is a loading script, which the datasets library no longer runs: download the data that the script reads, "
+            "or a copy of the data set in Parquet, and give that file"
+        )
     if isinstance(chain[0], (ValueError, OSError)) or type(chain[0]).__module__.startswith("datasets."):
         return one_line(chain[0], 200)
     raise chain[0]

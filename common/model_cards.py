@@ -1,4 +1,4 @@
-"""The part of a model's card that tells how to use fewer dimensions."""
+"""The section of a model's card on using fewer dimensions. It can be read back, so that an evaluation can recommend one."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ from collections.abc import Sequence
 
 TAG = "matryoshka"
 PLACEHOLDER = "sentence_transformers_model_id"  # what a card calls a model that has no name on the Hub yet
-BEGIN, END = "<!-- matryoshka -->", "<!-- end of matryoshka -->"
-SECTION = re.compile(rf"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
+SECTION = re.compile(r"<!-- matryoshka: (?P<dims>\d+(?:, \d+)*) -->\n(?P<text>.*?)\n<!-- end -->", re.DOTALL)
 
 
-def with_section(card: str, section: str) -> str:
-    """A card (Markdown, with its metadata) with ``section`` in place of an earlier one, or before its first heading of level 2."""
-    block = f"{BEGIN}\n{section.strip()}\n{END}"
+def with_section(card: str, dims: Sequence[int], text: str) -> str:
+    """A card (Markdown, with its metadata) with a section in place of an earlier one, or before its first level-2 heading.
+
+    Args:
+        dims: The dimensions that the model was trained for, the full width first.
+        text: What :func:`usage` gives.
+    """
+    block = f"<!-- matryoshka: {', '.join(map(str, dims))} -->\n{text.strip()}\n<!-- end -->"
     if SECTION.search(card):
         return SECTION.sub(lambda _: block, card, count=1)
     heading = re.search(r"^## ", card, re.MULTILINE)
@@ -22,22 +26,33 @@ def with_section(card: str, section: str) -> str:
     return f"{card[: heading.start()]}{block}\n\n{card[heading.start() :]}"
 
 
-def usage_section(model_id: str, dims: Sequence[int], dim: int, recommended: bool, served: bool) -> str:
-    """How to use a model at ``dim`` of its dimensions.
+def with_recommendation(card: str, dim: int) -> str:
+    """A card whose section recommends ``dim`` and has the code for it; one without a section stays as it is."""
+    section = SECTION.search(card)
+    model_id = section and re.search(r'SentenceTransformer\("(.*?)"', section["text"])
+    if not model_id:
+        return card
+    dims = [int(text) for text in section["dims"].split(", ")]
+    return with_section(card, dims, usage(model_id[1], dims, served="vllm serve" in section["text"], recommended=dim))
+
+
+def usage(model_id: str, dims: Sequence[int], served: bool, recommended: int | None = None) -> str:
+    """How to use a model at fewer dimensions, as Markdown.
 
     Args:
         model_id: What loads the model: its name on the Hub, or its folder.
-        dims: The dimensions that it was trained for, the full width first.
-        dim: The dimension of the snippets.
-        recommended: An evaluation recommends ``dim``. Otherwise it is an example.
+        dims: The dimensions that it was trained for, the full width first, and at least one below it.
         served: The model is a transformer, which embedding servers load.
+        recommended: The dimension that an evaluation recommends; the code is for this one where it is below the full width.
     """
-    smaller = ", ".join(map(str, dims[1:])) or "none"
-    reason = "which an evaluation recommends" if recommended else "as an example"
+    dim = recommended if recommended is not None and recommended < dims[0] else dims[1]
+    advice = f"This is the code for {dim}."
+    if recommended is not None:
+        advice = f"The evaluation of this model recommends {recommended}. {advice}"
     text = f"""## Fewer dimensions
 
 The first numbers of an embedding are an embedding by themselves. The model was trained for {dims[0]} dimensions and, as
-prefixes of these, for {smaller}. This is how to use {dim}, {reason}:
+prefixes of these, for {", ".join(map(str, dims[1:]))}. {advice}
 
 ```python
 from sentence_transformers import SentenceTransformer

@@ -25,6 +25,7 @@ from common.redact import redact, redact_values
 
 logger = logging.getLogger(__name__)
 
+CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "asimd", "bf16", "sve")
 PACKAGES = (
     "torch",
     "transformers",
@@ -162,12 +163,27 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def cpu_features() -> list[str]:
+    """The processor's extensions that the speed of matrix products depends on; empty where the system does not list them."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return []
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "").partition(":")[2].split()
+    return [name for name in CPU_FEATURES if name in flags]
+
+
 def hardware() -> dict[str, Any]:
-    """The processor, the cores that this process may use, the memory in GiB, and the accelerators."""
+    """The processor and its extensions, the cores that this process may use, the memory in GiB, and the accelerators."""
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    facts: dict[str, Any] = {"cpu": cpu_name(), "cores": cores, "system": platform.system()}
+    facts: dict[str, Any] = {
+        "cpu": cpu_name(),
+        "cpu_features": cpu_features(),
+        "cores": cores,
+        "system": platform.system(),
+    }
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         facts["memory_gib"] = round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
     if torch.cuda.is_available():

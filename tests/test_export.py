@@ -26,7 +26,7 @@ from sentence_transformers.sentence_transformer.modules import (
 from tokenizers import Tokenizer
 
 from common.models import identify
-from tests.conftest import ROOT, sentence_model
+from tests.helpers import ROOT, sentence_model
 from training.utils.export_card import loss_table
 from training.utils.export_loss import load_scored_pairs
 from training.utils.onnx_export import portable_tokenizer

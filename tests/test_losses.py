@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from common.keys import keys_of
 from common.packing import pack
-from tests.conftest import ROOT
+from tests.helpers import ROOT
 from training.utils.losses import BUILDERS, Guide, loss_parameters, make_loss
 from training.utils.matryoshka_loss import MatryoshkaLoss, merge, self_distillation
 from training.utils.options import LOSSES as TABLE

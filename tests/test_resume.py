@@ -21,8 +21,7 @@ from safetensors.torch import load_file
 from common.errors import RunError
 from common.records import RunRecord, read_record
 from evaluation.utils.dev_evaluator import MatryoshkaEvaluator
-from tests.conftest import ROOT, classes, triplets
-from tests.test_training import HYBRID, NLI, finished, last_state, record_of, weights_of, write
+from tests.helpers import HYBRID, NLI, ROOT, classes, finished, last_state, record_of, triplets, weights_of, write
 from training.utils.checkpoints import MANIFEST, checkpoints, find_checkpoint, seal, why_unusable
 from training.utils.run_folder import check_unchanged
 

@@ -12,10 +12,10 @@ from huggingface_hub import ModelCard
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 
-from common.model_cards import usage_section, with_section
+from common.model_cards import usage, with_recommendation, with_section
+from tests.helpers import NLI, write
 from training.utils.serving import get_matryoshka_dimensions, set_matryoshka_dimensions, write_known_names
 
-NLI = "training/matryoshka_nli.py"
 TEXTS = ["The sky is clear today", "a longer text of nine words, and not one", "السماء صافية اليوم"]
 
 
@@ -30,10 +30,8 @@ def test_the_config_states_the_dimensions_and_keeps_them(trained, tmp_path):
 
 
 def test_another_training_states_its_own(trained, call, groups, tmp_path):
-    data = tmp_path / "pairs.jsonl"
-    data.write_text(
-        "".join(json.dumps({"anchor": g["premise_en"], "positive": g["entailment_en"]}) + "\n" for g in groups[:20])
-    )
+    rows = [{"anchor": group["premise_en"], "positive": group["entailment_en"]} for group in groups[:20]]
+    data = write(tmp_path / "pairs.jsonl", rows)
     flags = ("--train_data", data, "--dev_data", "none", "--max_steps", "1", "--per_device_train_batch_size", "8")
     done = call(NLI, trained, *flags, "--matryoshka_dims", "8", "--precision", "fp32", "--output_dir", tmp_path / "run")
     assert done.code == 0, done.err
@@ -86,12 +84,33 @@ def test_the_card_has_the_tag_and_a_snippet_that_runs(trained, tmp_path, monkeyp
     assert '"dimensions": 32' in text
 
 
-def test_a_section_replaces_the_earlier_one():
+def test_a_section_stands_before_the_usage_and_replaces_the_earlier_one():
     card = "---\ntags: [x]\n---\n\n# A model\n\nWhat it is.\n\n## Usage\n\ntext\n"
-    first = with_section(card, usage_section("me/a", [64, 32], 32, recommended=False, served=True))
-    second = with_section(first, usage_section("me/a", [64, 32], 32, recommended=True, served=False))
+    first = with_section(card, [64, 32], usage("me/a", [64, 32], served=True))
+    second = with_section(first, [64, 8], usage("me/a", [64, 8], served=False))
     assert first.index("## Fewer dimensions") < first.index("## Usage") and "vllm serve me/a" in first
-    assert second.count("## Fewer dimensions") == 1 and "an evaluation recommends" in second and "vllm" not in second
-    assert second.startswith("---\ntags: [x]\n---\n\n# A model\n\nWhat it is.\n") and second.endswith(
-        "## Usage\n\ntext\n"
-    )
+    assert second.count("## Fewer dimensions") == 1 and "truncate_dim=8" in second and "vllm" not in second
+    for text in (first, second):
+        assert text.startswith("---\ntags: [x]\n---\n\n# A model\n\nWhat it is.\n") and text.endswith(
+            "## Usage\n\ntext\n"
+        )
+
+
+def test_a_recommendation_changes_the_code_and_nothing_else():
+    card = with_section("# A model\n\n## Usage\n", [64, 32, 16], usage("me/a", [64, 32, 16], served=True))
+    smaller = with_recommendation(card, 16)
+    assert "recommends 16" in smaller and "truncate_dim=16" in smaller and '"dimensions": 16' in smaller
+    full = with_recommendation(smaller, 64)
+    assert "recommends 64" in full and "truncate_dim=32" in full  # the code is for fewer dimensions all the same
+    assert with_recommendation("# Another card\n", 16) == "# Another card\n"
+
+
+def test_an_evaluation_writes_its_recommendation_into_the_card(trained, call, tmp_path):
+    shutil.copytree(trained, tmp_path / "run/final")
+    flags = ("--task", "STS17", "--subsets", "en-en", "--dims", "64", "16", "--calibration_data", "none")
+    flags += ("--update_model_card", "--output_dir", tmp_path / "out")
+    done = call("evaluation/evaluate_sts.py", "--model_name", tmp_path / "run/final", *flags)
+    assert done.code == 0, done.err
+    text = (tmp_path / "run/final/README.md").read_text()
+    [dim] = re.findall(r"The evaluation of this model recommends (\d+)", text)
+    assert f"{dim} dimensions" in (tmp_path / "out/report.md").read_text() and "model-index" in text

@@ -17,8 +17,7 @@ import pytest
 import torch
 
 from common.records import write_atomically
-from tests.conftest import ROOT, classes, triplets
-from tests.test_training import HYBRID, NLI, finished, weights_of, write
+from tests.helpers import HYBRID, NLI, ROOT, classes, finished, triplets, weights_of, write
 from training.utils.checkpoints import checkpoints, why_unusable
 
 FLAGS = ("--precision", "fp32", "--per_device_train_batch_size", "8", "--dev_data", "none", "--eval_steps", "2")

@@ -15,10 +15,9 @@ from sentence_transformers import SentenceTransformer
 
 from common.errors import RunError
 from common.models import hash_folder
-from tests.conftest import triplets, write_dataset
+from tests.helpers import NLI, triplets, write
 from training.utils.upload import upload
 
-NLI = "training/matryoshka_nli.py"
 TEXTS = ["The sky is clear today", "السماء صافية اليوم"]
 
 
@@ -30,8 +29,7 @@ def logged_in(hub, monkeypatch) -> str:
 
 @pytest.fixture
 def flags(hub, groups, tmp_path) -> tuple:
-    write_dataset(tmp_path / "data", {"default": {"train": triplets(groups[:24], "en")}})
-    data = tmp_path / "data/default/train-00000-of-00001.parquet"
+    data = write(tmp_path / "mine.jsonl", triplets(groups[:24], "en"))
     more = (
         "--max_steps",
         "1",

@@ -52,9 +52,10 @@ def main(argv: list[str] | None = None) -> None:
     )
     from training.utils.teacher import add_targets
     from training.utils.trainer import MatryoshkaTrainer
-    from training.utils.training_arguments import make_training_arguments
+    from training.utils.training_arguments import check_training_arguments, make_training_arguments
 
     folder = run_folder(config, "hybrid_training")
+    check_training_arguments(config, folder)
     checkpoint = prepare_run_folder(folder, config)
     set_seed(config.seed)
 
@@ -115,7 +116,13 @@ def main(argv: list[str] | None = None) -> None:
 
     # 10. Train
     trainer = MatryoshkaTrainer(
-        model=model, args=args, train_dataset=train_datasets, loss=losses, evaluator=evaluator, mixing=mixing
+        model=model,
+        args=args,
+        train_dataset=train_datasets,
+        loss=losses,
+        evaluator=evaluator,
+        mixing=mixing,
+        early_stopping_patience=config.early_stopping_patience,
     )
     result = trainer.train(resume_from_checkpoint=checkpoint)
 

@@ -49,9 +49,10 @@ def main(argv: list[str] | None = None) -> None:
         write_beginning,
     )
     from training.utils.trainer import MatryoshkaTrainer
-    from training.utils.training_arguments import make_training_arguments
+    from training.utils.training_arguments import check_training_arguments, make_training_arguments
 
     folder = run_folder(config, "matryoshka_nli")
+    check_training_arguments(config, folder)
     checkpoint = prepare_run_folder(folder, config)
     set_seed(config.seed)
 
@@ -95,7 +96,14 @@ def main(argv: list[str] | None = None) -> None:
     write_beginning(record, model, config)
 
     # 9. Train
-    trainer = MatryoshkaTrainer(model=model, args=args, train_dataset=train_dataset, loss=loss, evaluator=evaluator)
+    trainer = MatryoshkaTrainer(
+        model=model,
+        args=args,
+        train_dataset=train_dataset,
+        loss=loss,
+        evaluator=evaluator,
+        early_stopping_patience=config.early_stopping_patience,
+    )
     result = trainer.train(resume_from_checkpoint=checkpoint)
 
     # 10. Score the final model, save it with its card, and print its path

@@ -112,6 +112,28 @@ class DevReport(TrainerCallback):
             self.evaluator.log(metrics, prefix="eval_")
 
 
+class EarlyStopping(TrainerCallback):
+    """Ends training when the dev score has not risen for ``patience`` evaluations in a row.
+
+    The library's own callback counts in an attribute that no checkpoint keeps. This one reads the history, which every
+    checkpoint has, so that a resumed run ends at the same step.
+    """
+
+    def __init__(self, patience: int):
+        self.patience = patience
+
+    def is_due(self, args: TrainingArguments, state: TrainerState) -> bool:
+        metric = f"eval_{args.metric_for_best_model.removeprefix('eval_')}"
+        scores = [entry[metric] for entry in state.log_history if metric in entry]
+        return bool(scores) and len(scores) - 1 - scores.index(max(scores)) >= self.patience
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.is_due(args, state):
+            control.should_training_stop = True
+            if state.is_world_process_zero:
+                logger.info("the dev score has not risen for %d evaluations: training ends here", self.patience)
+
+
 class ResumedState(TrainerCallback):
     """Brings back what the library leaves behind in the checkpoint that a run is resumed from."""
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from common.data_files import load_hub_dataset, read_pairs
 from common.errors import RunError
-from evaluation.utils.statistics import bootstrap, spearman
+from evaluation.utils.scoring.statistics import bootstrap, spearman
 from training.utils.data_loading import STS
 from training.utils.export import prefixes
 from training.utils.export_card import Loss

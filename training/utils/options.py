@@ -160,6 +160,9 @@ class TrainingConfig(Config):
         Key("evaluate and save every N steps (below 1: a fraction of the run)", above=0),
     ]
     logging_steps: Annotated[float, Key("report the loss every N steps (below 1: a fraction of the run)", above=0)]
+    early_stopping_patience: Annotated[
+        int | None, Key("stop when the mean dev score has not risen for N evaluations in a row", minimum=1)
+    ]
     save_total_limit: Annotated[int, Key("keep this many checkpoints", minimum=1)]
     seed: Annotated[int, Key("random seed", minimum=0)]
     report_to: Annotated[str, Key("tracker to report to: none, all, tensorboard, wandb, ...")]

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.model_cards import PLACEHOLDER, TAG, usage_section, with_section
+from common.model_cards import PLACEHOLDER, TAG, usage, with_section
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -71,8 +71,8 @@ def save_servable(model: SentenceTransformer, folder: Path, dims: Sequence[int])
     card = folder / "README.md"
     if dims[1:] and card.exists():
         name = model.model_card_data.model_id or PLACEHOLDER
-        section = usage_section(name, dims, dims[1], recommended=False, served=_transformer_config(model) is not None)
-        card.write_text(with_section(card.read_text(encoding="utf-8"), section), encoding="utf-8")
+        text = usage(name, dims, served=_transformer_config(model) is not None)
+        card.write_text(with_section(card.read_text(encoding="utf-8"), dims, text), encoding="utf-8")
 
 
 def write_known_names(folder: Path) -> None:

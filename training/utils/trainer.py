@@ -16,7 +16,16 @@ from transformers import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import rotate_checkpoints
 
 from common.errors import RunError, one_line, writing
-from training.utils.callbacks import DevReport, FiniteCheck, LossReport, Progress, ResumedState, StopOnSignal
+from evaluation.utils.dev_evaluator import PRIMARY_METRIC, MatryoshkaEvaluator
+from training.utils.callbacks import (
+    DevReport,
+    EarlyStopping,
+    FiniteCheck,
+    LossReport,
+    Progress,
+    ResumedState,
+    StopOnSignal,
+)
 from training.utils.checkpoints import (
     complete_checkpoints,
     describe_last_checkpoint,
@@ -27,6 +36,7 @@ from training.utils.checkpoints import (
 from training.utils.losses import loss_parameters
 from training.utils.processes import mean_over_processes, wait_for_all_processes
 from training.utils.sampling import PROPORTIONAL, GlobalBatchSampler, MixtureBatchSampler
+from training.utils.training_arguments import refusing
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +70,7 @@ class MatryoshkaTrainer(SentenceTransformerTrainer):
 
     Args:
         mixing: How the data sets of a mixture are drawn: see ``turns`` of :class:`MixtureBatchSampler`.
+        early_stopping_patience: End training when the dev score has not risen for this many evaluations in a row.
         *args, **kwargs: Those of ``SentenceTransformerTrainer``.
 
     Attributes:
@@ -68,12 +79,20 @@ class MatryoshkaTrainer(SentenceTransformerTrainer):
         grad_norm: The norm of the model's gradients before the optimizer step to come.
     """
 
-    def __init__(self, *args: Any, mixing: str | list[float] = PROPORTIONAL, **kwargs: Any):
+    def __init__(
+        self,
+        *args: Any,
+        mixing: str | list[float] = PROPORTIONAL,
+        early_stopping_patience: int | None = None,
+        **kwargs: Any,
+    ):
         self.mixing = mixing
         self.resumed_from: Path | None = None
         self.resumed_at_step: int | None = None
         self.grad_norm: torch.Tensor | float = 0.0
-        super().__init__(*args, **kwargs)
+        with refusing("training_arguments"):
+            super().__init__(*args, **kwargs)
+            self._check_metric()
         self.loss_report, self.finite_check, self.stop_on_signal = LossReport(), FiniteCheck(self), StopOnSignal()
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
@@ -82,8 +101,17 @@ class MatryoshkaTrainer(SentenceTransformerTrainer):
         self.add_callback(ResumedState(self))
         self.add_callback(self.loss_report)
         self.add_callback(DevReport(self.evaluator))
+        self.early_stopping = None if early_stopping_patience is None else EarlyStopping(early_stopping_patience)
+        if self.early_stopping is not None:
+            self.add_callback(self.early_stopping)
         self.add_callback(self.finite_check)
         self.add_callback(self.stop_on_signal)
+
+    def _check_metric(self) -> None:
+        """Raise :class:`ValueError` where the best checkpoint is to be chosen on a metric that the evaluator does not have."""
+        metric = (self.args.metric_for_best_model or PRIMARY_METRIC).removeprefix("eval_")
+        if isinstance(self.evaluator, MatryoshkaEvaluator) and metric not in self.evaluator.metrics:
+            raise ValueError(f"'metric_for_best_model' is {metric!r}; there are {', '.join(self.evaluator.metrics)}")
 
     def get_batch_sampler(self, dataset, batch_size, drop_last, **kwargs):
         self._sampler = GlobalBatchSampler(dataset, batch_size, self.args.world_size, drop_last, **kwargs)
@@ -101,7 +129,8 @@ class MatryoshkaTrainer(SentenceTransformerTrainer):
             return super().train(None if self.resumed_from is None else str(self.resumed_from), **kwargs)
 
     def _run_epoch(self, **kwargs: Any) -> None:
-        if self.state.global_step >= self.state.max_steps:  # the run died after its last step
+        ended_early = self.early_stopping is not None and self.early_stopping.is_due(self.args, self.state)
+        if ended_early or self.state.global_step >= self.state.max_steps:  # the run died after its last step
             self.control.should_training_stop = True
             return
         # accelerate does not reach the sampler of several processes when it skips the batches of a resumed epoch

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformerTrainingArguments
+from transformers import Trainer, get_scheduler
 from transformers.integrations import get_available_reporting_integrations
 
-from common.errors import UsageError, one_line
+from common.errors import RunError, UsageError, one_line
 from common.keys import check_value, keys_of, suggest
+from evaluation.utils.dev_evaluator import PRIMARY_METRIC
 from training.utils.options import TrainingConfig
+
+logger = logging.getLogger(__name__)
 
 GPU_LOADERS = 2  # processes that tokenise the next batches while a GPU computes
 # keys of ours that the trainer must not act on: it would upload checkpoints while it trains
@@ -23,6 +30,57 @@ WITHOUT_EFFECT = {
     "fp16": "give --precision",
     "batch_sampler": "no batch ever holds a text twice",
 }
+# what the libraries raise for a value that they do not take, or for a package that it needs
+REFUSALS = (ValueError, TypeError, KeyError, ImportError, NotImplementedError, AssertionError, OSError)
+
+
+def check_training_arguments(config: TrainingConfig, folder: Path) -> None:
+    """Try the training arguments before any data is loaded, with an optimizer and a scheduler for a model of one weight.
+
+    The libraries look at some of them only when training starts, after minutes of loading.
+
+    Raises:
+        UsageError: An argument is unknown, has a value that it cannot have, or needs a package that is not installed.
+    """
+    metric = None if config.dev_data == ["none"] else PRIMARY_METRIC
+    args = make_training_arguments(config, folder, torch.float32, metric)
+    if args.eval_strategy != "no" and metric is None:
+        raise UsageError(
+            f"training_arguments: 'eval_strategy' is {args.eval_strategy.value}, but with --dev_data none there is nothing to "
+            "evaluate on: remove it, or name dev data"
+        )
+    optimizer = None
+    with refusing(f"training_arguments: 'optim' {args.optim.value}"):
+        model = torch.nn.Linear(1, 1)
+        make_optimizer, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
+        if isinstance(make_optimizer, type) and not {"params", "model", "optimizer_dict"} & options.keys():
+            optimizer = make_optimizer(model.parameters(), **options)  # others are made for the real model's layers
+    with refusing(
+        f"training_arguments: 'lr_scheduler_type' {args.lr_scheduler_type.value} with its 'lr_scheduler_kwargs'"
+    ):
+        get_scheduler(
+            args.lr_scheduler_type,
+            optimizer=optimizer or torch.optim.SGD(model.parameters()),
+            num_warmup_steps=args.get_warmup_steps(100),
+            num_training_steps=100,
+            scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+        )
+
+
+@contextmanager
+def refusing(where: str) -> Iterator[None]:
+    """Turn what the libraries raise for a configuration into one line that begins with ``where``.
+
+    Raises:
+        UsageError: In place of any of ``REFUSALS``; a debug log has the traceback.
+    """
+    try:
+        yield
+    except RunError:
+        raise
+    except REFUSALS as error:
+        logger.debug("where it came from:", exc_info=True)
+        raise UsageError(f"{where}: {one_line(error)}") from error
 
 
 def make_training_arguments(
@@ -79,7 +137,5 @@ def make_training_arguments(
         "fp16": precision == torch.float16,
         **extra,
     }
-    try:
+    with refusing("training_arguments"):
         return SentenceTransformerTrainingArguments(**(values | config.training_arguments))
-    except (ValueError, TypeError) as error:
-        raise UsageError(f"training arguments: {one_line(error)}") from None
