@@ -105,9 +105,17 @@ def test_a_recommendation_changes_the_code_and_nothing_else():
     assert with_recommendation("# Another card\n", 16) == "# Another card\n"
 
 
-def test_an_evaluation_writes_its_recommendation_into_the_card(trained, call, tmp_path):
+def test_an_evaluation_writes_its_recommendation_into_the_card(trained, call, pairs, tmp_path):
     shutil.copytree(trained, tmp_path / "run/final")
-    flags = ("--task", "STS17", "--subsets", "en-en", "--dims", "64", "16", "--calibration_data", "none")
+    rows, model = pairs[:60], SentenceTransformer(str(trained), device="cpu")
+    first, second = (
+        model.encode([row[key] for row in rows], normalize_embeddings=True) for key in ("sentence1", "sentence2")
+    )
+    gold = (first * second).sum(1)  # what the full width agrees with
+    keys = ("sentence1", "sentence2")
+    scored = [{key: row[key] for key in keys} | {"score": float(s)} for row, s in zip(rows, gold, strict=True)]
+    data = write(tmp_path / "scored.jsonl", scored)
+    flags = ("--data", data, "--dims", "64", "32", "--calibration_data", "none")
     flags += ("--update_model_card", "--output_dir", tmp_path / "out")
     done = call("evaluation/evaluate_sts.py", "--model_name", tmp_path / "run/final", *flags)
     assert done.code == 0, done.err

@@ -18,7 +18,7 @@ FLOAT32, INT8 = "float32", "int8"
 class ExportConfig(Config):
     defaults_file: ClassVar[str] = "export_config.json"
 
-    model_name: Annotated[str | None, Key("the model to export: its folder, or its name on the Hub")]
+    model_name: Annotated[str | None, Key("the model to export: its folder, or its name on the Hub", path=True)]
     dim: Annotated[int | None, Key("width of the exported embeddings; the model's full width by default", minimum=1)]
     format: Annotated[
         str,
@@ -32,13 +32,15 @@ class ExportConfig(Config):
         Key("precision of the weights; int8 is for --format onnx, and its loss is measured", choices=(FLOAT32, INT8)),
     ]
     output_dir: Annotated[
-        str | None, Key("the folder to write, which must not exist; output/<model>-<dim>[-onnx[-int8]] by default")
+        str | None,
+        Key("the folder to write, which must not exist; output/<model>-<dim>[-onnx[-int8]] by default", path=True),
     ]
     data: Annotated[
         str | None,
         Key(
             "scored pairs to measure the loss of int8 on: CSV, TSV, JSONL or Parquet with sentence1, sentence2 and score; "
-            "the validation set of STS-B by default, where the Hub can be reached"
+            "the validation set of STS-B by default, where the Hub can be reached",
+            path=True,
         ),
     ]
     trust_remote_code: Annotated[bool, Key("run Python code that the model brings along: only if you have read it")]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from common.data_files import is_file_name
 from common.errors import UsageError
 from training.utils.options import LOSSES, STATIC, DatasetEntry, HybridConfig, TrainingConfig, losses_with
-from training.utils.upload import check_login
 
 
 def check_training(config: TrainingConfig) -> None:
@@ -13,6 +12,8 @@ def check_training(config: TrainingConfig) -> None:
     if config.max_steps == 0:
         raise UsageError("--max_steps must be at least 1, or -1 for all of num_train_epochs")
     if config.push_to_hub:
+        from training.utils.upload import check_login  # imports what only an upload needs
+
         check_login()
     if config.early_stopping_patience is not None and config.dev_data == ["none"]:
         raise UsageError("--early_stopping_patience needs dev data to stop on: with --dev_data none there is none")
