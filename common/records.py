@@ -31,6 +31,7 @@ PACKAGES = (
     "transformers",
     "sentence-transformers",
     "datasets",
+    "peft",
     "mteb",
     "accelerate",
     "numpy",

@@ -61,7 +61,10 @@ def main(argv: list[str] | None = None) -> None:
 
     # 2. The data: the mixture, and dev and test sets; training rows that share a sentence with those are removed
     train_datasets = DatasetDict(
-        {name: load_training_data(entry, config.max_train_samples) for name, entry in config.datasets.items()}
+        {
+            name: load_training_data(entry, config.max_train_samples, config.drop_unusable_rows)
+            for name, entry in config.datasets.items()
+        }
     )
     dev_sets, test_sets = load_dev_sets(config.dev_data, "en")
     entries = {name: (entry, train_datasets[name]) for name, entry in config.datasets.items()}

@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
         entry = DatasetEntry(config.train_data, "mnrl", scale=config.scale)
     else:
         entry = dataclasses.replace(NLI_TRIPLETS[config.language], scale=config.scale)
-    train_dataset = load_training_data(entry, config.max_train_samples)
+    train_dataset = load_training_data(entry, config.max_train_samples, config.drop_unusable_rows)
     dev_sets, test_sets = load_dev_sets(config.dev_data, config.language)
     kept, leaks = drop_leaks({entry.path: (entry, train_dataset)}, dev_sets | test_sets, config.keep_leaks)
     train_dataset = kept[entry.path]

@@ -38,8 +38,8 @@ def run_evaluation(config: EvalConfig, scorer: Scorer) -> None:
 
     # 1. Which models, and whether their results are there already
     check_devices(config.device)
-    compared = unique_identities([identify(name) for name in config.model_name])
-    baselines = [] if config.baseline_model is None else [identify(config.baseline_model)]
+    compared = unique_identities([identify(name, config.max_seq_length) for name in config.model_name])
+    baselines = [] if config.baseline_model is None else [identify(config.baseline_model, config.max_seq_length)]
     identities = unique_identities(compared + baselines)
     fitted_on = None if config.calibration_data is None else calibration_id(config.calibration_data)
     fingerprint = run_fingerprint(as_dict(config), identities, str(fitted_on), *scorer.data_files)

@@ -28,6 +28,9 @@ class EvalConfig(Config):
         bool,
         Key("read pickled weights, which can run any code, where a model has no safetensors; only if you trust it"),
     ]
+    max_seq_length: Annotated[
+        int | None, Key("cut texts to so many tokens; the model's own limit by default", minimum=1)
+    ]
     batch_size: Annotated[int, Key("texts in a forward pass", minimum=1)]
     device: Annotated[
         list[str], Key("devices to encode on, such as cuda:0 cuda:1; with several, each has its own process")

@@ -147,7 +147,7 @@ def original_card_data(identity: ModelIdentity) -> dict:
     from sentence_transformers.util import load_file_path
 
     try:
-        revision = None if Path(identity.source).is_dir() else identity.revision
+        revision = None if Path(identity.source).is_dir() else identity.commit
         path = load_file_path(identity.source, "README.md", revision=revision)
         return {} if path is None else ModelCard.load(path, ignore_metadata_errors=True).data.to_dict()
     except Exception as error:  # whatever the Hub or the parser of a stranger's YAML raises

@@ -6,12 +6,13 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.adapters import adapter_of, merge
 from common.errors import RunError
 from common.records import RunRecord
 from evaluation.utils.dev_evaluator import PRIMARY_METRIC, MatryoshkaEvaluator
 from training.utils.checkpoints import resume_command
 from training.utils.options import TrainingConfig
-from training.utils.run_folder import FINAL, save_atomically
+from training.utils.run_folder import ADAPTER, FINAL, save_atomically
 from training.utils.upload import upload
 
 if TYPE_CHECKING:
@@ -31,7 +32,10 @@ def finish(
     dev_sets: dict[str, dict[str, list[Any]]],
     test_sets: dict[str, dict[str, list[Any]]],
 ) -> None:
-    """Score the final model on the dev and test sets, save it with its card and the record, and print its path."""
+    """Score the final model on the dev and test sets, save it with its card and the record, and print its path.
+
+    An adapter is saved next to it and merged: the final model is a plain one.
+    """
     if trainer.state.global_step < trainer.state.max_steps and not trainer.control.should_training_stop:
         raise RunError(
             f"training ended at step {trainer.state.global_step} of {trainer.state.max_steps}: the data ran out of batches"
@@ -40,6 +44,10 @@ def finish(
         return
     model: SentenceTransformer = trainer.model
     folder = Path(trainer.args.output_dir)
+    advice = f"make room and resume with `{resume_command()}`"
+    if adapter_of(model) is not None:
+        save_atomically(model, folder, ADAPTER, [], advice)
+        merge(model)
     scores: dict[str, float] = {}
     step = trainer.state.best_global_step or trainer.state.global_step
     for part, sets in (("dev", dev_sets), ("test", test_sets)):
@@ -61,7 +69,7 @@ def finish(
         dev_history=[{"step": entry["step"], PRIMARY_METRIC: entry[f"eval_{PRIMARY_METRIC}"]} for entry in history],
         final_model=FINAL,
     )
-    final = save_atomically(model, folder, FINAL, dims, f"make room and resume with `{resume_command()}`")
+    final = save_atomically(model, folder, FINAL, dims, advice)
     record.finish()
     if config.push_to_hub:
         logger.info("uploaded: %s", upload(final, config.hub_model_id or folder.name, config.hub_private_repo))

@@ -19,6 +19,7 @@ def check_training(config: TrainingConfig) -> None:
         raise UsageError("--early_stopping_patience needs dev data to stop on: with --dev_data none there is none")
     if config.model_name == STATIC:
         check_static(config)
+    check_lora(config)
     if config.matryoshka_weights is not None and len(config.matryoshka_weights) != len(config.matryoshka_dims):
         raise UsageError(
             f"--matryoshka_weights has {len(config.matryoshka_weights)} numbers for the {len(config.matryoshka_dims)} of --matryoshka_dims"
@@ -26,6 +27,20 @@ def check_training(config: TrainingConfig) -> None:
     if config.mini_batch_size is not None and config.mini_batch_size >= config.per_device_train_batch_size:
         raise UsageError(
             f"--mini_batch_size {config.mini_batch_size} must be below --per_device_train_batch_size {config.per_device_train_batch_size}"
+        )
+
+
+def check_lora(config: TrainingConfig) -> None:
+    """Raise :class:`UsageError` where a key of LoRA has no effect, or LoRA leaves something untrained that needs training."""
+    if not config.lora_r:
+        for key in ("lora_alpha", "lora_dropout", "lora_target_modules"):
+            if config.is_set(key):
+                raise UsageError(f"--{key} is for LoRA adapters: give --lora_r too, such as 16")
+    if config.lora_dropout >= 1:
+        raise UsageError(f"--lora_dropout {config.lora_dropout} would drop everything: give a number below 1")
+    if config.lora_r and config.extend_vocabulary:
+        raise UsageError(
+            "--extend_vocabulary adds embeddings that need training, and LoRA trains none: give --lora_r 0"
         )
 
 
@@ -37,6 +52,8 @@ def check_static(config: TrainingConfig) -> None:
         )
     if config.max_seq_length is not None:
         raise UsageError("--max_seq_length has no use for static embeddings: they take texts of any length")
+    if config.lora_r:
+        raise UsageError("--lora_r is for transformers: static embeddings have no layers to adapt")
     if config.extend_vocabulary or config.normalize_arabic:
         raise UsageError(
             "--extend_vocabulary and --normalize_arabic are for pretrained transformers: static embeddings learn word pieces of normalised text"

@@ -113,13 +113,19 @@ class TrainingConfig(Config):
         ),
     ]
     max_train_samples: Annotated[int | None, Key("use only the first N rows of each data set", minimum=1)]
+    drop_unusable_rows: Annotated[
+        bool,
+        Key(
+            "remove rows of your own files that lack a text, a label or a score, instead of refusing the file; such rows of data sets on the Hub are always removed"
+        ),
+    ]
     max_seq_length: Annotated[
         int | None, Key("truncate texts to N tokens; the model's own limit by default", minimum=1)
     ]
     normalize_arabic: Annotated[
         bool,
         Key(
-            "remove Arabic diacritics and the tatweel, and unify the forms of alef; becomes part of the model's tokenizer"
+            "remove Arabic diacritics and the tatweel, unify the forms of alef, and write presentation forms as letters; becomes part of the model's tokenizer"
         ),
     ]
     extend_vocabulary: Annotated[
@@ -134,6 +140,18 @@ class TrainingConfig(Config):
         Key(
             "initialise the added word pieces from their translations in the training data, where there are any, instead of their letters"
         ),
+    ]
+    lora_r: Annotated[
+        int,
+        Key("rank of a LoRA adapter, which alone is trained, and merged at the end; 0 to train all weights", minimum=0),
+    ]
+    lora_alpha: Annotated[
+        int | None, Key("scale of the adapter, divided by lora_r; twice lora_r by default", minimum=1)
+    ]
+    lora_dropout: Annotated[float, Key("dropout of the adapter's inputs, below 1", minimum=0)]
+    lora_target_modules: Annotated[
+        list[str] | None,
+        Key("names of the linear layers that get an adapter (query value); by default all in the repeated layers"),
     ]
     precision: Annotated[
         str, Key("precision of training; auto uses bf16 or fp16 where the hardware is fast at it", choices=PRECISIONS)
@@ -180,7 +198,7 @@ class MatryoshkaNLIConfig(TrainingConfig):
     train_data: Annotated[
         str | None,
         Key(
-            "your own triplets or pairs: CSV, TSV, JSONL or Parquet with the columns anchor, positive and optionally negative",
+            "your own pairs with any number of negatives: a CSV, TSV, JSON, JSONL or Parquet file, a folder or a glob of them, with the columns anchor, positive and optionally negative (or negative_1, negative_2, ...)",
             path=True,
         ),
     ]
@@ -191,7 +209,7 @@ class MatryoshkaNLIConfig(TrainingConfig):
 class DatasetEntry:
     """A data set of a mixture: where it is, how to read it, which loss it is trained with, how often it is drawn."""
 
-    path: Annotated[str, Key("a data set on the Hub, or a file", path=True)]
+    path: Annotated[str, Key("a data set on the Hub, or a file, a folder or a glob of files", path=True)]
     loss: Annotated[str, Key("the loss to train with", choices=tuple(LOSSES))]
     name: Annotated[str | None, Key("the configuration (subset) on the Hub")] = None
     split: Annotated[str, Key("the split on the Hub")] = "train"

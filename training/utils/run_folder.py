@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FINAL = "final"
+ADAPTER = "final-adapter"
 UNTRAINED = "untrained"
 RECORD = "run.json"
 PARTIAL = ".partial"
@@ -194,14 +195,21 @@ def clear_run_folder(folder: Path, config: TrainingConfig) -> None:
     """
     if not is_first_process():
         return
-    for name in (FINAL, UNTRAINED):
+    for name in (FINAL, ADAPTER, UNTRAINED):
         shutil.rmtree(folder / f".{name}{PARTIAL}", ignore_errors=True)
     for path in folder.glob(f".{RECORD}.*"):
         path.unlink()
     remove_incomplete(folder)
     if not config.overwrite_output_dir or config.resume_from_checkpoint is not None:
         return
-    for path in (folder / FINAL, folder / UNTRAINED, folder / RECORD, folder / "eval", *checkpoints(folder)):
+    for path in (
+        folder / FINAL,
+        folder / ADAPTER,
+        folder / UNTRAINED,
+        folder / RECORD,
+        folder / "eval",
+        *checkpoints(folder),
+    ):
         if path.is_dir():
             shutil.rmtree(path)
         else:

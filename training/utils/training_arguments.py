@@ -28,7 +28,7 @@ NOT_FOR_TRAINER = {"output_dir", "resume_from_checkpoint", "push_to_hub", "hub_m
 WITHOUT_EFFECT = {
     "bf16": "give --precision",
     "fp16": "give --precision",
-    "batch_sampler": "no batch ever holds a text twice",
+    "batch_sampler": "every row is drawn once an epoch, and no batch has a false negative that the data shows",
 }
 # what the libraries raise for a value that they do not take, or for a package that it needs
 REFUSALS = (ValueError, TypeError, KeyError, ImportError, NotImplementedError, AssertionError, OSError)
