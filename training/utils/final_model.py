@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.adapters import adapter_of, merge
-from common.errors import RunError, one_line
+from common.errors import RunError
 from common.records import RunRecord
 from evaluation.utils.dev_evaluator import PRIMARY_METRIC, MatryoshkaEvaluator
 from training.utils.checkpoints import resume_command
 from training.utils.options import TrainingConfig
 from training.utils.run_folder import ADAPTER, FINAL, save_atomically
+from training.utils.upload import upload
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -45,7 +46,7 @@ def finish(
     folder = Path(trainer.args.output_dir)
     advice = f"make room and resume with `{resume_command()}`"
     if adapter_of(model) is not None:
-        save_atomically(model, folder, ADAPTER, advice)
+        save_atomically(model, folder, ADAPTER, [], advice)
         merge(model)
     scores: dict[str, float] = {}
     step = trainer.state.best_global_step or trainer.state.global_step
@@ -68,14 +69,8 @@ def finish(
         dev_history=[{"step": entry["step"], PRIMARY_METRIC: entry[f"eval_{PRIMARY_METRIC}"]} for entry in history],
         final_model=FINAL,
     )
-    final = save_atomically(model, folder, FINAL, advice)
+    final = save_atomically(model, folder, FINAL, dims, advice)
     record.finish()
     if config.push_to_hub:
-        try:
-            url = model.push_to_hub(config.hub_model_id or folder.name, exist_ok=True)
-            logger.info("uploaded to %s", url)
-        except Exception as error:
-            raise RunError(
-                f"the model is trained and saved as {final}, but the upload failed: {one_line(error)}"
-            ) from None
+        logger.info("uploaded: %s", upload(final, config.hub_model_id or folder.name, config.hub_private_repo))
     print(final)

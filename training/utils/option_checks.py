@@ -11,6 +11,10 @@ def check_training(config: TrainingConfig) -> None:
     """Raise :class:`UsageError` where two keys contradict each other."""
     if config.max_steps == 0:
         raise UsageError("--max_steps must be at least 1, or -1 for all of num_train_epochs")
+    if config.push_to_hub:
+        from training.utils.upload import check_login  # imports what only an upload needs
+
+        check_login()
     if config.early_stopping_patience is not None and config.dev_data == ["none"]:
         raise UsageError("--early_stopping_patience needs dev data to stop on: with --dev_data none there is none")
     if config.model_name == STATIC:

@@ -193,6 +193,7 @@ class TrainingConfig(Config):
     report_to: Annotated[str, Key("tracker to report to: none, all, tensorboard, wandb, ...")]
     push_to_hub: Annotated[bool, Key("upload the final model to the Hub")]
     hub_model_id: Annotated[str | None, Key("name of the uploaded model on the Hub")]
+    hub_private_repo: Annotated[bool, Key("only its owner sees the uploaded model")]
     training_arguments: Annotated[
         dict[str, Any], Key("any other arguments of SentenceTransformerTrainingArguments (only in a file)")
     ]
