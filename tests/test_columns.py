@@ -10,7 +10,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from common.errors import RunError
-from tests.conftest import write_dataset
+from tests.helpers import write_dataset
 from training.utils.data_loading import load_training_data
 from training.utils.losses import make_loss
 from training.utils.options import DatasetEntry
