@@ -21,7 +21,7 @@ from common.config import load_config
 from common.dims import check_dims, fit_dims
 from common.errors import run
 from common.script import set_up_logging
-from training.utils.option_checks import check_training
+from training.utils.option_checks import check_nli, check_training
 from training.utils.options import DatasetEntry, MatryoshkaNLIConfig
 
 
@@ -30,6 +30,7 @@ def main(argv: list[str] | None = None) -> None:
     config = load_config(MatryoshkaNLIConfig, __doc__, argv, positional="model_name")
     check_dims("--matryoshka_dims", config.matryoshka_dims)
     check_training(config)
+    check_nli(config)
     set_up_logging()
 
     from transformers import set_seed
@@ -59,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
 
     # 2. The data: triplets (or pairs), and dev and test sets; training rows that share a sentence with those are removed
     if config.train_data is not None:
-        entry = DatasetEntry(config.train_data, "mnrl", scale=config.scale)
+        entry = DatasetEntry(config.train_data, "mnrl", columns=config.columns, scale=config.scale)
     else:
         entry = dataclasses.replace(NLI_TRIPLETS[config.language], scale=config.scale)
     train_dataset = load_training_data(entry, config.max_train_samples, config.drop_unusable_rows)

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from common.data_files import is_file_name
 from common.errors import UsageError
-from training.utils.options import LOSSES, STATIC, DatasetEntry, HybridConfig, TrainingConfig, losses_with
+from training.utils.options import (
+    LOSSES,
+    STATIC,
+    DatasetEntry,
+    HybridConfig,
+    MatryoshkaNLIConfig,
+    TrainingConfig,
+    losses_with,
+)
 
 
 def check_training(config: TrainingConfig) -> None:
@@ -42,6 +50,12 @@ def check_lora(config: TrainingConfig) -> None:
         raise UsageError(
             "--extend_vocabulary adds embeddings that need training, and LoRA trains none: give --lora_r 0"
         )
+
+
+def check_nli(config: MatryoshkaNLIConfig) -> None:
+    """Raise :class:`UsageError` where a key is set that describes data which is not given."""
+    if config.columns is not None and config.train_data is None:
+        raise UsageError("'columns' describes your own data: give it with --train_data")
 
 
 def check_static(config: TrainingConfig) -> None:

@@ -209,6 +209,9 @@ class MatryoshkaNLIConfig(TrainingConfig):
             path=True,
         ),
     ]
+    columns: Annotated[
+        dict[str, str] | None, Key("for each column that the loss reads, its name in train_data (in a file only)")
+    ]
     scale: Annotated[float, Key("inverse temperature of the contrastive loss", above=0)]
 
 
