@@ -17,7 +17,7 @@ from transformers import AutoModel, BertConfig, BertForMaskedLM
 
 from common.errors import RunError
 from common.models import identify, load_model
-from tests.conftest import ROOT
+from tests.helpers import ROOT
 from tests.tiny_models import SIZES, bert_tokenizer, make_model
 from training.utils.lora import layer_pattern
 
