@@ -21,7 +21,9 @@ def update_model_cards(analyses: list[ModelAnalysis], hub_datasets: dict[str, st
         source = Path(analysis.identity.source)
         if analysis.baseline:
             continue
-        if source.is_dir():
+        if analysis.identity.max_seq_length is not None:
+            logger.warning("%s: scores with --max_seq_length do not go into its card, which is left as it is", source)
+        elif source.is_dir():
             update_model_card(source, analysis.identity.name, analysis.scored_rows, hub_datasets)
         else:
             logger.warning("%s is not a folder on disk: its card is left as it is", source)
