@@ -138,6 +138,8 @@ def _with_base(identity: ModelIdentity, files: ModelFiles) -> ModelIdentity:
         found = identify(name)
     except RunError as error:
         raise RunError(f"model {identity.source} is an adapter, and its base model is not there: {error}") from None
+    except RecursionError:
+        raise RunError(f"model {identity.source}: adapters name each other as their base model") from None
     if re.fullmatch("[0-9a-f]{40}", revision or "") and not Path(name).is_dir():
         found = replace(found, commit=revision)
     elif revision not in (None, "main"):

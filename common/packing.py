@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.errors import RunError
+from common.errors import RunError, one_line
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -134,7 +134,7 @@ def pack(model: SentenceTransformer, train_dtype: torch.dtype | None = None) -> 
         The same model.
 
     Raises:
-        RunError: The model's embeddings are not finite.
+        RunError: The model cannot embed a text, or its embeddings are not finite.
     """
     transformer = model[0]
     if not hasattr(transformer, "auto_model") or isinstance(transformer.__dict__.get("forward"), _Forward):
@@ -145,7 +145,10 @@ def pack(model: SentenceTransformer, train_dtype: torch.dtype | None = None) -> 
     for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
         os.environ.setdefault(cache, str(KERNELS))
     forward = _Forward(transformer, train_dtype)
-    alone = torch.cat([_embed(model, [text]) for text in TRIAL])
+    try:
+        alone = torch.cat([_embed(model, [text]) for text in TRIAL])
+    except Exception as error:  # of a stranger's architecture, or of token ids that the embeddings do not have
+        raise RunError(f"the model cannot embed a text: {type(error).__name__}: {one_line(error, 200)}") from None
     if not torch.isfinite(alone).all():
         raise RunError("the model gives NaN or infinite embeddings: its weights are corrupt")
     transformer.forward = forward

@@ -253,6 +253,14 @@ def test_adapters_that_cannot_be_used(run, tmp_path, change, message):
         load_model(str(adapter))
 
 
+def test_adapters_of_each_other_are_refused(run, tmp_path):
+    for name, base in (("a", "b"), ("b", "a")):
+        path = shutil.copytree(run / "final-adapter", tmp_path / name) / "adapter_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": str(tmp_path / base)}))
+    with pytest.raises(RunError, match="adapters name each other as their base model"):
+        load_model(str(tmp_path / "a"))
+
+
 def test_an_adapter_with_missing_or_pickled_weights(run, tmp_path):
     adapter = shutil.copytree(run / "final-adapter", tmp_path / "m")
     path = adapter / "adapter_model.safetensors"

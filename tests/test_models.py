@@ -196,3 +196,12 @@ def test_scores_of_shorter_texts_are_filed_apart(call, model, data, tmp_path):
     for kind in ("embeddings", "sts"):
         names = {path.name for path in (tmp_path / "out" / kind).glob("*/*")}
         assert len(names) == 3, names
+
+
+def test_scores_of_shorter_texts_do_not_go_into_the_models_card(call, model, data, tmp_path):
+    folder = shutil.copytree(model("encoder"), tmp_path / "m")
+    before = (folder / "README.md").read_bytes()
+    flags = ("--model_name", folder, "--data", data / "scored.jsonl", "--calibration_data", "none", "--dims", "32")
+    done = call(STS, *flags, "--output_dir", tmp_path / "out", "--max_seq_length", 20, "--update_model_card")
+    assert done.code == 0, done.err
+    assert "do not go into its card" in done.err and (folder / "README.md").read_bytes() == before

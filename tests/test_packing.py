@@ -13,6 +13,7 @@ from sentence_transformers.sentence_transformer import losses as st
 from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding, Transformer
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
+from common.errors import RunError
 from common.packing import jagged_attention, pack, packed_attention
 from tests.helpers import tokens_seen
 from training.utils.matryoshka_loss import MatryoshkaLoss
@@ -232,6 +233,13 @@ def test_what_is_saved_is_the_same(build, tmp_path):
     again = SentenceTransformer(str(folders[1]), device="cpu")
     assert again[0].auto_model.config._attn_implementation != "packed_sdpa"
     assert again.encode(TEXTS) == pytest.approx(build("Bert").encode(TEXTS), abs=2e-5, rel=1e-4)
+
+
+def test_a_model_that_cannot_embed_its_own_tokens_is_refused(build):
+    model = build("Bert")
+    model[0].auto_model.set_input_embeddings(torch.nn.Embedding(4, 32))
+    with pytest.raises(RunError, match="the model cannot embed a text: IndexError"):
+        pack(model)
 
 
 def test_packing_twice_changes_nothing_more(build):

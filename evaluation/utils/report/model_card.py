@@ -24,7 +24,11 @@ def update_model_cards(analyses: list[ModelAnalysis], hub_datasets: dict[str, st
         source = Path(analysis.identity.source)
         if analysis.baseline:
             continue
-        if source.is_dir():
+        if analysis.identity.max_seq_length is not None or analysis.identity.prompts is not None:
+            logger.warning(
+                "%s: scores with --max_seq_length or --prompts do not go into its card, which is left as it is", source
+            )
+        elif source.is_dir():
             choice = recommend(analysis.dimensions)
             recommended = None if choice is None else choice.dim
             update_model_card(source, analysis.identity.name, analysis.scored_rows, hub_datasets, recommended)
