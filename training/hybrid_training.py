@@ -38,10 +38,12 @@ def main(argv: list[str] | None = None) -> None:
 
     from common.packing import pack
     from evaluation.utils.dev_evaluator import MatryoshkaEvaluator
-    from training.utils.data_loading import load_dev_sets, load_training_data
+    from training.utils.data_loading import load_training_data
+    from training.utils.dev_data import load_development_data
     from training.utils.leaks import drop_leaks
     from training.utils.losses import make_loss
     from training.utils.model_utils import choose_precision, load_base_model, prepare_run_folder, run_folder
+    from training.utils.prefix_map import add_prefix_map
     from training.utils.runs import finish, fit_weights, pairs_of, start_record, texts_of
     from training.utils.teacher import add_targets
     from training.utils.trainer import MatryoshkaTrainer, make_training_arguments
@@ -54,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
     train_datasets = DatasetDict(
         {name: load_training_data(entry, config.max_train_samples) for name, entry in config.datasets.items()}
     )
-    dev_sets, test_sets = load_dev_sets(config.dev_data, "en")
+    dev_sets, test_sets, dev_check = load_development_data(config, "en")
     entries = {name: (entry, train_datasets[name]) for name, entry in config.datasets.items()}
     kept, leaks = drop_leaks(entries, dev_sets | test_sets, config.keep_leaks)
     train_datasets = DatasetDict(kept)
@@ -100,7 +102,7 @@ def main(argv: list[str] | None = None) -> None:
     weights_of_sets = [entry.weight for entry in config.datasets.values()]
     turns = config.multi_dataset_batch_sampler if None in weights_of_sets else weights_of_sets
     entries = {name: (entry, train_datasets[name]) for name, entry in config.datasets.items()}
-    record = start_record(folder, config, model, dims, entries, dev_sets | test_sets, leaks)
+    record = start_record(folder, config, model, dims, entries, dev_sets | test_sets, leaks | {"dev_sets": dev_check})
 
     # 9. Train
     trainer = MatryoshkaTrainer(
@@ -108,7 +110,9 @@ def main(argv: list[str] | None = None) -> None:
     )
     result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
-    # 10. Score the final model, save it with its card, and say where it is
+    # 10. Rotate the prefixes where that is wanted, score the final model, save it with its card, and say where it is
+    if config.prefix_map:
+        add_prefix_map(trainer.model, texts_of(*data), dims, weights, config.seed)
     finish(trainer, result, record, config, dims, dev_sets, test_sets)
 
 

@@ -36,10 +36,12 @@ def main(argv: list[str] | None = None) -> None:
 
     from common.packing import pack
     from evaluation.utils.dev_evaluator import MatryoshkaEvaluator
-    from training.utils.data_loading import NLI_TRIPLETS, load_dev_sets, load_training_data
+    from training.utils.data_loading import NLI_TRIPLETS, load_training_data
+    from training.utils.dev_data import load_development_data
     from training.utils.leaks import drop_leaks
     from training.utils.losses import make_loss
     from training.utils.model_utils import choose_precision, load_base_model, prepare_run_folder, run_folder
+    from training.utils.prefix_map import add_prefix_map
     from training.utils.runs import finish, fit_weights, pairs_of, start_record, texts_of
     from training.utils.trainer import MatryoshkaTrainer, make_training_arguments
 
@@ -53,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
     else:
         entry = dataclasses.replace(NLI_TRIPLETS[config.language], scale=config.scale)
     train_dataset = load_training_data(entry, config.max_train_samples)
-    dev_sets, test_sets = load_dev_sets(config.dev_data, config.language)
+    dev_sets, test_sets, dev_check = load_development_data(config, config.language)
     kept, leaks = drop_leaks({entry.path: (entry, train_dataset)}, dev_sets | test_sets, config.keep_leaks)
     train_dataset = kept[entry.path]
 
@@ -80,13 +82,15 @@ def main(argv: list[str] | None = None) -> None:
     pack(model, train_dtype=precision)
     args = make_training_arguments(config, folder, precision, metric)
     entries = {entry.path: (entry, train_dataset)}
-    record = start_record(folder, config, model, dims, entries, dev_sets | test_sets, leaks)
+    record = start_record(folder, config, model, dims, entries, dev_sets | test_sets, leaks | {"dev_sets": dev_check})
 
     # 8. Train
     trainer = MatryoshkaTrainer(model=model, args=args, train_dataset=train_dataset, loss=loss, evaluator=evaluator)
     result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
-    # 9. Score the final model, save it with its card, and say where it is
+    # 9. Rotate the prefixes where that is wanted, score the final model, save it with its card, and say where it is
+    if config.prefix_map:
+        add_prefix_map(trainer.model, texts_of(train_dataset), dims, weights, config.seed)
     finish(trainer, result, record, config, dims, dev_sets, test_sets)
 
 

@@ -16,6 +16,7 @@ from common.records import read_record
 from common.redact import redact_values
 from training.utils.checkpoints import checkpoints, damage, find_checkpoint, remove_damaged, resume_command
 from training.utils.options import STATIC, TrainingConfig, check_static, permissions
+from training.utils.prune_vocabulary import prune_vocabulary
 from training.utils.vocabulary import extend_vocabulary, normalize_arabic
 
 if TYPE_CHECKING:
@@ -66,8 +67,12 @@ def load_base_model(
         model.max_seq_length = config.max_seq_length
     if config.normalize_arabic:
         normalize_arabic(model)
+    if config.extend_vocabulary and config.prune_vocabulary:
+        texts = list(texts)  # gone through twice
     if config.extend_vocabulary:
         extend_vocabulary(model, texts, config.extend_vocabulary, pairs if config.align_vocabulary else ())
+    if config.prune_vocabulary:
+        prune_vocabulary(model, texts)
     return model
 
 

@@ -29,6 +29,19 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
 @dataclass
+class DevEntry:
+    """A dev set: where it is and which of its columns is which."""
+
+    path: Annotated[str, Key("a data set on the Hub, or a file")]
+    name: Annotated[str | None, Key("the data set's configuration on the Hub")] = None
+    split: Annotated[str, Key("its split")] = "validation"
+    columns: Annotated[
+        dict[str, str] | None,
+        Key("sentence1, sentence2 and score (or source and target, of translations), and their names in the data set"),
+    ] = None
+
+
+@dataclass
 class TrainingConfig:
     model_name: Annotated[
         str, Key("the model to start from: a name on the Hub, a folder, or 'static' for static embeddings from nothing")
@@ -91,6 +104,16 @@ class TrainingConfig:
         bool,
         Key("start the added word pieces from their translations, where the training data has some; else from letters"),
     ]
+    prune_vocabulary: Annotated[
+        bool,
+        Key("remove the word pieces that the training texts do not use, but for single characters, and their vectors"),
+    ]
+    prefix_map: Annotated[
+        bool,
+        Key(
+            "after training, rotate the embeddings so that the smaller dimensions keep more of the full width's similarities, which stay the same"
+        ),
+    ]
     precision: Annotated[
         str, Key("arithmetic of training; auto takes bf16 or fp16 where the hardware is fast at it", choices=PRECISIONS)
     ]
@@ -101,8 +124,11 @@ class TrainingConfig:
     dev_data: Annotated[
         list[str],
         Key(
-            "what the best checkpoint is chosen on: auto (the STS set of --language, in a mixture en), en, ar, en-ar (translations found), files of scored pairs or of translations, or none"
+            "what the best checkpoint is chosen on: auto (the STS set of --language, in a mixture en), en, ar, en-ar (translations found), files of scored pairs or of translations, data sets on the Hub as path:config:split, or none; pairs of the test sets are removed"
         ),
+    ]
+    dev_datasets: Annotated[
+        dict[str, DevEntry], Key("more dev sets by name, with path, name, split and columns (in a file only)")
     ]
     keep_leaks: Annotated[
         bool,
@@ -222,9 +248,9 @@ def check_static(config: TrainingConfig) -> None:
         )
     if config.max_seq_length is not None:
         raise UsageError("--max_seq_length has no use for static embeddings: they take texts of any length")
-    if config.extend_vocabulary or config.normalize_arabic:
+    if config.extend_vocabulary or config.normalize_arabic or config.prune_vocabulary:
         raise UsageError(
-            "--extend_vocabulary and --normalize_arabic are for pretrained transformers: static embeddings learn word pieces of normalised text"
+            "--extend_vocabulary, --prune_vocabulary and --normalize_arabic are for pretrained transformers: static embeddings learn word pieces of normalised text"
         )
 
 
