@@ -34,7 +34,13 @@ def unigram_bert(folder: Path, texts: list[str]) -> Path:
     state["model"]["vocab"].append(["<mask>", 0.0])
     tokenizer = Tokenizer.from_str(json.dumps(state))
     tokenizer.post_processor = processors.TemplateProcessing("<s> $A </s>", None, [("<s>", 0), ("</s>", 2)])
-    names = {"cls_token": "<s>", "sep_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>", "mask_token": "<mask>"}
+    names = {
+        "cls_token": "<s>",
+        "sep_token": "</s>",
+        "pad_token": "<pad>",
+        "unk_token": "<unk>",
+        "mask_token": "<mask>",
+    }
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=128, **names).save_pretrained(folder)
     torch.manual_seed(0)
     config = BertConfig(
@@ -122,7 +128,11 @@ def test_a_unigram_model_keeps_its_piece_of_lowest_score_so_that_unknown_charact
 
 def test_used_ids_are_those_of_the_texts_and_their_word_forms(hub):
     tokenizer = sentence_model(hub.root / "models/aubmindlab/bert-base-arabertv02").tokenizer.backend_tokenizer
-    ids = {i for text in ["A dog", "A", "a", "dog", "Dog", "DOG"] for i in tokenizer.encode(text, add_special_tokens=False).ids}
+    ids = {
+        i
+        for text in ["A dog", "A", "a", "dog", "Dog", "DOG"]
+        for i in tokenizer.encode(text, add_special_tokens=False).ids
+    }
     assert used_ids(tokenizer, ["A dog"]) == ids
 
 

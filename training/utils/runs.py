@@ -15,6 +15,7 @@ from common.models import identify
 from common.records import RunRecord, read_record
 from evaluation.utils.dev_evaluator import PRIMARY_METRIC, MatryoshkaEvaluator
 from training.utils.checkpoints import is_latest, resume_command
+from training.utils.dev_data import dev_estimate
 from training.utils.losses import get_world_size
 from training.utils.model_utils import (
     FINAL,
@@ -161,6 +162,13 @@ def finish(
             scores[f"{'dev' if sets is dev_sets else 'test'}_{evaluator.primary_metric}"] = found[
                 evaluator.primary_metric
             ]
+    interval = None
+    if dev_sets:
+        estimate = dev_estimate(model, dev_sets, dims)
+        interval = estimate.interval()
+        logger.info(
+            "dev mean × 100: %.2f (95%% interval %.2f to %.2f)", *(100 * x for x in (estimate.value, *interval))
+        )
     history = [entry for entry in trainer.state.log_history if f"eval_{PRIMARY_METRIC}" in entry]
     record.write(  # before the final model, which shows that all is there
         steps=trainer.state.global_step,
@@ -170,6 +178,7 @@ def finish(
         train_samples_per_second=result.metrics.get("train_samples_per_second"),
         train_loss=result.metrics.get("train_loss"),
         scores=scores,
+        dev_interval=interval,
         dev_history=[{"step": entry["step"], PRIMARY_METRIC: entry[f"eval_{PRIMARY_METRIC}"]} for entry in history],
         final_model=FINAL,
     )
