@@ -36,7 +36,7 @@ def measure(model_name: str, batch: int, length: int) -> dict:
     import torch
     from sentence_transformers import SentenceTransformer
 
-    from common.config import fit_dims
+    from common.dims import fit_dims
     from common.packing import pack
     from training.utils.data_loading import NLI_TRIPLETS
     from training.utils.losses import make_loss

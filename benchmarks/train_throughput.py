@@ -59,7 +59,7 @@ def train_once(options: argparse.Namespace) -> dict:
     from sentence_transformers.sentence_transformer import losses
     from transformers import TrainerCallback, set_seed
 
-    from common.config import fit_dims
+    from common.dims import fit_dims
     from common.packing import pack
     from common.script import set_up_logging
     from evaluation.utils.dev_evaluator import MatryoshkaEvaluator

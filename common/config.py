@@ -12,38 +12,69 @@ import dataclasses
 import difflib
 import json
 import math
+import os
 import re
 import sys
 import types
 import typing
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origin
 
 from common.errors import UsageError, one_line
 
 ROOT = Path(__file__).resolve().parents[1]
-ConfigT = TypeVar("ConfigT")
+T = TypeVar("T")
+ConfigT = TypeVar("ConfigT", bound="Config")
 
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-    """What is said of a key beside its type: its help, the values it may take, the smallest number it may be."""
+    """What a key has besides its type: a help text, the values that are allowed, and the lower bound of a number.
+
+    With ``path`` the value is, or may be, a path: :func:`resolve_path` resolves it, here and nowhere else.
+    """
 
     help: str
     choices: tuple[str, ...] | None = None
     minimum: float | None = None
     above: float | None = None
+    path: bool = False
+
+
+@dataclasses.dataclass
+class Config:
+    """The base of the configuration classes: it knows which keys the user set.
+
+    The scripts of one kind share a defaults file. The class that names it holds the keys that they have in common, and each
+    script has a subclass of that class.
+    """
+
+    defaults_file: ClassVar[str]  # under configs/
+    # a field, so that it survives dataclasses.replace; without a Key, so that it is no key of the configuration
+    _set_keys: frozenset[str] = dataclasses.field(default=frozenset(), kw_only=True, repr=False, compare=False)
+
+    def is_set(self, key: str) -> bool:
+        """Whether the user set a key, in ``--config`` or by a flag. Raises :class:`KeyError` where there is no such key."""
+        if key not in keys_of(type(self)):
+            raise KeyError(key)
+        return key in self._set_keys
 
 
 def keys_of(cls: type) -> dict[str, tuple[Any, Key]]:
-    """The type and the :class:`Key` of each field of a configuration class."""
+    """The type and the :class:`Key` of each field of a configuration class that has a :class:`Key`."""
     hints = typing.get_type_hints(cls, include_extras=True)
-    found = {}
-    for field in dataclasses.fields(cls):
-        hint = hints[field.name]
-        if get_origin(hint) is Annotated:
-            found[field.name] = (get_args(hint)[0], get_args(hint)[1])
-    return found
+    annotated = {f.name: hints[f.name] for f in dataclasses.fields(cls) if get_origin(hints[f.name]) is Annotated}
+    return {name: get_args(hint)[:2] for name, hint in annotated.items()}
+
+
+def keys_of_family(cls: type[Config]) -> set[str]:
+    """The keys of all configuration classes that share the defaults file of ``cls``."""
+    root = next(base for base in cls.__mro__ if "defaults_file" in vars(base))
+
+    def descendants(base: type) -> set[str]:
+        return set(keys_of(base)).union(*(descendants(subclass) for subclass in base.__subclasses__()))
+
+    return descendants(root)
 
 
 def without_none(hint: Any) -> tuple[Any, bool]:
@@ -109,11 +140,31 @@ def check_value(where: str, value: Any, hint: Any, key: Key | None = None) -> An
             raise UsageError(f"{where} must be at least {key.minimum:g}, not {value:g}")
         if key.above is not None and value <= key.above:
             raise UsageError(f"{where} must be above {key.above:g}, not {value:g}")
+        if key.path:
+            return resolve_path(where, value)
     return value
 
 
-def build(where: str, cls: type[ConfigT], values: Any) -> ConfigT:
-    """An instance of a configuration class from a JSON object; keys with a default in the class may be left out."""
+def resolve_path(where: str, path: str) -> str:
+    """``path`` with a leading ``~`` or ``~user`` replaced by the home folder; names on the Hub stay as they are.
+
+    A shell does this only for a bare word: not in ``--output_dir=~/runs``, and not in a configuration file. Libraries do it for
+    some of their arguments and not for others, which would split a run into two folders.
+
+    Raises:
+        UsageError: The path is empty, or there is no such user.
+    """
+    if not path.strip():
+        raise UsageError(f"{where} must not be empty")
+    resolved = os.path.expanduser(path)
+    if resolved.startswith("~"):
+        user = resolved.partition("/")[0]
+        raise UsageError(f"{where}: there is no home folder for {user!r}; write ./{path} for a folder of that name")
+    return resolved
+
+
+def build(where: str, cls: type[T], values: Any) -> T:
+    """An instance of a dataclass from a JSON object; keys with a default in the class are optional."""
     if not isinstance(values, dict):
         raise UsageError(f"{where} must be an object, not {json.dumps(values, default=str)}")
     keys = keys_of(cls)
@@ -132,12 +183,12 @@ def build(where: str, cls: type[ConfigT], values: Any) -> ConfigT:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises :class:`UsageError` if there is none, or a key stands twice."""
+    """The JSON object in a file. Raises :class:`UsageError` if there is none, or a key is duplicated."""
 
     def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise UsageError(f"{path}: the key {twice[0]!r} stands twice")
+        if duplicates := [name for name in names if names.count(name) > 1]:
+            raise UsageError(f"{path}: the key {duplicates[0]!r} is duplicated")
         return dict(pairs)
 
     def no_constant(name: str) -> float:
@@ -225,32 +276,26 @@ def make_parser(cls: type, defaults: dict[str, Any], description: str, positiona
 
 def load_config(
     cls: type[ConfigT],
-    defaults_file: str,
     description: str,
     argv: list[str] | None = None,
-    siblings: tuple[type, ...] = (),
     positional: str | None = None,
-) -> tuple[ConfigT, set[str]]:
-    """Read the defaults, ``--config`` and the flags into an instance of ``cls``.
+) -> ConfigT:
+    """Read the defaults, ``--config`` and the flags into an instance of ``cls``, which knows the keys that the user set.
 
     Args:
         cls: A dataclass whose fields are ``Annotated[type, Key(...)]``.
-        defaults_file: The file under ``configs/`` that holds the default of every key.
-        siblings: The configuration classes of the other scripts that share the defaults file.
+        description: What ``--help`` says first.
+        argv: The arguments; those of the process by default.
         positional: The key that may also be given bare.
 
-    Returns:
-        The configuration, and the names of the keys that the user set (in ``--config`` or by a flag).
-
     Raises:
-        UsageError: A key is unknown, of the wrong type, or has a value that it may not take.
+        UsageError: A key is unknown, of the wrong type, or has a value that is not allowed.
     """
-    keys = keys_of(cls)
-    base_path = ROOT / "configs" / defaults_file
+    keys, family = keys_of(cls), keys_of_family(cls)
+    base_path = ROOT / "configs" / cls.defaults_file
     base = read_json(base_path)
-    others = {name for sibling in siblings for name in keys_of(sibling)}
     for name in base:
-        if name not in keys and name not in others:
+        if name not in family:
             raise UsageError(f"{base_path}: unknown key {name!r}{suggest(name, keys)}")
     if missing := [name for name in keys if name not in base]:
         raise UsageError(f"{base_path}: lacks the default of {missing[0]!r}")
@@ -272,9 +317,10 @@ def load_config(
     flags = vars(arguments)
     file, bare = flags.pop("config", None), flags.pop("positional", None)
     if file is not None:
+        file = Path(resolve_path("--config", str(file)))
         for name, value in read_json(file).items():
             if name not in keys:
-                hint = "; it belongs to another script" if name in others else suggest(name, keys)
+                hint = "; it belongs to another script" if name in family else suggest(name, keys)
                 raise UsageError(f"{file}: unknown key {name!r}{hint}")
             chosen[name] = (f"{file}: {name!r}", value)
     chosen |= {name: (f"--{name}", value) for name, value in flags.items()}
@@ -284,9 +330,8 @@ def load_config(
         chosen[positional] = (positional.upper(), bare)
 
     sources = {name: (f"{base_path}: {name!r}", value) for name, value in values.items()} | chosen
-    return cls(**{name: check_value(where, value, *keys[name]) for name, (where, value) in sources.items()}), set(
-        chosen
-    )
+    checked = {name: check_value(where, value, *keys[name]) for name, (where, value) in sources.items()}
+    return cls(**checked, _set_keys=frozenset(chosen))
 
 
 def _settle_switches(keys: dict[str, tuple[Any, Key]], argv: list[str]) -> list[str]:
@@ -314,28 +359,7 @@ def default(defaults_file: str, name: str) -> Any:
     return read_json(ROOT / "configs" / defaults_file)[name]
 
 
-def as_dict(config: Any) -> dict[str, Any]:
+def as_dict(config: Config) -> dict[str, Any]:
     """The resolved configuration as plain JSON values."""
-    return dataclasses.asdict(config)
-
-
-def check_dims(where: str, dims: list[int]) -> None:
-    """Raise :class:`UsageError` unless ``dims`` are positive and each stands once."""
-    if not dims:
-        raise UsageError(f"{where} is empty: give at least one dimension")
-    for dim in dims:
-        if dim <= 0:
-            raise UsageError(f"{where}: a dimension must be positive, not {dim}")
-        if dims.count(dim) > 1:
-            raise UsageError(f"{where}: the dimension {dim} stands twice")
-
-
-def fit_dims(where: str, dims: list[int], width: int, explicit: bool) -> list[int]:
-    """The dimensions to use with embeddings of ``width`` dimensions, largest first, always with the full width.
-
-    Raises:
-        UsageError: The user named a dimension above the width. Defaults above it are left out instead.
-    """
-    if explicit and max(dims) > width:
-        raise UsageError(f"{where}: dimension {max(dims)} is above the model's width of {width}")
-    return sorted({width, *(dim for dim in dims if dim <= width)}, reverse=True)
+    values = dataclasses.asdict(config)
+    return {name: values[name] for name in keys_of(type(config))}

@@ -17,17 +17,18 @@ from pathlib import Path
 if not __package__:  # run as a file: import from the repository root, as `python -m` does
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from common.config import as_dict, check_dims, default, load_config
+from common.config import as_dict, default, load_config
+from common.dims import check_dims
 from common.errors import UsageError, run
 from common.script import set_up_logging
-from evaluation.utils.options import MTEBConfig, STSConfig
+from evaluation.utils.options import MTEBConfig
 
 
 def main(argv: list[str] | None = None) -> None:
-    config, chosen = load_config(MTEBConfig, "eval_config.json", __doc__, argv, siblings=(STSConfig,))
+    config = load_config(MTEBConfig, __doc__, argv)
     if not config.model_name:
         raise UsageError("--model_name is missing: a model's name on the Hub or its folder")
-    if config.benchmark is not None and "tasks" in chosen:
+    if config.benchmark is not None and config.is_set("tasks"):
         raise UsageError("--tasks and --benchmark exclude each other")
     if not config.tasks and config.benchmark is None and not config.languages:
         raise UsageError("--tasks is empty")
@@ -67,11 +68,11 @@ def main(argv: list[str] | None = None) -> None:
     from evaluation.utils.summary import display_names
 
     # 2. Tasks and their data
-    named = config.tasks if "tasks" in chosen or not config.languages else []
+    named = config.tasks if config.is_set("tasks") or not config.languages else []
     tasks = choose_tasks(
         named, config.benchmark, config.languages, config.subsets, default("eval_config.json", "subsets")
     )
-    if "subsets" in chosen:
+    if config.is_set("subsets"):
         check_subsets(config.subsets, tasks)
         for task in tasks:  # those of a benchmark or a language too
             task.hf_subsets = choose_subsets(config.subsets, [], list(task.hf_subsets))
@@ -101,7 +102,7 @@ def main(argv: list[str] | None = None) -> None:
     # 3. Each model: score at every dimension through mteb, then intervals, baselines, precisions, shortlists, errors
     models, encoded = [], {}
     for identity in identities:
-        store, dims = open_store(identity, config, output_dir, "dims" in chosen)
+        store, dims = open_store(identity, config, output_dir, config.is_set("dims"))
         scorer = MTEBScorer(store, identity, dims, config.dtype, output_dir, config.batch_size, config.overwrite)
         rows = scorer.score(tasks)
         missing = {(row["task"], row["subset"]) for row in scorer.unscored}

@@ -16,14 +16,15 @@ from pathlib import Path
 if not __package__:  # run as a file: import from the repository root, as `python -m` does
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from common.config import as_dict, check_dims, default, load_config
+from common.config import as_dict, default, load_config
+from common.dims import check_dims
 from common.errors import RunError, UsageError, run
 from common.script import set_up_logging
-from evaluation.utils.options import STS_TASKS, MTEBConfig, STSConfig
+from evaluation.utils.options import STS_TASKS, STSConfig
 
 
 def main(argv: list[str] | None = None) -> None:
-    config, chosen = load_config(STSConfig, "eval_config.json", __doc__, argv, siblings=(MTEBConfig,))
+    config = load_config(STSConfig, __doc__, argv)
     if not config.model_name:
         raise UsageError("--model_name is missing: a model's name on the Hub or its folder")
     if (config.task is None) == (config.data is None):
@@ -65,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
     from evaluation.utils.summary import display_names, write_result
 
     task, subsets, dataset_revision = load_pairs(
-        config.task, config.data, config.subsets, default("eval_config.json", "subsets"), "subsets" in chosen
+        config.task, config.data, config.subsets, default("eval_config.json", "subsets"), config.is_set("subsets")
     )
     names = display_names((identity.name, identity.revision) for identity in identities)
     record = RunRecord(
@@ -84,7 +85,7 @@ def main(argv: list[str] | None = None) -> None:
     # 2. Each model: four similarities at every dimension, then intervals, baselines, precisions, shortlists, errors
     models, encoded = [], {}
     for identity in identities:
-        store, dims = open_store(identity, config, output_dir, "dims" in chosen)
+        store, dims = open_store(identity, config, output_dir, config.is_set("dims"))
         who = {"model": identity.name, "revision": identity.revision, "dtype": config.dtype}
         rows, unscored, sets = [], [], []
         for subset, pairs in subsets.items():

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import pytest
@@ -15,24 +15,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common import config as configuration
-from common.config import Key, check_dims, check_value, fit_dims, load_config, read_json
+from common.config import Config, Key, check_value, load_config, read_json
+from common.dims import check_dims, fit_dims
 from common.errors import UsageError
 from evaluation.utils.options import MTEBConfig, STSConfig
 from tests.conftest import ROOT
-from training.utils.options import HybridConfig, MatryoshkaNLIConfig, check_mixture
+from training.utils.option_checks import check_mixture
+from training.utils.options import DatasetEntry, HybridConfig, MatryoshkaNLIConfig
 
 SCRIPTS = {
-    "training/matryoshka_nli.py": (MatryoshkaNLIConfig, (HybridConfig,), "training_config.json"),
-    "training/hybrid_training.py": (HybridConfig, (MatryoshkaNLIConfig,), "training_config.json"),
-    "evaluation/evaluate_mteb.py": (MTEBConfig, (STSConfig,), "eval_config.json"),
-    "evaluation/evaluate_sts.py": (STSConfig, (MTEBConfig,), "eval_config.json"),
+    "training/matryoshka_nli.py": MatryoshkaNLIConfig,
+    "training/hybrid_training.py": HybridConfig,
+    "evaluation/evaluate_mteb.py": MTEBConfig,
+    "evaluation/evaluate_sts.py": STSConfig,
 }
 
 
-def load(
-    *argv, cls=MatryoshkaNLIConfig, siblings=(HybridConfig,), file="training_config.json", positional="model_name"
-):
-    return load_config(cls, file, "What it does.", [str(a) for a in argv], siblings, positional)
+def load(*argv, cls=MatryoshkaNLIConfig):
+    return load_config(cls, "What it does.", [str(a) for a in argv], positional="model_name")
+
+
+def set_keys(config: Config) -> set[str]:
+    return {key for key in configuration.keys_of(type(config)) if config.is_set(key)}
 
 
 @pytest.fixture
@@ -49,39 +53,39 @@ def write(tmp_path):
 
 
 def test_defaults_are_those_of_the_file():
-    config, chosen = load()
+    config = load()
     defaults = read_json(ROOT / "configs/training_config.json")
     assert configuration.as_dict(config) == {key: defaults[key] for key in configuration.as_dict(config)}
-    assert chosen == set()
+    assert set_keys(config) == set()
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_the_defaults_file_has_every_key_of_its_scripts_and_no_other(script):
-    cls, siblings, file = SCRIPTS[script]
-    keys = {key for c in (cls, *siblings) for key in configuration.keys_of(c)}
-    assert set(read_json(ROOT / "configs" / file)) == keys
+    same_file = [cls for cls in SCRIPTS.values() if cls.defaults_file == SCRIPTS[script].defaults_file]
+    keys = {key for cls in same_file for key in configuration.keys_of(cls)}
+    assert len(same_file) == 2 and set(read_json(ROOT / "configs" / same_file[0].defaults_file)) == keys
 
 
 def test_a_config_file_goes_before_the_defaults_and_a_flag_before_both(write):
     file = write({"seed": 7, "learning_rate": 1, "matryoshka_dims": [64, 32]})
-    config, chosen = load("--config", file, "--seed", 8)
+    config = load("--config", file, "--seed", 8)
     assert (config.seed, config.learning_rate, config.matryoshka_dims) == (8, 1.0, [64, 32])
     assert isinstance(config.learning_rate, float)
     assert config.scale == 20
-    assert chosen == {"seed", "learning_rate", "matryoshka_dims"}
+    assert set_keys(config) == {"seed", "learning_rate", "matryoshka_dims"}
 
 
 def test_the_bare_model_is_model_name():
-    config, chosen = load("org/model", "--seed", "1")
-    assert config.model_name == "org/model" and chosen == {"model_name", "seed"}
-    assert load("--model_name", "org/model")[0].model_name == "org/model"
-    assert load("org/model", "--model_name", "org/model")[0].model_name == "org/model"
+    config = load("org/model", "--seed", "1")
+    assert config.model_name == "org/model" and set_keys(config) == {"model_name", "seed"}
+    assert load("--model_name", "org/model").model_name == "org/model"
+    assert load("org/model", "--model_name", "org/model").model_name == "org/model"
     with pytest.raises(UsageError, match="given twice"):
         load("org/model", "--model_name", "other/model")
 
 
 def test_the_bare_model_goes_before_the_config_file(write):
-    assert load("bare", "--config", write({"model_name": "filed"}))[0].model_name == "bare"
+    assert load("bare", "--config", write({"model_name": "filed"})).model_name == "bare"
 
 
 @pytest.mark.parametrize(
@@ -98,8 +102,16 @@ def test_the_bare_model_goes_before_the_config_file(write):
     ],
 )
 def test_flags(argv, key, value):
-    found = getattr(load(*argv)[0], key)
-    assert found == value and type(found) is type(value)
+    loaded = getattr(load(*argv), key)
+    assert loaded == value and type(loaded) is type(value)
+
+
+def test_a_replaced_config_knows_what_the_user_set():
+    config = replace(load("--seed", "5"), output_dir="elsewhere")
+    assert set_keys(config) == {"seed"} and config.output_dir == "elsewhere"
+    assert set(configuration.as_dict(config)) == set(configuration.keys_of(MatryoshkaNLIConfig))
+    with pytest.raises(KeyError, match="sed"):
+        config.is_set("sed")
 
 
 def test_a_flag_is_not_cut_short():
@@ -108,7 +120,7 @@ def test_a_flag_is_not_cut_short():
 
 
 def test_byte_order_mark(write):
-    assert load("--config", write('{"seed": 3}', encoding="utf-8-sig"))[0].seed == 3
+    assert load("--config", write('{"seed": 3}', encoding="utf-8-sig")).seed == 3
 
 
 # What is refused
@@ -159,8 +171,8 @@ def test_wrong_flags(argv, message):
         ({"matryoshka_dims": [64, "32"]}, "'matryoshka_dims', item 2 must be an integer"),
         ({"training_arguments": []}, "'training_arguments' must be an object, not []"),
         ({"max_train_samples": 0}, "must be at least 1, not 0"),
-        ('{"seed": 1, "seed": 2}', "the key 'seed' stands twice"),
-        ('{"training_arguments": {"a": 1, "a": 1}}', "the key 'a' stands twice"),
+        ('{"seed": 1, "seed": 2}', "the key 'seed' is duplicated"),
+        ('{"training_arguments": {"a": 1, "a": 1}}', "the key 'a' is duplicated"),
         ('{"learning_rate": NaN}', "NaN is not a number that JSON has"),
         ('{"learning_rate": -Infinity}', "-Infinity is not a number that JSON has"),
         ('{"learning_rate": 1e999}', "must be a number"),
@@ -194,7 +206,7 @@ def test_a_config_that_cannot_be_read(tmp_path, write):
 
 
 def hybrid(*argv):
-    config, _ = load(*argv, cls=HybridConfig, siblings=(MatryoshkaNLIConfig,))
+    config = load(*argv, cls=HybridConfig)
     check_mixture(config)
     return config
 
@@ -230,11 +242,11 @@ def hybrid(*argv):
             "'scale' is for mnrl, gist, cosent, angle, and the loss",
         ),
         ({"a": {"path": "x", "loss": "mnrl", "directions": ["doc_to_query"]}}, "must have query_to_doc"),
-        ({"a": {"path": "x", "loss": "mnrl", "directions": ["query_to_doc"] * 2}}, "'directions' names one twice"),
+        ({"a": {"path": "x", "loss": "mnrl", "directions": ["query_to_doc"] * 2}}, "'directions' has a duplicate"),
         ({"a": {"path": "x", "loss": "mnrl", "directions": ["query_to_dog"]}}, "did you mean query_to_doc?"),
         ({"a": 1}, "must be an object, not 1"),
-        ({"a.b": {"path": "x", "loss": "mnrl"}}, "a name may not be empty nor have a dot, as 'a.b'"),
-        ({"": {"path": "x", "loss": "mnrl"}}, "a name may not be empty"),
+        ({"a.b": {"path": "x", "loss": "mnrl"}}, "the name 'a.b' must not be empty or contain a dot"),
+        ({"": {"path": "x", "loss": "mnrl"}}, "the name '' must not be empty"),
     ],
 )
 def test_wrong_mixtures(write, datasets, message):
@@ -245,7 +257,7 @@ def test_wrong_mixtures(write, datasets, message):
 
 @pytest.mark.parametrize(
     ("entry", "message"),
-    [({"loss": "gist"}, "gist wants a tokenizer"), ({"loss": "distill"}, "cannot teach: name a 'teacher'")],
+    [({"loss": "gist"}, "gist needs a tokenizer"), ({"loss": "distill"}, "cannot teach: name a 'teacher'")],
 )
 def test_losses_that_static_embeddings_from_nothing_cannot_have(write, entry, message):
     path = write({"model_name": "static", "datasets": {"a": {"path": "x"} | entry}})
@@ -267,7 +279,12 @@ def test_dims():
     assert fit_dims("--dims", [768], 64, explicit=False) == [64]
     with pytest.raises(UsageError, match="dimension 768 is above the model's width of 384"):
         fit_dims("--dims", [64, 768], 384, explicit=True)
-    for dims, message in (([], "empty"), ([64, 0], "positive, not 0"), ([-1], "not -1"), ([64, 64], "64 stands twice")):
+    for dims, message in (
+        ([], "empty"),
+        ([64, 0], "positive, not 0"),
+        ([-1], "not -1"),
+        ([64, 64], "64 is duplicated"),
+    ):
         with pytest.raises(UsageError, match=message):
             check_dims("--dims", dims)
 
@@ -277,19 +294,15 @@ def test_every_shipped_config_parses_for_its_script(file):
     path = ROOT / "configs" / file
     values = read_json(path)
     if file in ("training_config.json", "eval_config.json"):
-        for cls, siblings, defaults in SCRIPTS.values():
-            if defaults == file:
-                load(cls=cls, siblings=siblings, file=file)
+        for cls in SCRIPTS.values():
+            if cls.defaults_file == file:
+                load(cls=cls)
         return
-    fitting = [
-        (cls, siblings, defaults)
-        for cls, siblings, defaults in SCRIPTS.values()
-        if set(values) <= set(configuration.keys_of(cls))
-    ]
+    fitting = [cls for cls in SCRIPTS.values() if set(values) <= set(configuration.keys_of(cls))]
     assert fitting, f"no script has all the keys of {file}"
-    cls, siblings, defaults = fitting[0]
-    config, chosen = load("--config", path, cls=cls, siblings=siblings, file=defaults)
-    assert chosen == set(values)
+    cls = fitting[0]
+    config = load("--config", path, cls=cls)
+    assert set_keys(config) == set(values)
     if cls is HybridConfig:
         check_mixture(config)
 
@@ -308,11 +321,11 @@ def test_any_config_file_is_read_or_refused_in_one_line(tmp_path_factory, values
     path = tmp_path_factory.getbasetemp() / "any.json"
     path.write_text(json.dumps(values), encoding="utf-8")
     try:
-        config, chosen = load("--config", path, cls=HybridConfig, siblings=(MatryoshkaNLIConfig,))
+        config = load("--config", path, cls=HybridConfig)
     except UsageError as error:
         assert len(str(error).splitlines()) == 1
     else:
-        assert chosen == set(values)
+        assert set_keys(config) == set(values)
         for key, value in values.items():
             if not isinstance(value, dict):
                 assert getattr(config, key) == value
@@ -387,7 +400,7 @@ def test_help_and_usage_errors_answer_within_a_second_and_load_nothing_heavy(scr
 
     helped = run("--help")
     assert helped.returncode == 0, helped.stderr
-    for name, (hint, key) in configuration.keys_of(SCRIPTS[script][0]).items():
+    for name, (hint, key) in configuration.keys_of(SCRIPTS[script]).items():
         inner, _ = configuration.without_none(hint)
         if configuration.get_origin(inner) is not dict:
             assert f"--{name}" in helped.stdout
@@ -396,3 +409,42 @@ def test_help_and_usage_errors_answer_within_a_second_and_load_nothing_heavy(scr
     assert wrong.returncode == 2
     assert wrong.stderr.startswith("error: unknown flag --modl_name; did you mean --model_name?")
     assert wrong.stderr.count("\n") == 1
+
+
+# Paths
+
+
+def test_every_path_is_resolved_in_one_place(tmp_path, monkeypatch, write):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    entry = {"path": "~/rows.jsonl", "loss": "gist", "guide": "~/guide"}
+    file = write({"output_dir": "~/run", "dev_data": ["~/dev.csv", "en"], "datasets": {"mine": entry}})
+    config = load(
+        "~/models/mine", "--config", f"~/{file.name}", "--resume_from_checkpoint=~/run/checkpoint-1", cls=HybridConfig
+    )
+    assert config.output_dir == f"{tmp_path}/run"
+    assert config.dev_data == [f"{tmp_path}/dev.csv", "en"]
+    assert config.datasets["mine"].path == f"{tmp_path}/rows.jsonl"
+    assert config.datasets["mine"].guide == f"{tmp_path}/guide"
+    assert config.model_name == f"{tmp_path}/models/mine"
+    assert config.resume_from_checkpoint == f"{tmp_path}/run/checkpoint-1"
+
+    scored = load_config(STSConfig, "", ["--model_name", "~/a", "b/c", "--data", "~/x.csv", "--output_dir=~/out"])
+    assert (scored.model_name, scored.data) == ([f"{tmp_path}/a", "b/c"], f"{tmp_path}/x.csv")
+    assert scored.output_dir == f"{tmp_path}/out"
+
+
+@pytest.mark.parametrize(
+    ("value", "named"),
+    [("", "--output_dir must not be empty"), ("~no-such-user/x", "no home folder for '~no-such-user'")],
+)
+def test_paths_that_lead_nowhere_are_refused(value, named):
+    with pytest.raises(UsageError, match=named):
+        load("--output_dir", value)
+
+
+def test_every_key_that_names_a_file_or_a_model_is_a_path():
+    names = {"model_name", "output_dir", "resume_from_checkpoint", "train_data", "dev_data", "path", "guide", "teacher"}
+    names |= {"baseline_model", "calibration_data", "data"}
+    for cls in (*SCRIPTS.values(), DatasetEntry):
+        for name, (_, key) in configuration.keys_of(cls).items():
+            assert key.path == (name in names), f"{cls.__name__}.{name}"

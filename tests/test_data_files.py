@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from common.data_files import dataset_revision, load_hub_dataset, read_pairs, read_rows
 from common.errors import RunError, UsageError
 from training.utils.data_loading import load_dev_sets, load_training_data, map_columns
-from training.utils.options import DatasetEntry
+from training.utils.options import LOSSES, DatasetEntry
 
 ROWS = [
     {"sentence1": "Zwölf Boxkämpfer, “quoted”", "sentence2": 'a "b", c', "score": 0.5},
@@ -220,9 +220,8 @@ def test_triplets_come_in_the_order_of_the_roles(tmp_path, hub):
     ],
 )
 def test_columns_of_public_data_sets_are_known(columns, loss, roles):
-    from training.utils.data_loading import ROLES
-
-    assert map_columns("x", columns, ROLES[loss], None) == dict(zip(roles, columns, strict=True))
+    known = LOSSES[loss]
+    assert map_columns("x", columns, known.columns, None, known.optional) == dict(zip(roles, columns, strict=True))
 
 
 def test_columns_may_be_named(tmp_path, hub):

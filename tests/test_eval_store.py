@@ -14,7 +14,7 @@ from common.models import ModelIdentity, identify
 from common.packing import pack
 from evaluation.utils import embeddings as module
 from evaluation.utils.embeddings import EmbeddingStore, cache_folder, open_store
-from evaluation.utils.options import MTEBConfig, STSConfig
+from evaluation.utils.options import MTEBConfig
 from tests.test_packing import tokens_seen
 
 WORDS = [f"word{i}" for i in range(300)]
@@ -74,7 +74,7 @@ class iter_again:  # what can be gone through again without being a list
 
 
 def test_evaluation_pads_nothing(tmp_path, tiny_model):
-    config, _ = load_config(MTEBConfig, "eval_config.json", "", ["--model_name", str(tiny_model)], (STSConfig,))
+    config = load_config(MTEBConfig, "", ["--model_name", str(tiny_model)])
     store, dims = open_store(identify(str(tiny_model)), config, tmp_path, dims_given=False)
     texts = ["one", "one two three", "one two three four five six seven"]
     lengths = [len(ids) for ids in store.model.tokenizer(texts)["input_ids"]]

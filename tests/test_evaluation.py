@@ -424,7 +424,7 @@ def test_mistakes_end_in_one_line_and_overwrite_nothing(fails, tiny_model, pairs
     fails(2, "dimension 128 is above the model's width of 64", MTEB, *of, "--dims", "128", "64")
     fails(2, "a dimension must be positive, not 0", MTEB, *of, "--dims", "0")
     fails(2, "a dimension must be positive, not -4", STS, *of, "--task", "STS17", "--dims", "-4")
-    fails(2, "64 stands twice", MTEB, *of, "--dims", "64", "64")
+    fails(2, "64 is duplicated", MTEB, *of, "--dims", "64", "64")
     fails(1, "not found on the Hub", MTEB, "--model_name", "nobody/nothing", *at)
     fails(1, "is a file", MTEB, "--model_name", constant, *at)
     (tmp_path / "empty").mkdir()

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer import losses as st
 from torch.nn import functional as F
 
+from common.config import keys_of
 from common.packing import pack
-from training.utils.losses import Guide, MatryoshkaLoss, loss_parameters, make_loss, merge, self_distillation
-from training.utils.options import DatasetEntry
+from tests.conftest import ROOT
+from training.utils.losses import BUILDERS, Guide, loss_parameters, make_loss
+from training.utils.matryoshka_loss import MatryoshkaLoss, merge, self_distillation
+from training.utils.options import LOSSES as TABLE
+from training.utils.options import DatasetEntry, HybridConfig, losses_with
 
 DIMS, WEIGHTS = [64, 32, 8], [1.0, 0.5, 2.0]
 COLUMNS = [
@@ -55,6 +61,23 @@ def assert_same(first, second) -> None:
     assert largest > 1e-4
     for name, gradient in first[1].items():
         torch.testing.assert_close(second[1][name], gradient, rtol=1e-3, atol=1e-5 * largest, msg=name)
+
+
+def test_the_table_the_builders_and_the_documentation_name_the_same_losses():
+    assert list(BUILDERS) == list(TABLE)
+    assert all(builder.__doc__ for builder in BUILDERS.values())
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = readme.partition("| loss | for |\n|---|---|\n")[2].partition("\n\n")[0].splitlines()
+    assert [name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])] == list(TABLE)
+
+
+def test_the_help_of_a_key_names_the_losses_that_take_it():
+    keys = keys_of(DatasetEntry)
+    for name in {name for loss in TABLE.values() for name in loss.keys}:
+        words = re.findall(r"\w+", keys[name][1].help)
+        assert [loss for loss in TABLE if loss in words] == losses_with(name)
+    words = re.findall(r"\w+", keys_of(HybridConfig)["mini_batch_size"][1].help)
+    assert [loss for loss in TABLE if loss in words] == [name for name, loss in TABLE.items() if loss.contrastive]
 
 
 @pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["equal weights", "weights"])

@@ -15,7 +15,7 @@ from sentence_transformers import SentenceTransformer
 
 from common.models import hash_folder
 from tests.conftest import ROOT
-from training.utils.losses import MatryoshkaLoss
+from training.utils.matryoshka_loss import MatryoshkaLoss
 from training.utils.trainer import MatryoshkaTrainer
 
 HYBRID = "training/hybrid_training.py"

@@ -14,7 +14,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling, StaticEm
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
 from common.packing import jagged_attention, pack, packed_attention
-from training.utils.losses import MatryoshkaLoss
+from training.utils.matryoshka_loss import MatryoshkaLoss
 
 TEXTS = [
     "a man walks",

@@ -12,7 +12,8 @@ from benchmarks.recipes import ROWS as TABLE
 from benchmarks.recipes import resolve
 from common.config import load_config, read_json
 from tests.conftest import ROOT
-from training.utils.options import HybridConfig, MatryoshkaNLIConfig, check_mixture, check_training
+from training.utils.option_checks import check_mixture, check_training
+from training.utils.options import HybridConfig, MatryoshkaNLIConfig
 
 NLI, HYBRID = "training/matryoshka_nli.py", "training/hybrid_training.py"
 RECIPES = {
@@ -29,9 +30,8 @@ STATIC = ("--static_embedding_dim", "64", "--static_vocab_size", "300")
 
 def checked(path: Path, script: str):
     """The configuration of a script with a file, as the script checks it."""
-    own, sibling = (HybridConfig, MatryoshkaNLIConfig) if script == HYBRID else (MatryoshkaNLIConfig, HybridConfig)
-    arguments = ["--config", str(path)]
-    config = load_config(own, "training_config.json", "", arguments, (sibling,), positional="model_name")[0]
+    cls = HybridConfig if script == HYBRID else MatryoshkaNLIConfig
+    config = load_config(cls, "", ["--config", str(path)], positional="model_name")
     check_training(config)
     if script == HYBRID:
         check_mixture(config)

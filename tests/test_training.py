@@ -424,7 +424,7 @@ def test_a_best_checkpoint_that_cannot_be_loaded_ends_the_run(fails, monkeypatch
         (2, "dimension 128 is above the model's width of 64", [HYBRID, ARABERT, "--matryoshka_dims", "64", "128"]),
         (2, "a dimension must be positive, not 0", [NLI, "--matryoshka_dims", "64", "0"]),
         (2, "a dimension must be positive, not -64", [HYBRID, "--matryoshka_dims", "-64"]),
-        (2, "64 stands twice", [NLI, "--matryoshka_dims", "64", "64"]),
+        (2, "64 is duplicated", [NLI, "--matryoshka_dims", "64", "64"]),
         (2, "has 1 numbers for the 5 of --matryoshka_dims", [NLI, ARABERT, "--matryoshka_weights", "1"]),
         (2, "'fr' is neither auto, none, en, ar, en-ar nor a file", [NLI, "--dev_data", "fr"]),
         (1, "--max_seq_length 4096 is above the", [NLI, ARABERT, "--max_seq_length", "4096"]),

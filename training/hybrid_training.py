@@ -17,17 +17,17 @@ from pathlib import Path
 if not __package__:  # run as a file: import from the repository root, as `python -m` does
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from common.config import check_dims, fit_dims, load_config
+from common.config import load_config
+from common.dims import check_dims, fit_dims
 from common.errors import run
 from common.script import set_up_logging
-from training.utils.options import HybridConfig, MatryoshkaNLIConfig, check_mixture, check_training, permissions
+from training.utils.option_checks import check_mixture, check_training
+from training.utils.options import LOSSES, HybridConfig, loading_options
 
 
 def main(argv: list[str] | None = None) -> None:
     # 1. The configuration: configs/training_config.json, then --config, then the flags
-    config, chosen = load_config(
-        HybridConfig, "training_config.json", __doc__, argv, (MatryoshkaNLIConfig,), positional="model_name"
-    )
+    config = load_config(HybridConfig, __doc__, argv, positional="model_name")
     check_dims("--matryoshka_dims", config.matryoshka_dims)
     check_training(config)
     check_mixture(config)
@@ -67,14 +67,14 @@ def main(argv: list[str] | None = None) -> None:
 
     # 4. The dimensions: those named that the model has, and its full width
     width = model.get_embedding_dimension()
-    dims = fit_dims("--matryoshka_dims", config.matryoshka_dims, width, "matryoshka_dims" in chosen)
+    dims = fit_dims("--matryoshka_dims", config.matryoshka_dims, width, config.is_set("matryoshka_dims"))
     weights = fit_weights(config, dims)
 
     # 5. What a teacher makes of the data sets to distil from
     for name, entry in config.datasets.items():
-        if entry.loss == "distill":
+        if "teacher" in LOSSES[entry.loss].keys:
             teacher = entry.teacher or config.model_name
-            train_datasets[name] = add_targets(train_datasets[name], teacher, width, **permissions(config))
+            train_datasets[name] = add_targets(train_datasets[name], teacher, width, **loading_options(config))
 
     # 6. The losses: for each data set the one that fits it, at every dimension
     losses = {
@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> None:
             weights,
             config.mini_batch_size,
             config.self_distillation_weight,
-            **permissions(config),
+            **loading_options(config),
         )
         for name, entry in config.datasets.items()
     }

@@ -17,17 +17,17 @@ from pathlib import Path
 if not __package__:  # run as a file: import from the repository root, as `python -m` does
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from common.config import check_dims, fit_dims, load_config
+from common.config import load_config
+from common.dims import check_dims, fit_dims
 from common.errors import run
 from common.script import set_up_logging
-from training.utils.options import DatasetEntry, HybridConfig, MatryoshkaNLIConfig, check_training
+from training.utils.option_checks import check_training
+from training.utils.options import DatasetEntry, MatryoshkaNLIConfig
 
 
 def main(argv: list[str] | None = None) -> None:
     # 1. The configuration: configs/training_config.json, then --config, then the flags
-    config, chosen = load_config(
-        MatryoshkaNLIConfig, "training_config.json", __doc__, argv, (HybridConfig,), positional="model_name"
-    )
+    config = load_config(MatryoshkaNLIConfig, __doc__, argv, positional="model_name")
     check_dims("--matryoshka_dims", config.matryoshka_dims)
     check_training(config)
     set_up_logging()
@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
 
     # 4. The dimensions: those named that the model has, and its full width
     width = model.get_embedding_dimension()
-    dims = fit_dims("--matryoshka_dims", config.matryoshka_dims, width, "matryoshka_dims" in chosen)
+    dims = fit_dims("--matryoshka_dims", config.matryoshka_dims, width, config.is_set("matryoshka_dims"))
     weights = fit_weights(config, dims)
 
     # 5. The loss: the contrastive loss at every dimension

@@ -17,7 +17,7 @@ from filelock import FileLock
 from tqdm.auto import tqdm
 from xxhash import xxh3_64_intdigest
 
-from common.config import fit_dims
+from common.dims import fit_dims
 from common.errors import RunError
 from common.models import ModelIdentity, load_model
 from common.packing import pack

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
-from common.config import Key
+from common.config import Config, Key
 
 STS_TASKS = ("STS17", "STS22", "STS22.v2", "STSBenchmark")
 
 
 @dataclass
-class EvalConfig:
-    model_name: Annotated[list[str], Key("models to score: names on the Hub or folders on disk")]
+class EvalConfig(Config):
+    defaults_file: ClassVar[str] = "eval_config.json"
+
+    model_name: Annotated[list[str], Key("models to score: names on the Hub or folders on disk", path=True)]
     subsets: Annotated[list[str], Key("subsets to score; a task that has none of them keeps its default ones")]
     dims: Annotated[
         list[int], Key("dimensions to score; the full width is always added, and defaults above it are left out")
     ]
-    output_dir: Annotated[str, Key("folder for summary.csv, table.md, plot.png, run.json and the result files")]
+    output_dir: Annotated[
+        str, Key("folder for summary.csv, table.md, plot.png, run.json and the result files", path=True)
+    ]
     trust_remote_code: Annotated[bool, Key("run Python code that a model brings along: only if you have read it")]
     allow_pickle: Annotated[
         bool,
@@ -31,13 +35,15 @@ class EvalConfig:
         str, Key("precision of the weights and the forward pass", choices=("float32", "bfloat16", "float16"))
     ]
     baseline_model: Annotated[
-        str | None, Key("a model to compare with, scored beside the others: an untrained or non-Matryoshka twin")
+        str | None,
+        Key("a model to compare with, scored beside the others: an untrained or non-Matryoshka twin", path=True),
     ]
     calibration_data: Annotated[
         str | None,
         Key(
             "texts that are not the test set, for PCA and quantisation: a file, or a Hub data set as path:config:split; "
-            "none leaves out baselines, precisions and shortlists"
+            "none leaves out baselines, precisions and shortlists",
+            path=True,
         ),
     ]
     update_model_card: Annotated[bool, Key("write the scores into the model-index of each local model's README.md")]
@@ -63,6 +69,7 @@ class STSConfig(EvalConfig):
     data: Annotated[
         str | None,
         Key(
-            "your own pairs instead: CSV, TSV, JSONL or Parquet with sentence1, sentence2, score and, if you like, subset"
+            "your own pairs instead: CSV, TSV, JSONL or Parquet with sentence1, sentence2, score and, if you like, subset",
+            path=True,
         ),
     ]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from common.errors import RunError
 from common.records import write_atomically
-from training.utils.losses import get_world_size
+from training.utils.processes import get_world_size
 
 logger = logging.getLogger(__name__)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.data_files import check_scores, check_texts, is_file_name, load_hub_dataset, number, read_pairs, read_rows
 from common.errors import RunError, UsageError
-from training.utils.options import DatasetEntry
+from training.utils.options import LOSSES, SCORED, DatasetEntry
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -40,33 +41,13 @@ STS = {
 PARALLEL = {"en-ar": "sentence-transformers/parallel-sentences-tatoeba"}
 TRANSLATIONS = {"source": ("english",), "target": ("non_english",)}
 
-# What a loss wants of a row, in this order, and other names that public data sets have for it.
-RANKING = {
-    "anchor": ("query", "premise", "english"),
-    "positive": ("answer", "entailment", "non_english"),
-    "negative": ("contradiction",),
-}
-SCORED = {
-    "sentence1": ("premise", "text1"),
-    "sentence2": ("hypothesis", "text2"),
-    "score": ("similarity_score", "similarity", "label"),
-}
-CLASSES = {"sentence1": ("premise", "text1"), "sentence2": ("hypothesis", "text2"), "label": ("labels",)}
-TAUGHT = {"sentence": ("english", "text"), "translation": ("non_english",)}
-ROLES = {
-    "mnrl": RANKING,
-    "gist": RANKING,
-    "cosent": SCORED,
-    "angle": SCORED,
-    "cosine": SCORED,
-    "softmax": CLASSES,
-    "distill": TAUGHT,
-}
-OPTIONAL = ("negative", "translation")
-
 
 def map_columns(
-    where: str, found: list[str], roles: dict[str, tuple[str, ...]], given: dict[str, str] | None
+    where: str,
+    found: list[str],
+    roles: dict[str, tuple[str, ...]],
+    given: dict[str, str] | None,
+    optional: Iterable[str] = (),
 ) -> dict[str, str]:
     """Which column of a data set plays which role, ``{role: column}``, in the order of the roles.
 
@@ -91,7 +72,7 @@ def map_columns(
                     mapped[role] = name
                     break
     for role in roles:
-        if role not in mapped and role not in OPTIONAL:
+        if role not in mapped and role not in optional:
             raise RunError(
                 f"{where}: no column for {role!r}; found {listed}; say which is which with 'columns' in a --config file"
             )
@@ -114,8 +95,8 @@ def load_training_data(entry: DatasetEntry, max_train_samples: int | None = None
     else:
         where = f"data set {entry.path}" + (f" ({entry.name})" if entry.name else "")
         dataset = load_hub_dataset(entry.path, entry.name, entry.split)
-    roles = ROLES[entry.loss]
-    mapped = map_columns(where, dataset.column_names, roles, entry.columns)
+    loss = LOSSES[entry.loss]
+    mapped = map_columns(where, dataset.column_names, loss.columns, entry.columns, loss.optional)
     limit = min((n for n in (entry.max_train_samples, max_train_samples) if n is not None), default=None)
     if limit is not None:
         dataset = dataset.select(range(min(limit, len(dataset))))

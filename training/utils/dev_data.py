@@ -18,9 +18,9 @@ from common.errors import RunError, UsageError, one_line
 from evaluation.utils.dev_evaluator import is_scored
 from evaluation.utils.evaluation_utils import load_pairs, pairwise_similarities
 from evaluation.utils.statistics import Estimate, bootstrap, mean, mean_estimate, paired_mean, spearman
-from training.utils.data_loading import SCORED, TRANSLATIONS, load_dev_sets, map_columns
+from training.utils.data_loading import TRANSLATIONS, load_dev_sets, map_columns
 from training.utils.leaks import BENCHMARK, normalise
-from training.utils.options import DevEntry
+from training.utils.options import SCORED, DevEntry
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

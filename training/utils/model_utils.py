@@ -15,7 +15,8 @@ from common.models import identify, load_model
 from common.records import read_record
 from common.redact import redact_values
 from training.utils.checkpoints import checkpoints, damage, find_checkpoint, remove_damaged, resume_command
-from training.utils.options import STATIC, TrainingConfig, check_static, permissions
+from training.utils.option_checks import check_static
+from training.utils.options import STATIC, TrainingConfig, loading_options
 from training.utils.prune_vocabulary import prune_vocabulary
 from training.utils.vocabulary import extend_vocabulary, normalize_arabic
 
@@ -51,11 +52,7 @@ def load_base_model(
     """
     if config.model_name == STATIC:
         return make_static_model(texts, config.static_embedding_dim, config.static_vocab_size, config.seed)
-    model = load_model(
-        config.model_name,
-        identify(config.model_name),
-        **permissions(config),
-    )
+    model = load_model(config.model_name, identify(config.model_name), **loading_options(config))
     if is_static(model):
         check_static(config)
     if config.max_seq_length is not None:

@@ -7,32 +7,65 @@ under ``training_arguments``.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
-from common.config import Key
-from common.data_files import is_file_name
-from common.errors import UsageError
+from common.config import Config, Key
 
-LOSSES = ("mnrl", "gist", "cosent", "angle", "cosine", "softmax", "distill")
-CONTRASTIVE = ("mnrl", "gist")
 DIRECTIONS = ("query_to_doc", "doc_to_query", "query_to_query", "doc_to_doc")
-# keys of an entry that only some losses have
-KEYS_OF_LOSSES = {
-    "scale": ("mnrl", "gist", "cosent", "angle"),
-    "directions": ("mnrl",),
-    "guide": ("gist",),
-    "teacher": ("distill",),
-    "score_range": ("cosent", "angle", "cosine"),
-}
 STATIC = "static"  # the model_name that means static embeddings from nothing
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What everything but its computation needs to know of a loss. :mod:`training.utils.losses` has a builder for each.
+
+    Attributes:
+        required: The columns that it reads, in this order, and other names that public data sets have for them.
+        optional: Columns that it reads after those, where a data set has them.
+        keys: The keys of :class:`DatasetEntry` that it takes, besides those that every loss takes.
+        contrastive: The other rows of a batch are its negatives. So no text may occur twice in a batch, and
+            ``--mini_batch_size`` can embed the batch in parts.
+    """
+
+    required: dict[str, tuple[str, ...]]
+    optional: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    keys: tuple[str, ...] = ()
+    contrastive: bool = False
+
+    @property
+    def columns(self) -> dict[str, tuple[str, ...]]:
+        return self.required | self.optional
+
+
+PAIRS = {"anchor": ("query", "premise", "english"), "positive": ("answer", "entailment", "non_english")}
+NEGATIVE = {"negative": ("contradiction",)}
+SENTENCES = {"sentence1": ("premise", "text1"), "sentence2": ("hypothesis", "text2")}
+SCORED = SENTENCES | {"score": ("similarity_score", "similarity", "label")}
+CLASSIFIED = SENTENCES | {"label": ("labels",)}
+TAUGHT = {"sentence": ("english", "text")}
+TRANSLATION = {"translation": ("non_english",)}
+LOSSES = {
+    "mnrl": Loss(PAIRS, NEGATIVE, keys=("scale", "directions"), contrastive=True),
+    "gist": Loss(PAIRS, NEGATIVE, keys=("scale", "guide"), contrastive=True),
+    "cosent": Loss(SCORED, keys=("scale", "score_range")),
+    "angle": Loss(SCORED, keys=("scale", "score_range")),
+    "cosine": Loss(SCORED, keys=("score_range",)),
+    "softmax": Loss(CLASSIFIED),
+    "distill": Loss(TAUGHT, TRANSLATION, keys=("teacher",)),
+}
+
+
+def losses_with(key: str) -> list[str]:
+    """The names of the losses that take a key of :class:`DatasetEntry`."""
+    return [name for name, loss in LOSSES.items() if key in loss.keys]
 
 
 @dataclass
 class DevEntry:
     """A dev set: where it is and which of its columns is which."""
 
-    path: Annotated[str, Key("a data set on the Hub, or a file")]
+    path: Annotated[str, Key("a data set on the Hub, or a file", path=True)]
     name: Annotated[str | None, Key("the data set's configuration on the Hub")] = None
     split: Annotated[str, Key("its split")] = "validation"
     columns: Annotated[
@@ -42,9 +75,15 @@ class DevEntry:
 
 
 @dataclass
-class TrainingConfig:
+class TrainingConfig(Config):
+    defaults_file: ClassVar[str] = "training_config.json"
+
     model_name: Annotated[
-        str, Key("the model to start from: a name on the Hub, a folder, or 'static' for static embeddings from nothing")
+        str,
+        Key(
+            "the model to start from: a name on the Hub, a folder, or 'static' for static embeddings from nothing",
+            path=True,
+        ),
     ]
     trust_remote_code: Annotated[
         bool, Key("run Python code that a model (a guide, a teacher) brings along: only if you have read it")
@@ -62,10 +101,15 @@ class TrainingConfig:
     ]
     output_dir: Annotated[
         str | None,
-        Key("folder of the run: checkpoints, run.json and the final model; output/<script>-<model> by default"),
+        Key(
+            "folder of the run: checkpoints, run.json and the final model; output/<script>-<model> by default",
+            path=True,
+        ),
     ]
     overwrite_output_dir: Annotated[bool, Key("replace an earlier run in output_dir")]
-    resume_from_checkpoint: Annotated[str | None, Key("'latest', or the path of a checkpoint, to go on from")]
+    resume_from_checkpoint: Annotated[
+        str | None, Key("'latest', or the path of a checkpoint, to go on from", path=True)
+    ]
     num_train_epochs: Annotated[float, Key("epochs to train", above=0)]
     max_steps: Annotated[int, Key("stop after this many steps; -1 for all of num_train_epochs", minimum=-1)]
     per_device_train_batch_size: Annotated[int, Key("rows in a step's batch", minimum=2)]
@@ -124,7 +168,8 @@ class TrainingConfig:
     dev_data: Annotated[
         list[str],
         Key(
-            "what the best checkpoint is chosen on: auto (the STS set of --language, in a mixture en), en, ar, en-ar (translations found), files of scored pairs or of translations, data sets on the Hub as path:config:split, or none; pairs of the test sets are removed"
+            "what the best checkpoint is chosen on: auto (the STS set of --language, in a mixture en), en, ar, en-ar (translations found), files of scored pairs or of translations, data sets on the Hub as path:config:split, or none; pairs of the test sets are removed",
+            path=True,
         ),
     ]
     dev_datasets: Annotated[
@@ -156,7 +201,10 @@ class MatryoshkaNLIConfig(TrainingConfig):
     language: Annotated[str, Key("language of the training triplets and the dev set", choices=("en", "ar"))]
     train_data: Annotated[
         str | None,
-        Key("your own triplets or pairs: CSV, TSV, JSONL or Parquet with anchor, positive and, if you like, negative"),
+        Key(
+            "your own triplets or pairs: CSV, TSV, JSONL or Parquet with anchor, positive and, if you like, negative",
+            path=True,
+        ),
     ]
     scale: Annotated[float, Key("inverse temperature of the contrastive loss", above=0)]
 
@@ -165,8 +213,8 @@ class MatryoshkaNLIConfig(TrainingConfig):
 class DatasetEntry:
     """A data set of a mixture: where it is, how to read it, which loss it has, how often it is drawn."""
 
-    path: Annotated[str, Key("a data set on the Hub, or a file")]
-    loss: Annotated[str, Key("the loss that fits it", choices=LOSSES)]
+    path: Annotated[str, Key("a data set on the Hub, or a file", path=True)]
+    loss: Annotated[str, Key("the loss that fits it", choices=tuple(LOSSES))]
     name: Annotated[str | None, Key("the data set's configuration on the Hub")] = None
     split: Annotated[str, Key("its split")] = "train"
     columns: Annotated[dict[str, str] | None, Key("what each column is for the loss, and its name in the data set")] = (
@@ -176,7 +224,8 @@ class DatasetEntry:
         float | None, Key("how often it is drawn, relative to the others; by its size if none has a weight", above=0)
     ] = None
     score_range: Annotated[
-        list[float] | None, Key("lowest and highest score of the data set, to bring scores to 0..1")
+        list[float] | None,
+        Key("lowest and highest score of a data set for cosent, angle or cosine, whose scores are brought to 0..1"),
     ] = None
     scale: Annotated[
         float | None, Key("inverse temperature of mnrl, gist, cosent and angle; 20 by default", above=0)
@@ -190,18 +239,24 @@ class DatasetEntry:
     ] = None
     guide: Annotated[
         str | None,
-        Key("the model that finds the false negatives of gist; by default the model to train as it is before training"),
+        Key(
+            "the model that finds the false negatives of gist; by default the model to train as it is before training",
+            path=True,
+        ),
     ] = None
     teacher: Annotated[
         str | None,
-        Key("the model whose embeddings are the targets of distill; by default the one that training starts from"),
+        Key(
+            "the model whose embeddings are the targets of distill; by default the one that training starts from",
+            path=True,
+        ),
     ] = None
     max_train_samples: Annotated[int | None, Key("use the first so many rows", minimum=1)] = None
 
     def __post_init__(self) -> None:
-        if self.scale is None and self.loss in KEYS_OF_LOSSES["scale"]:
+        if self.scale is None and "scale" in LOSSES[self.loss].keys:
             self.scale = 20.0
-        if self.directions is None and self.loss in KEYS_OF_LOSSES["directions"]:
+        if self.directions is None and "directions" in LOSSES[self.loss].keys:
             self.directions = ["query_to_doc"]
 
 
@@ -219,79 +274,6 @@ class HybridConfig(TrainingConfig):
     ] = "proportional"
 
 
-def permissions(config: TrainingConfig) -> dict[str, bool]:
-    """What the models of a run (the one to train, guides, teachers) may do while they are loaded."""
+def loading_options(config: TrainingConfig) -> dict[str, bool]:
+    """What loading a model of the run (the one to train, a guide, a teacher) may do: keywords of :func:`load_model`."""
     return {"trust_remote_code": config.trust_remote_code, "allow_pickle": config.allow_pickle}
-
-
-def check_training(config: TrainingConfig) -> None:
-    """Raise :class:`UsageError` where two keys contradict each other."""
-    if config.max_steps == 0:
-        raise UsageError("--max_steps must be at least 1, or -1 for all of num_train_epochs")
-    if config.model_name == STATIC:
-        check_static(config)
-    if config.matryoshka_weights is not None and len(config.matryoshka_weights) != len(config.matryoshka_dims):
-        raise UsageError(
-            f"--matryoshka_weights has {len(config.matryoshka_weights)} numbers for the {len(config.matryoshka_dims)} of --matryoshka_dims"
-        )
-    if config.mini_batch_size is not None and config.mini_batch_size >= config.per_device_train_batch_size:
-        raise UsageError(
-            f"--mini_batch_size {config.mini_batch_size} must be below --per_device_train_batch_size {config.per_device_train_batch_size}"
-        )
-
-
-def check_static(config: TrainingConfig) -> None:
-    """Raise :class:`UsageError` where a key is given that static embeddings have no use for."""
-    if config.mini_batch_size is not None:
-        raise UsageError(
-            "--mini_batch_size has no use for static embeddings: they keep nothing of a batch but its embeddings"
-        )
-    if config.max_seq_length is not None:
-        raise UsageError("--max_seq_length has no use for static embeddings: they take texts of any length")
-    if config.extend_vocabulary or config.normalize_arabic or config.prune_vocabulary:
-        raise UsageError(
-            "--extend_vocabulary, --prune_vocabulary and --normalize_arabic are for pretrained transformers: static embeddings learn word pieces of normalised text"
-        )
-
-
-def check_mixture(config: HybridConfig) -> None:
-    """Raise :class:`UsageError` unless the mixture has data sets, with a weight each or none at all, and keys that fit."""
-    if not config.datasets:
-        raise UsageError("'datasets' is empty: a mixture needs at least one data set")
-    weighted = [name for name, entry in config.datasets.items() if entry.weight is not None]
-    if weighted and len(weighted) < len(config.datasets):
-        bare = next(name for name in config.datasets if name not in weighted)
-        raise UsageError(
-            f"'datasets': {weighted[0]!r} has a weight and {bare!r} has none; give one to each, or to none"
-        )
-    if config.mini_batch_size is not None and not any(e.loss in CONTRASTIVE for e in config.datasets.values()):
-        raise UsageError(
-            f"--mini_batch_size is for {' and '.join(CONTRASTIVE)}, and no data set has one of these losses"
-        )
-    for name, entry in config.datasets.items():
-        if not name or "." in name:
-            raise UsageError(
-                f"'datasets': a name may not be empty nor have a dot, as {name!r}: it names a module of the loss"
-            )
-        check_entry(f"'datasets.{name}'", entry)
-        if entry.loss == "gist" and config.model_name == STATIC:
-            raise UsageError(
-                f"'datasets.{name}': gist wants a tokenizer of transformers, which static embeddings do not have"
-            )
-        if entry.loss == "distill" and entry.teacher is None and config.model_name == STATIC:
-            raise UsageError(f"'datasets.{name}': static embeddings from nothing cannot teach: name a 'teacher'")
-
-
-def check_entry(where: str, entry: DatasetEntry) -> None:
-    """Raise :class:`UsageError` where an entry has a key that its loss does not, or a wrong value."""
-    for key, losses in KEYS_OF_LOSSES.items():
-        if getattr(entry, key) is not None and entry.loss not in losses:
-            raise UsageError(f"{where}: {key!r} is for {', '.join(losses)}, and the loss is {entry.loss}")
-    if (entry.name is not None or entry.split != "train") and is_file_name(entry.path):
-        raise UsageError(f"{where}: 'name' and 'split' are for data sets on the Hub, and {entry.path} is a file")
-    if entry.directions is not None and "query_to_doc" not in entry.directions:
-        raise UsageError(f"{where}: 'directions' must have query_to_doc, which holds the positive pair")
-    if entry.directions is not None and len(set(entry.directions)) < len(entry.directions):
-        raise UsageError(f"{where}: 'directions' names one twice")
-    if entry.score_range is not None and (len(entry.score_range) != 2 or entry.score_range[0] >= entry.score_range[1]):
-        raise UsageError(f"{where}: 'score_range' must be the lowest and the highest score, such as [0, 5]")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,6 @@ from common.records import RunRecord, read_record
 from evaluation.utils.dev_evaluator import PRIMARY_METRIC, MatryoshkaEvaluator
 from training.utils.checkpoints import is_latest, resume_command
 from training.utils.dev_data import dev_estimate
-from training.utils.losses import get_world_size
 from training.utils.model_utils import (
     FINAL,
     UNTRAINED,
@@ -25,7 +23,8 @@ from training.utils.model_utils import (
     remove_leftovers,
     save_whole,
 )
-from training.utils.options import KEYS_OF_LOSSES, STATIC, DatasetEntry, TrainingConfig
+from training.utils.options import LOSSES, STATIC, DatasetEntry, TrainingConfig
+from training.utils.processes import get_world_size, is_first_process
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -81,7 +80,6 @@ def start_record(
     leaks: dict[str, Any],
 ) -> RunRecord:
     """Write ``run.json`` with what is known before training; a static model is also saved untrained, as its own baseline."""
-    first = int(os.environ.get("RANK", 0)) == 0
     resumed = config.resume_from_checkpoint is not None
     record = RunRecord(
         folder / "run.json",
@@ -98,7 +96,7 @@ def start_record(
                 **{
                     role: {"name": other, "revision": identify(other).revision}
                     for role in ("guide", "teacher")
-                    if entry.loss in KEYS_OF_LOSSES[role] and (other := getattr(entry, role) or config.model_name)
+                    if role in LOSSES[entry.loss].keys and (other := getattr(entry, role) or config.model_name)
                 },
             }
             for name, (entry, dataset) in datasets.items()
@@ -109,7 +107,7 @@ def start_record(
     )
     if resumed:
         check_same_data(config, folder, record)
-    if not first:
+    if not is_first_process():
         return record
     remove_leftovers(folder)
     if config.overwrite_output_dir and not resumed:

@@ -20,7 +20,7 @@ ROWS = 4096  # embedded between two writes to disk; sorted by length, so the mor
 BATCH = 64
 
 
-def add_targets(dataset: Dataset, teacher: str, width: int, **permissions: bool) -> Dataset:
+def add_targets(dataset: Dataset, teacher: str, width: int, **loading_options: bool) -> Dataset:
     """A data set of texts with the teacher's embeddings of its column ``sentence`` in a new one, ``label``.
 
     They are the targets of the translations as well, so that both come to lie where the teacher has the sentence (Reimers and
@@ -31,7 +31,7 @@ def add_targets(dataset: Dataset, teacher: str, width: int, **permissions: bool)
         dataset: Rows with a text ``sentence``.
         teacher: A model's name on the Hub, or its folder.
         width: Width of the student's embeddings.
-        **permissions: ``trust_remote_code`` and ``allow_pickle`` of :func:`load_model`.
+        **loading_options: ``trust_remote_code`` and ``allow_pickle`` of :func:`load_model`.
 
     Returns:
         The rows with ``label``, lists of ``width`` float32 numbers.
@@ -48,7 +48,7 @@ def add_targets(dataset: Dataset, teacher: str, width: int, **permissions: bool)
     folder = Path(config.HF_DATASETS_CACHE) / "teachers"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{key}.arrow"
-    model = None if _is_whole(path, len(dataset)) else pack(load_model(teacher, identity, **permissions).eval())
+    model = None if _is_whole(path, len(dataset)) else pack(load_model(teacher, identity, **loading_options).eval())
     if model is not None and model.get_embedding_dimension() != width:
         raise RunError(
             f"the teacher {teacher} has {model.get_embedding_dimension()} dimensions and the model {width}: distill needs equal widths"

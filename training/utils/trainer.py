@@ -23,7 +23,7 @@ from transformers import PrinterCallback, ProgressCallback
 from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_utils import rotate_checkpoints
 
-from common.config import check_value, suggest
+from common.config import check_value, keys_of, suggest
 from common.errors import (
     EXIT_FAILURE,
     EXIT_SIGNAL,
@@ -409,7 +409,7 @@ def make_training_arguments(
         UsageError: ``training_arguments`` has a key that is unknown, has a place of its own, or has no effect.
     """
     known = {field.name: field.default for field in dataclasses.fields(SentenceTransformerTrainingArguments)}
-    own = set(vars(config))
+    own = set(keys_of(type(config)))
     for key, value in config.training_arguments.items():
         if key not in known:
             raise UsageError(f"training_arguments: unknown key {key!r}{suggest(key, known)}")

@@ -1,0 +1,33 @@
+"""The rules for Matryoshka dimensions, which training and evaluation share."""
+
+from __future__ import annotations
+
+from common.errors import UsageError
+
+
+def check_dims(where: str, dims: list[int]) -> None:
+    """Raise :class:`UsageError` unless ``dims`` are positive and distinct."""
+    if not dims:
+        raise UsageError(f"{where} is empty: give at least one dimension")
+    for dim in dims:
+        if dim <= 0:
+            raise UsageError(f"{where}: a dimension must be positive, not {dim}")
+        if dims.count(dim) > 1:
+            raise UsageError(f"{where}: the dimension {dim} is duplicated")
+
+
+def fit_dims(where: str, dims: list[int], width: int, explicit: bool) -> list[int]:
+    """The dimensions to use with embeddings of ``width`` dimensions, largest first, always with the full width.
+
+    Args:
+        where: What an error message calls the list: its flag.
+        dims: The configured dimensions.
+        width: The width of the model's embeddings.
+        explicit: The user named the dimensions. Defaults above the width are dropped instead.
+
+    Raises:
+        UsageError: The user named a dimension above the width.
+    """
+    if explicit and max(dims) > width:
+        raise UsageError(f"{where}: dimension {max(dims)} is above the model's width of {width}")
+    return sorted({width, *(dim for dim in dims if dim <= width)}, reverse=True)

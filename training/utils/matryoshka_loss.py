@@ -1,0 +1,209 @@
+"""The Matryoshka loss: one forward pass, and the wrapped loss at every prefix of its embeddings.
+
+Kusupati et al., Matryoshka Representation Learning, 2022, https://arxiv.org/abs/2205.13147
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from sentence_transformers.sentence_transformer import losses as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+SELF_DISTILLATION_SCALE = 20.0  # inverse temperature of the similarities that teach
+
+
+class MatryoshkaLoss(st.MatryoshkaLoss):
+    """The sum over ``matryoshka_dims`` of the weighted loss on the first ``dim`` numbers of each embedding, normalised.
+
+    It has the value and the gradients of the library's ``MatryoshkaLoss``, and differs in three ways: each dimension may
+    have a loss of its own (a classification head is as wide as its input); all columns of a batch are embedded in one
+    forward pass; and the loss at each dimension is kept for the log, in ``components``. To it may be added
+    :func:`self_distillation`, kept as the component ``self``.
+
+    Args:
+        model: The model to train.
+        loss: The loss to wrap, or one for each dimension.
+        matryoshka_dims: Dimensions, each at most the width of the embeddings.
+        matryoshka_weights: A weight for each dimension, in the same order; 1 by default.
+        self_distillation_weight: Weight of the self-distillation at all dimensions below the width; 0 for none.
+
+    Raises:
+        ValueError: A dimension is not positive or above the width, or the weights do not match.
+    """
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        loss: nn.Module | dict[int, nn.Module],
+        matryoshka_dims: Sequence[int],
+        matryoshka_weights: Sequence[float] | None = None,
+        self_distillation_weight: float = 0.0,
+    ):
+        per_dim = loss if isinstance(loss, dict) else None
+        super().__init__(model, next(iter(loss.values())) if per_dim else loss, matryoshka_dims, matryoshka_weights)
+        if per_dim is not None:
+            self.loss = nn.ModuleDict({str(dim): per_dim[dim] for dim in self.matryoshka_dims})
+        self.self_distillation_weight = self_distillation_weight
+        self.components: dict[int | str, Tensor] = {}
+        if self.uses_gradient_cache:
+            self.loss.calculate_loss.fn = self._recorded(self.loss.calculate_loss.fn)
+            self.loss.calculate_loss = self._with_self_distillation(self.loss.calculate_loss)
+
+    def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> Tensor:
+        """The loss of a batch: a scalar.
+
+        Args:
+            sentence_features: The tokenised texts of each column, ``batch`` rows each.
+            labels: What the wrapped loss wants: scores or classes of shape ``[batch]``, or embeddings to copy of shape
+                ``[batch, width]`` or ``[batch, columns, width]``, which are cut to each dimension.
+        """
+        if self.uses_gradient_cache:  # embeds in small batches by itself, twice
+            return super().forward(sentence_features, labels)
+        features = list(sentence_features)
+        embeddings = embed(self.model, features)
+        width = embeddings[0].shape[-1]
+        labels_are_embeddings = isinstance(labels, Tensor) and labels.ndim in (2, 3) and labels.shape[-1] == width
+
+        losses: dict[int, Tensor] = {}
+        with already_embedded(self.model):
+            for dim, weight in zip(self.matryoshka_dims, self.matryoshka_weights, strict=True):
+                prefixes = [
+                    {**column, "sentence_embedding": F.normalize(embedding[..., :dim], dim=-1)}
+                    for column, embedding in zip(features, embeddings, strict=True)
+                ]
+                losses[dim] = weight * self.loss_at(dim)(
+                    prefixes, labels[..., :dim] if labels_are_embeddings else labels
+                )
+        self.components = {dim: loss.detach() for dim, loss in losses.items()}
+        total = torch.stack(list(losses.values())).sum()
+        return total + self._self_distillation(embeddings) if self.self_distillation_weight else total
+
+    def _self_distillation(self, embeddings: list[Tensor]) -> Tensor:
+        """The weighted self-distillation of a batch, kept for the log."""
+        loss = self.self_distillation_weight * self_distillation(
+            torch.cat(embeddings), self.matryoshka_dims, self.matryoshka_weights
+        )
+        self.components["self"] = loss.detach()
+        return loss
+
+    def _with_self_distillation(self, calculate_loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """The gradient cache's computation from all cached embeddings, with the self-distillation added to it."""
+
+        def calculate(reps: list[list[Tensor]], *args: Any, with_backward: bool = False, **kwargs: Any) -> Tensor:
+            loss = calculate_loss(reps, *args, with_backward=with_backward, **kwargs)
+            if not self.self_distillation_weight:
+                return loss
+            added = self._self_distillation([torch.cat(column) for column in reps])
+            if with_backward:  # adds to the gradients of the cached embeddings
+                added.backward()
+            return loss + added.detach()
+
+        return calculate
+
+    def _recorded(self, calculate_loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """The wrapped loss's computation from cached embeddings, whose width tells which dimension it is for."""
+        weights = dict(zip(self.matryoshka_dims, self.matryoshka_weights, strict=True))
+
+        def calculate(reps: list[list[Tensor]], *args: Any, **kwargs: Any) -> Tensor:
+            loss = calculate_loss(reps, *args, **kwargs)
+            dim = reps[0][0].shape[-1]
+            self.components[dim] = weights[dim] * loss.detach()
+            return loss
+
+        return calculate
+
+    def loss_at(self, dim: int) -> nn.Module:
+        return self.loss[str(dim)] if isinstance(self.loss, nn.ModuleDict) else self.loss
+
+    def get_config_dict(self) -> dict[str, Any]:
+        inner = self.loss_at(self.matryoshka_dims[0])
+        return {
+            "loss": type(inner).__name__,
+            "matryoshka_dims": self.matryoshka_dims,
+            "matryoshka_weights": self.matryoshka_weights,
+        }
+
+
+def self_distillation(embeddings: Tensor, dims: Sequence[int], weights: Sequence[float]) -> Tensor:
+    """What the similarities at full width teach those at each prefix: a scalar.
+
+    The cosine similarities of a text with each other text of the batch, times 20, are a distribution (softmax). The loss is
+    the Kullback-Leibler divergence from the one at full width, through which no gradient flows, to that at a prefix, mean over
+    the texts, and summed over the prefixes with their weights.
+
+    Args:
+        embeddings: All texts of a batch, shape ``[texts, width]``.
+        dims: Dimensions; those that are the full width teach nothing.
+        weights: A weight for each dimension.
+    """
+
+    def log_probabilities(prefix: Tensor) -> Tensor:  # [texts, texts - 1]
+        prefix = F.normalize(prefix.float(), dim=-1)
+        texts = len(prefix)
+        # less the diagonal: in one row, each of its numbers is followed by `texts` others; a mask would make a GPU wait
+        others = (prefix @ prefix.T).flatten()[1:].view(texts - 1, texts + 1)[:, :-1].reshape(texts, texts - 1)
+        return (SELF_DISTILLATION_SCALE * others).log_softmax(dim=-1)
+
+    target = log_probabilities(embeddings.detach())
+    total = embeddings.new_zeros(())
+    for dim, weight in zip(dims, weights, strict=True):
+        if dim < embeddings.shape[-1]:
+            found = log_probabilities(embeddings[:, :dim])
+            total = total + weight * F.kl_div(found, target, reduction="batchmean", log_target=True)
+    return total
+
+
+def embed(model: nn.Module, columns: list[dict[str, Tensor]]) -> list[Tensor]:
+    """The embeddings of each column of a batch, ``[batch, width]`` each, from one forward pass where the columns allow it."""
+    merged = merge(columns)
+    if merged is None:
+        return [model(dict(column))["sentence_embedding"] for column in columns]
+    return list(model(merged)["sentence_embedding"].chunk(len(columns)))
+
+
+def merge(columns: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The rows of all columns in one batch, one column after the other, padded to the longest row.
+
+    None where they cannot be: columns of different kinds, or texts that are not padded in the first place.
+    """
+    first = columns[0]
+    rows = (
+        first["input_ids"].shape[0]
+        if isinstance(first.get("input_ids"), Tensor) and first["input_ids"].ndim == 2
+        else None
+    )
+    if rows is None or any(column.keys() != first.keys() for column in columns):
+        return None
+    merged: dict[str, Any] = {}
+    for key, value in first.items():
+        values = [column[key] for column in columns]
+        if isinstance(value, Tensor) and value.shape == first["input_ids"].shape:
+            longest = max(v.shape[1] for v in values)
+            merged[key] = torch.cat([F.pad(v, (0, longest - v.shape[1])) for v in values])
+        elif not isinstance(value, Tensor) and all(v == value for v in values):
+            merged[key] = value
+        else:
+            return None
+    return merged
+
+
+@contextmanager
+def already_embedded(model: nn.Module) -> Iterator[None]:
+    """While this lasts, calling ``model`` on features gives them back: the wrapped loss finds its embeddings in them."""
+    own = model.__dict__.get("forward")
+    model.forward = lambda features, **_: features
+    try:
+        yield
+    finally:
+        if own is None:
+            del model.forward
+        else:
+            model.forward = own

@@ -1,0 +1,81 @@
+"""What a single key cannot show: keys that contradict each other, and keys that a model or a loss has no use for."""
+
+from __future__ import annotations
+
+from common.data_files import is_file_name
+from common.errors import UsageError
+from training.utils.options import LOSSES, STATIC, DatasetEntry, HybridConfig, TrainingConfig, losses_with
+
+
+def check_training(config: TrainingConfig) -> None:
+    """Raise :class:`UsageError` where two keys contradict each other."""
+    if config.max_steps == 0:
+        raise UsageError("--max_steps must be at least 1, or -1 for all of num_train_epochs")
+    if config.model_name == STATIC:
+        check_static(config)
+    if config.matryoshka_weights is not None and len(config.matryoshka_weights) != len(config.matryoshka_dims):
+        raise UsageError(
+            f"--matryoshka_weights has {len(config.matryoshka_weights)} numbers for the {len(config.matryoshka_dims)} of --matryoshka_dims"
+        )
+    if config.mini_batch_size is not None and config.mini_batch_size >= config.per_device_train_batch_size:
+        raise UsageError(
+            f"--mini_batch_size {config.mini_batch_size} must be below --per_device_train_batch_size {config.per_device_train_batch_size}"
+        )
+
+
+def check_static(config: TrainingConfig) -> None:
+    """Raise :class:`UsageError` where a key is given that static embeddings have no use for."""
+    if config.mini_batch_size is not None:
+        raise UsageError(
+            "--mini_batch_size has no use for static embeddings: they keep nothing of a batch but its embeddings"
+        )
+    if config.max_seq_length is not None:
+        raise UsageError("--max_seq_length has no use for static embeddings: they take texts of any length")
+    if config.extend_vocabulary or config.normalize_arabic or config.prune_vocabulary:
+        raise UsageError(
+            "--extend_vocabulary, --prune_vocabulary and --normalize_arabic are for pretrained transformers: static embeddings learn word pieces of normalised text"
+        )
+
+
+def check_mixture(config: HybridConfig) -> None:
+    """Raise :class:`UsageError` unless the mixture has data sets, with a weight each or none at all, and keys that fit."""
+    if not config.datasets:
+        raise UsageError("'datasets' is empty: a mixture needs at least one data set")
+    weighted = [name for name, entry in config.datasets.items() if entry.weight is not None]
+    if weighted and len(weighted) < len(config.datasets):
+        bare = next(name for name in config.datasets if name not in weighted)
+        raise UsageError(
+            f"'datasets': {weighted[0]!r} has a weight and {bare!r} has none; give one to each, or to none"
+        )
+    contrastive = [name for name, loss in LOSSES.items() if loss.contrastive]
+    if config.mini_batch_size is not None and not any(e.loss in contrastive for e in config.datasets.values()):
+        raise UsageError(
+            f"--mini_batch_size is for {' and '.join(contrastive)}, and no data set has one of these losses"
+        )
+    for name, entry in config.datasets.items():
+        if not name or "." in name:
+            raise UsageError(
+                f"'datasets': the name {name!r} must not be empty or contain a dot, since it names a module of the loss"
+            )
+        check_entry(f"'datasets.{name}'", entry)
+        if "guide" in LOSSES[entry.loss].keys and config.model_name == STATIC:
+            raise UsageError(
+                f"'datasets.{name}': {entry.loss} needs a tokenizer of transformers, which static embeddings do not have"
+            )
+        if "teacher" in LOSSES[entry.loss].keys and entry.teacher is None and config.model_name == STATIC:
+            raise UsageError(f"'datasets.{name}': static embeddings from nothing cannot teach: name a 'teacher'")
+
+
+def check_entry(where: str, entry: DatasetEntry) -> None:
+    """Raise :class:`UsageError` where an entry has a key that its loss does not take, or a wrong value."""
+    for key in sorted({key for loss in LOSSES.values() for key in loss.keys} - set(LOSSES[entry.loss].keys)):
+        if getattr(entry, key) is not None:
+            raise UsageError(f"{where}: {key!r} is for {', '.join(losses_with(key))}, and the loss is {entry.loss}")
+    if (entry.name is not None or entry.split != "train") and is_file_name(entry.path):
+        raise UsageError(f"{where}: 'name' and 'split' are for data sets on the Hub, and {entry.path} is a file")
+    if entry.directions is not None and "query_to_doc" not in entry.directions:
+        raise UsageError(f"{where}: 'directions' must have query_to_doc, which contrasts the positive pairs")
+    if entry.directions is not None and len(set(entry.directions)) < len(entry.directions):
+        raise UsageError(f"{where}: 'directions' has a duplicate")
+    if entry.score_range is not None and (len(entry.score_range) != 2 or entry.score_range[0] >= entry.score_range[1]):
+        raise UsageError(f"{where}: 'score_range' must be the lowest and the highest score, such as [0, 5]")
