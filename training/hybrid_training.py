@@ -74,7 +74,8 @@ def main(argv: list[str] | None = None) -> None:
     for name, entry in config.datasets.items():
         if "teacher" in LOSSES[entry.loss].keys:
             teacher = entry.teacher or config.model_name
-            train_datasets[name] = add_targets(train_datasets[name], teacher, width, **loading_options(config))
+            same_width = width if entry.target == "embeddings" else None
+            train_datasets[name] = add_targets(train_datasets[name], teacher, same_width, **loading_options(config))
 
     # 6. The losses: for each data set the one that fits it, at every dimension
     losses = {

@@ -52,8 +52,9 @@ LOSSES = {
     "angle": Loss(SCORED, keys=("scale", "score_range")),
     "cosine": Loss(SCORED, keys=("score_range",)),
     "softmax": Loss(CLASSIFIED),
-    "distill": Loss(TAUGHT, TRANSLATION, keys=("teacher",)),
+    "distill": Loss(TAUGHT, TRANSLATION, keys=("teacher", "target", "scale")),
 }
+TARGETS = ("embeddings", "similarities")
 
 
 def losses_with(key: str) -> list[str]:
@@ -228,7 +229,8 @@ class DatasetEntry:
         Key("lowest and highest score of a data set for cosent, angle or cosine, whose scores are brought to 0..1"),
     ] = None
     scale: Annotated[
-        float | None, Key("inverse temperature of mnrl, gist, cosent and angle; 20 by default", above=0)
+        float | None,
+        Key("inverse temperature of mnrl, gist, cosent, angle and distilled similarities; 20 by default", above=0),
     ] = None
     directions: Annotated[
         list[str] | None,
@@ -251,10 +253,19 @@ class DatasetEntry:
             path=True,
         ),
     ] = None
+    target: Annotated[
+        str | None,
+        Key(
+            "what distill copies from the teacher: embeddings (a prefix the teacher's prefix; the default), or similarities (every prefix those at the teacher's full width, which may be another)",
+            choices=TARGETS,
+        ),
+    ] = None
     max_train_samples: Annotated[int | None, Key("use the first so many rows", minimum=1)] = None
 
     def __post_init__(self) -> None:
-        if self.scale is None and "scale" in LOSSES[self.loss].keys:
+        if self.target is None and "target" in LOSSES[self.loss].keys:
+            self.target = "embeddings"
+        if self.scale is None and "scale" in LOSSES[self.loss].keys and self.target != "embeddings":
             self.scale = 20.0
         if self.directions is None and "directions" in LOSSES[self.loss].keys:
             self.directions = ["query_to_doc"]
