@@ -15,6 +15,7 @@ from common.records import RunRecord, read_record
 from evaluation.utils.dev_evaluator import PRIMARY_METRIC, MatryoshkaEvaluator
 from training.utils.checkpoints import is_latest, resume_command
 from training.utils.dev_data import dev_estimate
+from training.utils.licences import add_licences, licences_of
 from training.utils.model_utils import (
     FINAL,
     UNTRAINED,
@@ -167,6 +168,7 @@ def finish(
         logger.info(
             "dev mean × 100: %.2f (95%% interval %.2f to %.2f)", *(100 * x for x in (estimate.value, *interval))
         )
+    licences = licences_of(entry["path"] for entry in record.values["datasets"].values())
     history = [entry for entry in trainer.state.log_history if f"eval_{PRIMARY_METRIC}" in entry]
     record.write(  # before the final model, which shows that all is there
         steps=trainer.state.global_step,
@@ -177,10 +179,12 @@ def finish(
         train_loss=result.metrics.get("train_loss"),
         scores=scores,
         dev_interval=interval,
+        licences=licences,
         dev_history=[{"step": entry["step"], PRIMARY_METRIC: entry[f"eval_{PRIMARY_METRIC}"]} for entry in history],
         final_model=FINAL,
     )
     final = save_whole(model, folder, FINAL, f"make room and go on with `{resume_command()}`")
+    add_licences(final, licences)
     record.finish()
     if config.push_to_hub:
         try:
