@@ -91,13 +91,15 @@ def test_the_estimate_is_the_evaluators_mean_and_its_interval_holds_it(tiny_mode
     scored = {column: [p[column] for p in pairs[:60]] for column in columns}
     translated = {"source": scored["sentence1"][:30], "target": scored["sentence2"][:30]}
     sets, dims = {"scored": scored, "translated": translated}, [64, 16]
-    estimate = dev_estimate(model, sets, dims)
-    assert estimate.value == pytest.approx(MatryoshkaEvaluator(sets, dims)(model)["mean_score"], abs=1e-6)
+    evaluator = MatryoshkaEvaluator(sets, dims)
+    score = evaluator(model)["mean_score"]
+    estimate = dev_estimate(evaluator.embeddings, sets, dims)
+    assert estimate.value == pytest.approx(score, abs=1e-6)
     low, high = estimate.interval()
     assert low < estimate.value < high
     first, second = (model.encode(scored[c])[:, :16] for c in columns[:2])
     cosine = (first * second).sum(1) / np.linalg.norm(first, axis=1) / np.linalg.norm(second, axis=1)
-    assert dev_estimate(model, {"scored": scored}, [16]).value == pytest.approx(
+    assert dev_estimate(evaluator.embeddings, {"scored": scored}, [16]).value == pytest.approx(
         spearmanr(cosine, scored["score"]).statistic, abs=1e-6
     )
 

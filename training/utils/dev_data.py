@@ -23,8 +23,6 @@ from training.utils.leaks import BENCHMARK, normalise
 from training.utils.options import SCORED, DevEntry
 
 if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
-
     from training.utils.options import TrainingConfig
 
 logger = logging.getLogger(__name__)
@@ -176,17 +174,17 @@ def _pair(first: str, second: str) -> frozenset[str]:
     return frozenset((normalise(first), normalise(second)))
 
 
-def dev_estimate(model: SentenceTransformer, sets: Sets, dims: list[int], batch_size: int = 64) -> Estimate:
+def dev_estimate(embeddings: dict[str, list[np.ndarray]], sets: Sets, dims: list[int]) -> Estimate:
     """The dev mean over the sets and dimensions, with its bootstrap over the pairs of each set.
 
-    Its value is the ``mean_score`` of :class:`~evaluation.utils.dev_evaluator.MatryoshkaEvaluator` on the same sets.
+    Its value is the ``mean_score`` of :class:`~evaluation.utils.dev_evaluator.MatryoshkaEvaluator`, which has the embeddings.
+
+    Args:
+        embeddings: Those of both columns of each set, shape ``[pairs, width]`` each.
     """
     estimates = []
     for name, rows in sets.items():
-        first, second = (
-            model.encode(list(texts), batch_size=batch_size, show_progress_bar=False)
-            for texts in zip(*_texts(rows), strict=True)
-        )
+        first, second = embeddings[name]
         columns = [_column(first[:, :dim], second[:, :dim], rows) for dim in dims]
         statistic = spearman(rows["score"], columns) if is_scored(rows) else mean(columns)
         estimates.append(paired_mean(bootstrap(statistic, len(first), sample=f"dev {name}")))

@@ -151,6 +151,7 @@ def finish(
     model: SentenceTransformer = trainer.model
     folder = Path(trainer.args.output_dir)
     scores: dict[str, float] = {}
+    interval = None
     step = trainer.state.best_global_step or trainer.state.global_step
     for sets in (dev_sets, test_sets):
         if sets:
@@ -161,13 +162,9 @@ def finish(
             scores[f"{'dev' if sets is dev_sets else 'test'}_{evaluator.primary_metric}"] = found[
                 evaluator.primary_metric
             ]
-    interval = None
-    if dev_sets:
-        estimate = dev_estimate(model, dev_sets, dims)
-        interval = estimate.interval()
-        logger.info(
-            "dev mean × 100: %.2f (95%% interval %.2f to %.2f)", *(100 * x for x in (estimate.value, *interval))
-        )
+        if sets and sets is dev_sets:
+            interval = dev_estimate(evaluator.embeddings, dev_sets, dims).interval()
+            logger.info("the dev mean's 95%% interval × 100: %.2f to %.2f", *(100 * bound for bound in interval))
     licences = licences_of(entry["path"] for entry in record.values["datasets"].values())
     history = [entry for entry in trainer.state.log_history if f"eval_{PRIMARY_METRIC}" in entry]
     record.write(  # before the final model, which shows that all is there
