@@ -38,6 +38,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from common.packing import pack
     from evaluation.utils.dev_evaluator import MatryoshkaEvaluator
+    from training.utils.crosslingual import with_translations
     from training.utils.data_loading import load_training_data
     from training.utils.dev_data import load_development_data
     from training.utils.leaks import drop_leaks
@@ -54,7 +55,10 @@ def main(argv: list[str] | None = None) -> None:
 
     # 2. The data: sets to choose the best checkpoint on, and for each entry of the mixture a data set that shares nothing with them
     train_datasets = DatasetDict(
-        {name: load_training_data(entry, config.max_train_samples) for name, entry in config.datasets.items()}
+        {
+            name: with_translations(load_training_data(entry, config.max_train_samples), entry)
+            for name, entry in config.datasets.items()
+        }
     )
     dev_sets, test_sets, dev_check = load_development_data(config, "en")
     entries = {name: (entry, train_datasets[name]) for name, entry in config.datasets.items()}

@@ -65,7 +65,7 @@ def is_hub_spec(name: str) -> bool:
     return path.count("/") == 1 and not is_file_name(name) and not is_file_name(path)
 
 
-def parse_spec(text: str) -> DevEntry:
+def parse_spec(text: str, split: str = "validation") -> DevEntry:
     """``path``, ``path:config`` or ``path:config:split`` as an entry; an empty config is the data set's default one.
 
     Raises:
@@ -73,9 +73,9 @@ def parse_spec(text: str) -> DevEntry:
     """
     parts = text.split(":")
     if len(parts) > 3 or (len(parts) == 3 and not parts[2]):
-        raise UsageError(f"--dev_data {text}: give path, path:config or path:config:split")
+        raise UsageError(f"{text}: give path, path:config or path:config:split")
     name = parts[1] or None if len(parts) > 1 else None
-    return DevEntry(parts[0], name, parts[2]) if len(parts) == 3 else DevEntry(parts[0], name)
+    return DevEntry(parts[0], name, parts[2] if len(parts) == 3 else split)
 
 
 def label_of(text: str) -> str:

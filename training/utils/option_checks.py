@@ -71,6 +71,8 @@ def check_entry(where: str, entry: DatasetEntry) -> None:
     for key in sorted({key for loss in LOSSES.values() for key in loss.keys} - set(LOSSES[entry.loss].keys)):
         if getattr(entry, key) is not None:
             raise UsageError(f"{where}: {key!r} is for {', '.join(losses_with(key))}, and the loss is {entry.loss}")
+    if entry.translate is not None and entry.translations is None:
+        raise UsageError(f"{where}: 'translate' needs 'translations', the parallel sentences to take them from")
     if entry.target == "embeddings" and entry.scale is not None:
         raise UsageError(f"{where}: distill has a 'scale' only where its 'target' is similarities")
     if (entry.name is not None or entry.split != "train") and is_file_name(entry.path):

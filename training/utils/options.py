@@ -260,9 +260,22 @@ class DatasetEntry:
             choices=TARGETS,
         ),
     ] = None
+    translations: Annotated[
+        str | None,
+        Key(
+            "parallel sentences, as path:config:split or a file, in which texts of this data set have translations: its rows become rows across languages",
+            path=True,
+        ),
+    ] = None
+    translate: Annotated[
+        list[str] | None,
+        Key("which texts of a row 'translations' replaces: first, others or all", choices=("first", "others", "all")),
+    ] = None
     max_train_samples: Annotated[int | None, Key("use the first so many rows", minimum=1)] = None
 
     def __post_init__(self) -> None:
+        if self.translate is None and self.translations is not None:
+            self.translate = ["first", "others"]
         if self.target is None and "target" in LOSSES[self.loss].keys:
             self.target = "embeddings"
         if self.scale is None and "scale" in LOSSES[self.loss].keys and self.target != "embeddings":
