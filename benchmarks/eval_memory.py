@@ -2,35 +2,40 @@
 
     python benchmarks/eval_memory.py --sizes 10000 100000
 
-A static embedding model made here, and a retrieval task made here that reads its corpus from disk: encoded and searched
-through mteb as evaluate_mteb.py does it, each size in a process of its own. Counted is anonymous memory, which the system
-cannot take back; pages of memory-mapped files (RssFile) are shown beside it.
+A random static embedding model searches a synthetic corpus that mteb reads from disk. Encoding and search go through mteb as in
+evaluate_mteb.py; each size runs in a new process. Growth counts anonymous memory, which the system cannot take back; pages of
+memory-mapped files (RssFile) have a column of their own. Writes memory.json and memory.md to --output_dir.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import subprocess
 import sys
+from pathlib import Path
+
+if not __package__:  # run as a file: import from the repository root, as `python -m` does
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import logging
 import tempfile
 import threading
 import time
-from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+from benchmarks.skeleton import finish, make_parser, markdown_table, measure_in_new_process, start_record
+from common.errors import run
+
+logger = logging.getLogger(__name__)
 
 WORDS = 5000
 
 
 def memory() -> dict[str, float]:
-    """MiB of anonymous memory and of mapped files."""
+    """Of this process: MiB of anonymous memory and of mapped files."""
     fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return {name: int(fields[name].split()[0]) / 1024 for name in ("RssAnon", "RssFile")}
 
 
 def measure(size: int, width: int, dims: list[int], words: int, folder: Path) -> dict[str, float]:
-    import mteb
+    """Score one retrieval task on a corpus of ``size`` texts and return the growth of memory, in MiB, and the seconds."""
     import numpy as np
     from datasets import Dataset
     from mteb.abstasks import AbsTaskRetrieval
@@ -40,8 +45,9 @@ def measure(size: int, width: int, dims: list[int], words: int, folder: Path) ->
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     from common.models import ModelIdentity
-    from evaluation.utils.embeddings import EmbeddingStore, cache_folder
-    from evaluation.utils.mteb_scores import MTEBScorer
+    from evaluation.utils.scoring.embeddings import EmbeddingStore, cache_folder
+    from evaluation.utils.scoring.mteb_run import MTEBRun
+    from evaluation.utils.scoring.rows import ScoredModel
 
     def texts(count: int, seed: int):
         rng = np.random.default_rng(seed)
@@ -54,9 +60,9 @@ def measure(size: int, width: int, dims: list[int], words: int, folder: Path) ->
 
     class Task(AbsTaskRetrieval):
         metadata = TaskMetadata(
-            name=f"Corpus{size}", description="made here", type="Retrieval", category="t2t", modalities=["text"],
+            name=f"Corpus{size}", description="synthetic", type="Retrieval", category="t2t", modalities=["text"],
             eval_splits=["test"], eval_langs=["eng-Latn"], main_score="ndcg_at_10",
-            dataset={"path": "made/here", "revision": "1"},
+            dataset={"path": "synthetic/corpus", "revision": "1"},
         )  # fmt: skip
 
     tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(WORDS)} | {"[UNK]": WORDS}, unk_token="[UNK]"))
@@ -75,7 +81,6 @@ def measure(size: int, width: int, dims: list[int], words: int, folder: Path) ->
     task.data_loaded = True
     task.load_data = lambda **_: None
     model.encode(queries)  # what the libraries load at the first call
-    assert mteb.__version__
 
     peak, done = memory(), threading.Event()
     start = dict(peak)
@@ -89,46 +94,47 @@ def measure(size: int, width: int, dims: list[int], words: int, folder: Path) ->
     watcher.start()
     began = time.perf_counter()
     identity = ModelIdentity("local/static", "0" * 40, "")
-    store = EmbeddingStore(model, cache_folder(folder, identity, "float32"))
-    scores = MTEBScorer(store, identity, dims, "float32", folder).score([task])
+    scored_model = ScoredModel(identity)
+    store = EmbeddingStore(model, cache_folder(folder, scored_model))
+    scores = MTEBRun(store, scored_model, dims, folder).score([task])
     done.set()
     watcher.join()
     return {"texts": size, "anonymous_growth_mib": peak["RssAnon"] - start["RssAnon"], "mapped_growth_mib":
             peak["RssFile"] - start["RssFile"], "embeddings_mib": size * width * 4 / 2**20, "model_mib": weights.nbytes / 2**20,
-            "seconds": time.perf_counter() - began, "score": scores[0]["score"]}  # fmt: skip
+            "seconds": time.perf_counter() - began, "score": scores[0].score}  # fmt: skip
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 30_000, 100_000], help="texts in the corpus")
-    parser.add_argument("--width", type=int, default=384)
-    parser.add_argument("--dims", type=int, nargs="+", default=[384, 64])
-    parser.add_argument("--words", type=int, default=20, help="words in a text")
-    parser.add_argument("--output", type=Path, help="a JSON file for the results")
-    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.one is not None:
-        with tempfile.TemporaryDirectory() as folder:
-            print(json.dumps(measure(arguments.one, arguments.width, arguments.dims, arguments.words, Path(folder))))
-        return
-    found = []
-    print(
-        "| texts | embeddings, MiB | anonymous growth, MiB | mapped files, MiB | seconds |\n|---:|---:|---:|---:|---:|"
+def measure_in_temporary_folder(size: int, width: int, dims: list[int], words: int) -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as folder:
+        return measure(size, width, dims, words, Path(folder))
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = make_parser(__file__, __doc__)
+    parser.add_argument(
+        "--sizes",
+        type=int,
+        nargs="+",
+        default=[10_000, 30_000, 100_000],
+        help="texts in the corpus (default: %(default)s)",
     )
-    for size in arguments.sizes:
-        command = [sys.executable, __file__, "--one", str(size), "--width", str(arguments.width), "--words", str(arguments.words),
-                   "--dims", *map(str, arguments.dims)]  # fmt: skip
-        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-        found.append(json.loads(output.splitlines()[-1]))
-        row = found[-1]
-        print(f"| {size} | {row['embeddings_mib']:.0f} | {row['anonymous_growth_mib']:.0f} | {row['mapped_growth_mib']:.0f} | "
-              f"{row['seconds']:.0f} |", flush=True)  # fmt: skip
-    if arguments.output:
-        from common.records import versions, write_atomically
+    parser.add_argument("--width", type=int, default=384, help="of the model (default: %(default)s)")
+    parser.add_argument("--dims", type=int, nargs="+", default=[384, 64], help="to score (default: %(default)s)")
+    parser.add_argument("--words", type=int, default=20, help="words in a text (default: %(default)s)")
+    options = parser.parse_args(argv)
 
-        write_atomically(arguments.output, json.dumps({"width": arguments.width, "dims": arguments.dims, "results": found,
-                                                       "versions": versions()}, indent=2) + "\n")  # fmt: skip
+    record = start_record(__file__, options)
+    results = []
+    for size in options.sizes:
+        shared = {"width": options.width, "dims": options.dims, "words": options.words}
+        results.append(measure_in_new_process(measure_in_temporary_folder, size=size, **shared))
+        logger.info("%d texts: %.0f MiB of anonymous memory", size, results[-1]["anonymous_growth_mib"])
+        record.write(results=results)
+    head = ["texts", "embeddings, MiB", "anonymous growth, MiB", "mapped files, MiB", "seconds"]
+    shown = ("texts", "embeddings_mib", "anonymous_growth_mib", "mapped_growth_mib", "seconds")
+    rows = [[f"{row[key]:.0f}" for key in shown] for row in results]
+    finish(record, markdown_table(head, rows, text_columns=0))
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

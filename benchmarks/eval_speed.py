@@ -1,70 +1,76 @@
-"""Times one encode for all dimensions against the plain way: a model and an mteb run for each dimension.
+"""One encode for all dimensions compared with the plain way, a model and an mteb run per dimension: the time that each takes.
 
     python benchmarks/eval_speed.py --model_name sentence-transformers/all-MiniLM-L6-v2
 
-Plain: for each dimension a SentenceTransformer(truncate_dim=d) and mteb.evaluate with cache=None over the same tasks. Ours:
-what evaluate_mteb.py does to score the same, from an empty output folder. Imports and the loading of data are not counted,
-the loading of models is. The two alternate; texts that reach a forward pass are counted, and the scores must be equal.
+Plain: for each dimension a SentenceTransformer(truncate_dim=d) and mteb.evaluate with cache=None over the same tasks. Ours: what
+evaluate_mteb.py does to compute the same scores, from an empty output folder. The time includes loading the models; it excludes imports and
+loading the data. The two alternate. The benchmark counts the texts that reach a forward pass, and fails unless the scores are equal.
+Writes speed.json and speed.md to --output_dir.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
 import sys
-import tempfile
-import time
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+if not __package__:  # run as a file: import from the repository root, as `python -m` does
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import mteb
-from sentence_transformers import SentenceTransformer
+import logging
+import statistics
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+from benchmarks.skeleton import finish, make_parser, markdown_table, start_record
 from common.config import default
-from common.models import identify, load_model
-from common.packing import pack
-from common.records import hardware, versions, write_atomically
-from common.script import set_up_logging
-from evaluation.utils.analysis import pair_estimates
-from evaluation.utils.embeddings import EmbeddingStore, cache_folder
-from evaluation.utils.evaluation_utils import load_task_data
-from evaluation.utils.mteb_scores import MTEBScorer
-from evaluation.utils.mteb_tasks import choose_tasks, pair_sets
+from common.errors import RunError, run
+
+TOLERANCE = 1e-5  # between scores that should be equal
+
+logger = logging.getLogger(__name__)
 
 
-class Counter:
-    """Counts the texts that reach a forward pass."""
+@contextmanager
+def counting() -> Iterator[Counter[str]]:
+    """Count the ``texts`` that reach a forward pass."""
+    from sentence_transformers import SentenceTransformer
 
-    def __init__(self):
-        self.texts = 0
-        self.forward = SentenceTransformer.forward
+    counter, forward = Counter(), SentenceTransformer.forward
 
-    def __enter__(self):
-        counter = self
+    def counted(model, features, *args, **kwargs):
+        counter["texts"] += len(features["attention_mask" if "attention_mask" in features else "offsets"])
+        return forward(model, features, *args, **kwargs)
 
-        def counted(model, features, *args, **kwargs):
-            counter.texts += (
-                len(features["attention_mask"]) if "attention_mask" in features else len(features["offsets"])
-            )
-            return counter.forward(model, features, *args, **kwargs)
-
-        SentenceTransformer.forward = counted
-        return self
-
-    def __exit__(self, *_):
-        SentenceTransformer.forward = self.forward
+    SentenceTransformer.forward = counted
+    try:
+        yield counter
+    finally:
+        SentenceTransformer.forward = forward
 
 
-def ours(name, tasks, dims, batch_size, with_intervals):
-    identity = identify(name)
-    with tempfile.TemporaryDirectory() as folder, Counter() as counter:
+def ours(
+    model_name: str, tasks: list, dims: list[int], batch_size: int, with_intervals: bool
+) -> tuple[float, int, dict]:
+    """Seconds, texts encoded, and scores by task, subset and dimension."""
+    from common.models import identify, load_model
+    from common.packing import pack
+    from evaluation.utils.analysis.model_analysis import pair_estimates
+    from evaluation.utils.scoring.embeddings import EmbeddingStore, cache_folder
+    from evaluation.utils.scoring.mteb_run import MTEBRun
+    from evaluation.utils.scoring.rows import ScoredModel
+    from evaluation.utils.scoring.task_data import pair_sets
+
+    identity = identify(model_name)
+    with tempfile.TemporaryDirectory() as folder, counting() as counter:
         start = time.perf_counter()
-        model = pack(load_model(name, identity))
-        counter.texts = 0  # packing tried itself out
-        store = EmbeddingStore(model, cache_folder(Path(folder), identity, "float32"), batch_size)
-        scorer = MTEBScorer(store, identity, dims, "float32", Path(folder), batch_size)
+        model = pack(load_model(model_name, identity))
+        counter.clear()  # packing encodes a few texts to check itself
+        scored_model = ScoredModel(identity)
+        store = EmbeddingStore(model, cache_folder(Path(folder), scored_model), batch_size)
+        scorer = MTEBRun(store, scored_model, dims, Path(folder), batch_size)
         rows = scorer.score(tasks)
         if with_intervals:
             for task in tasks:
@@ -72,71 +78,105 @@ def ours(name, tasks, dims, batch_size, with_intervals):
                     for estimate in pair_estimates(pairs, dims, None).values():
                         estimate.interval()
         seconds = time.perf_counter() - start
-    return seconds, counter.texts, {(r["task"], r["subset"], r["dim"]): r["score"] for r in rows}
+    return seconds, counter["texts"], {(row.task, row.subset, row.dim): row.score for row in rows}
 
 
-def plain(name, tasks, dims, batch_size):
+def plain(model_name: str, tasks: list, dims: list[int], batch_size: int) -> tuple[float, int, dict]:
+    """Seconds, texts encoded, and scores by task, subset and dimension."""
+    import mteb
+    from sentence_transformers import SentenceTransformer
+
+    quiet = {"show_progress_bar": False, "co2_tracker": False}
+    encode = {"batch_size": batch_size, "show_progress_bar": False}
     scores = {}
-    with Counter() as counter:
+    with counting() as counter:
         start = time.perf_counter()
         for dim in dims:
-            model = SentenceTransformer(name, truncate_dim=dim)
-            for result in mteb.evaluate(model, tasks, cache=None, show_progress_bar=False, co2_tracker=False,
-                                        encode_kwargs={"batch_size": batch_size, "show_progress_bar": False}).task_results:  # fmt: skip
+            model = SentenceTransformer(model_name, truncate_dim=dim)
+            for result in mteb.evaluate(model, tasks, cache=None, encode_kwargs=encode, **quiet).task_results:
                 for entry in next(iter(result.scores.values())):
                     scores[result.task_name, entry["hf_subset"], dim] = entry["main_score"]
         seconds = time.perf_counter() - start
-    return seconds, counter.texts, scores
+    return seconds, counter["texts"], scores
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model_name", default="sentence-transformers/all-MiniLM-L6-v2")
-    parser.add_argument("--tasks", nargs="+", default=["STS17", "STS22", "STS22.v2"])
-    parser.add_argument("--subsets", nargs="+", default=default("eval_config.json", "subsets"))
-    parser.add_argument("--dims", type=int, nargs="+", default=[384, 256, 128, 64, 32])
-    parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--output", type=Path, help="a JSON file for the results")
-    arguments = parser.parse_args()
-    set_up_logging()
+def check_equal(expected: dict, scores: dict) -> None:
+    """Raise RunError unless both ways computed the same scores."""
+    if expected.keys() != scores.keys():
+        raise RunError(f"only one of the two ways has scores for {sorted(expected.keys() ^ scores.keys())}")
+    if different := [key for key in scores if abs(expected[key] - scores[key]) > TOLERANCE]:
+        raise RunError(f"the two ways disagree on {different[0]}: {expected[different[0]]} and {scores[different[0]]}")
 
-    dims = sorted(arguments.dims, reverse=True)
-    tasks = choose_tasks(arguments.tasks, None, [], arguments.subsets, arguments.subsets)
-    distinct: set[str] = set()
+
+def distinct_texts(tasks: list) -> set[str]:
+    """The texts of all tasks, each once."""
+    texts: set[str] = set()
     for task in tasks:
-        load_task_data(task)
         for subset in task.hf_subsets:
             data = (task.dataset[subset] if task.metadata.is_multilingual else task.dataset)[task.eval_splits[0]]
-            distinct |= {text for column in task.column_names for text in data[column]}
-    arguments_of = (arguments.model_name, tasks, dims, arguments.batch_size)
+            texts |= {text for column in task.column_names for text in data[column]}
+    return texts
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = make_parser(__file__, __doc__)
+    parser.add_argument(
+        "--model_name", default="sentence-transformers/all-MiniLM-L6-v2", help="to score (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--tasks", nargs="+", default=["STS17", "STS22", "STS22.v2"], help="of mteb (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--subsets",
+        nargs="+",
+        default=default("eval_config.json", "subsets"),
+        help="of the tasks (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--dims", type=int, nargs="+", default=[384, 256, 128, 64, 32], help="to score (default: %(default)s)"
+    )
+    parser.add_argument("--batch_size", type=int, default=32, help="texts a forward pass (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each way (default: %(default)s)")
+    options = parser.parse_args(argv)
+
+    from evaluation.utils.scoring.tasks import choose_tasks, load_task_data
+
+    record = start_record(__file__, options)
+    dims = sorted(options.dims, reverse=True)
+    tasks = choose_tasks(options.tasks, None, [], options.subsets, options.subsets)
+    for task in tasks:
+        load_task_data(task)
+    distinct = len(distinct_texts(tasks))
     runs = []
-    for _ in range(arguments.repeats):
-        slow, texts_slow, expected = plain(*arguments_of)
-        fast, texts_fast, found = ours(*arguments_of, with_intervals=False)
-        sure, texts_sure, _ = ours(*arguments_of, with_intervals=True)
-        assert expected.keys() == found.keys() and all(abs(expected[key] - found[key]) <= 1e-5 for key in found)
-        assert texts_fast == texts_sure == len(distinct), (texts_fast, len(distinct))
-        runs.append(
-            {
-                "plain_s": slow,
-                "ours_s": fast,
-                "ours_with_intervals_s": sure,
-                "plain_texts": texts_slow,
-                "ours_texts": texts_fast,
-            }
+    for _ in range(options.repeats):
+        arguments = (options.model_name, tasks, dims, options.batch_size)
+        plain_s, plain_texts, expected = plain(*arguments)
+        ours_s, ours_texts, scores = ours(*arguments, with_intervals=False)
+        intervals_s, intervals_texts, _ = ours(*arguments, with_intervals=True)
+        check_equal(expected, scores)
+        if not ours_texts == intervals_texts == distinct:
+            raise RunError(f"{ours_texts} and {intervals_texts} texts were encoded; the tasks have {distinct}")
+        runs.append({"plain_s": plain_s, "ours_s": ours_s, "ours_with_intervals_s": intervals_s,
+                     "plain_texts": plain_texts, "ours_texts": ours_texts})  # fmt: skip
+        logger.info("plain %.1f s, ours %.1f s, with intervals %.1f s", plain_s, ours_s, intervals_s)
+        record.write(runs=runs)
+
+    ratios = [
+        statistics.median(run["plain_s"] / run[key] for run in runs) for key in ("ours_s", "ours_with_intervals_s")
+    ]
+    head = ["way", "seconds, median", "times as fast", "texts encoded"]
+    rows = [
+        [name, f"{statistics.median(run[key] for run in runs):.1f}", ratio, str(runs[0][texts])]
+        for name, key, ratio, texts in (
+            ("plain", "plain_s", "1", "plain_texts"),
+            ("ours", "ours_s", f"{ratios[0]:.2f}", "ours_texts"),
+            ("ours, with intervals", "ours_with_intervals_s", f"{ratios[1]:.2f}", "ours_texts"),
         )
-        print(" ".join(f"{key} {value:.6g}" for key, value in runs[-1].items()), f"ratio {slow / fast:.2f}", flush=True)
-    ratios = [run["plain_s"] / run["ours_s"] for run in runs]
-    sure = [run["plain_s"] / run["ours_with_intervals_s"] for run in runs]
-    print(f"median: {statistics.median(ratios):.2f} times faster, {statistics.median(sure):.2f} with intervals; "
-          f"{runs[0]['plain_texts']} texts encoded against {runs[0]['ours_texts']}; scores equal to within 1e-5")  # fmt: skip
-    if arguments.output:
-        record = {"model": arguments.model_name, "tasks": arguments.tasks, "subsets": arguments.subsets, "dims": dims,
-                  "distinct_texts": len(distinct), "median_ratio": statistics.median(ratios), "median_ratio_with_intervals":
-                  statistics.median(sure), "runs": runs, "hardware": hardware(), "versions": versions()}  # fmt: skip
-        write_atomically(arguments.output, json.dumps(record, indent=2) + "\n")
+    ]
+    note = f"The scores of the two ways are equal to within {TOLERANCE:g}."
+    medians = {"median_ratio": ratios[0], "median_ratio_with_intervals": ratios[1]}
+    finish(record, f"{markdown_table(head, rows)}\n{note}\n", distinct_texts=distinct, **medians)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,9 +1,9 @@
-"""What training gives the quick start's model: trained less untrained, at every dimension, over several seeds.
+"""What training adds to the quick start's model: its scores and those of its untrained twin at every dimension, over several seeds.
 
     python benchmarks/quickstart_lift.py
 
-Trains configs/quickstart.json once for each seed, scores each model and its untrained twin on data/sample/sts_pairs.jsonl, and writes
-lift.json and lift.md to --output_dir. Intervals are of the bootstrap over the pairs, the same pairs for all models and seeds.
+Trains configs/quickstart.json once per seed and scores each model and its untrained twin on data/sample/sts_pairs.jsonl. The intervals are
+of the bootstrap over the pairs, with the same resamples for all models and seeds. Writes lift.json and lift.md to --output_dir.
 """
 
 from __future__ import annotations
@@ -14,52 +14,46 @@ from pathlib import Path
 if not __package__:  # run as a file: import from the repository root, as `python -m` does
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import argparse
 import subprocess
 import tempfile
 
-ROOT = Path(__file__).resolve().parents[1]
+from benchmarks.skeleton import finish, make_parser, markdown_table, start_record
+from common.config import ROOT
+from common.errors import RunError, run
+
+RECIPE = "configs/quickstart.json"
 PAIRS = ROOT / "data/sample/sts_pairs.jsonl"
 DIMS = [768, 512, 256, 128, 64]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def train(seed: int, folder: Path) -> None:
+    """Train the quick start's recipe into ``folder``, without its progress."""
+    command = ["training/hybrid_training.py", "--config", RECIPE, "--seed", str(seed), "--output_dir", str(folder)]
+    if subprocess.run([sys.executable, *command], cwd=ROOT, stdout=subprocess.DEVNULL).returncode:
+        raise RunError(f"training with seed {seed} failed; the reason is above")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = make_parser(__file__, __doc__)
     parser.add_argument(
-        "--seeds", type=int, nargs="+", default=[1, 2, 3], help="a training run for each (default: 1 2 3)"
+        "--seeds", type=int, nargs="+", default=[1, 2, 3], help="a training run per seed (default: 1 2 3)"
     )
-    parser.add_argument(
-        "--output_dir",
-        type=Path,
-        default=Path("results/quickstart_lift"),
-        help="folder of the results (default: %(default)s)",
-    )
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
 
     from common.data_files import read_pairs
     from common.models import load_model
-    from common.records import RunRecord, write_atomically
-    from evaluation.utils.evaluation_utils import pairwise_similarities
-    from evaluation.utils.statistics import Estimate, bootstrap, paired_mean, spearman
+    from evaluation.utils.scoring.similarity import pairwise_similarities
+    from evaluation.utils.scoring.statistics import Estimate, bootstrap, paired_mean, spearman
 
-    record = RunRecord(options.output_dir / "lift.json", {"seeds": options.seeds, "recipe": "configs/quickstart.json"})
+    record = start_record(__file__, options, recipe=RECIPE)
     subsets = read_pairs(PAIRS)
-    estimates: dict[tuple[int, str, str], list[Estimate]] = {}  # seed, model, subset: one for each dimension
+    estimates: dict[tuple[int, str, str], list[Estimate]] = {}  # by seed, model and subset: one per dimension
     with tempfile.TemporaryDirectory() as folder:
         for seed in options.seeds:
-            run = Path(folder, f"seed-{seed}")
-            command = [
-                "training/hybrid_training.py",
-                "--config",
-                "configs/quickstart.json",
-                "--seed",
-                str(seed),
-                "--output_dir",
-                str(run),
-            ]
-            subprocess.run([sys.executable, *command], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+            trained = Path(folder, f"seed-{seed}")
+            train(seed, trained)
             for name in ("final", "untrained"):
-                model = load_model(str(run / name))
+                model = load_model(str(trained / name))
                 for subset, pairs in subsets.items():
                     first, second = (
                         model.encode(pairs[column], show_progress_bar=False) for column in ("sentence1", "sentence2")
@@ -69,11 +63,7 @@ def main() -> None:
                         spearman(pairs["score"], cosines), len(pairs["score"]), sample="sts_pairs"
                     )
 
-    lines = [
-        "| subset | model | " + " | ".join(map(str, DIMS)) + " | mean |",
-        "|---|---|" + "---:|" * (len(DIMS) + 1),
-    ]
-    lifts = {}
+    rows, rises = [], {}
     for subset in subsets:
         over_seeds = {
             name: [
@@ -84,35 +74,27 @@ def main() -> None:
         }
         for name, label in (("untrained", "untrained"), ("final", "trained")):
             values = [*over_seeds[name], paired_mean(over_seeds[name])]
-            lines.append(f"| {subset} | {label} | " + " | ".join(f"{100 * e.value:.1f}" for e in values) + " |")
-        rises = [
-            trained - untrained for trained, untrained in zip(over_seeds["final"], over_seeds["untrained"], strict=True)
-        ]
+            rows.append([subset, label, *(f"{100 * estimate.value:.1f}" for estimate in values)])
+        by_dim = [after - before for after, before in zip(over_seeds["final"], over_seeds["untrained"], strict=True)]
+        mean = paired_mean(by_dim)
         cells = []
-        for rise in [*rises, paired_mean(rises)]:
+        for rise in [*by_dim, mean]:
             low, high = rise.interval()
             cells.append(f"{100 * rise.value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]")
-        lines.append(f"| {subset} | **rise** | " + " | ".join(cells) + " |")
+        rows.append([subset, "**rise**", *cells])
         by_seed = {
             seed: paired_mean(estimates[seed, "final", subset]).value
             - paired_mean(estimates[seed, "untrained", subset]).value
             for seed in options.seeds
         }
-        lifts[subset] = {
-            "mean_rise": paired_mean(rises).value,
-            "interval": paired_mean(rises).interval(),
-            "p": paired_mean(rises).p_value(),
-            "by_seed": by_seed,
-        }
+        rises[subset] = {"mean_rise": mean.value, "interval": mean.interval(), "p": mean.p_value(), "by_seed": by_seed}
+    table = markdown_table(["subset", "model", *map(str, DIMS), "mean"], rows, text_columns=2)
     note = (
         f"Spearman × 100 on the {len(next(iter(subsets.values()))['score'])} pairs of each subset of the sample, mean over {len(options.seeds)} seeds; "
         "in brackets the 95% interval of the paired bootstrap over the pairs."
     )
-    text = "\n".join(lines) + f"\n\n{note}\n"
-    write_atomically(options.output_dir / "lift.md", text)
-    record.finish(rises=lifts)
-    print(text)
+    finish(record, f"{table}\n{note}\n", rises=rises)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -18,7 +18,6 @@ from pathlib import Path
 if not __package__:  # run as a file: import from the repository root, as `python -m` does
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import argparse
 import json
 import subprocess
 from typing import TYPE_CHECKING
@@ -31,9 +30,11 @@ from benchmarks.recipe_plots import (
     dimensions_plot,
     kept_plot,
 )
+from benchmarks.skeleton import make_parser, start_record
+from common.errors import run
 
 if TYPE_CHECKING:
-    from evaluation.utils.statistics import Estimate
+    from evaluation.utils.scoring.statistics import Estimate
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = Path(__file__).with_suffix(".json")
@@ -75,24 +76,21 @@ def train(name: str, rows: dict, seed: int, models: Path) -> Path:
     return folder / "final"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str] | None = None) -> None:
+    parser = make_parser(__file__, __doc__)
     parser.add_argument("--rows", nargs="+", help="train and score these rows only (default: all)")
     parser.add_argument(
         "--models", type=Path, default=Path("output/recipes"), help="folder of the models (default: %(default)s)"
     )
-    parser.add_argument(
-        "--output_dir", type=Path, default=Path("results/recipes"), help="folder of the results (default: %(default)s)"
-    )
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     every = json.loads(ROWS.read_text(encoding="utf-8"))
     if unknown := set(options.rows or ()) - every.keys():
         parser.error(f"no row {sorted(unknown)[0]!r}; there are {', '.join(every)}")
     rows = {name: row for name, row in every.items() if options.rows is None or name in options.rows}
 
-    from common.records import RunRecord, write_atomically
+    from common.records import write_atomically
 
-    record = RunRecord(options.output_dir / "recipes.json", {"rows": rows})
+    record = start_record(__file__, options, rows=rows)
     pairs, reserved = load_pairs(), load_reserved()
     per_seed: dict[str, list[dict]] = {}
     scores: Scores = {}
@@ -160,8 +158,8 @@ def score(
 
     from common.models import load_model
     from common.packing import pack
-    from evaluation.utils.evaluation_utils import pairwise_similarities
-    from evaluation.utils.statistics import bootstrap, mean_estimate, paired_mean, spearman
+    from evaluation.utils.scoring.similarity import pairwise_similarities
+    from evaluation.utils.scoring.statistics import bootstrap, mean_estimate, paired_mean, spearman
 
     per_seed: dict[str, list[list[Estimate]]] = {subset: [] for subset in pairs}
     singles: list[dict[str, dict[str, float]]] = []
@@ -299,8 +297,8 @@ def dev_table(rows: dict, runs: dict[str, list[dict]]) -> str:
     means: dict[str, dict[str, float]] = {}
     for name, found in runs.items():
         values: dict[str, list[float]] = {}
-        for run in found:
-            for key, value in run["scores"].items():
+        for summary in found:
+            for key, value in summary["scores"].items():
                 kind, _, metric = key.rpartition("-")  # "<set>-<dimension>_<metric>"
                 if kind and "-test" not in kind and metric.endswith(("_spearman_cosine", "_mean_accuracy")):
                     values.setdefault(kind.removesuffix("-dev"), []).append(value)
@@ -318,4 +316,4 @@ def dev_table(rows: dict, runs: dict[str, list[dict]]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

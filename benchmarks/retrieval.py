@@ -23,17 +23,18 @@ from pathlib import Path
 if not __package__:  # run as a file: import from the repository root, as `python -m` does
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import argparse
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from benchmarks.recipes import DIMS, ROWS, table
+from benchmarks.skeleton import finish, make_parser, start_record
+from common.errors import RunError, run
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from evaluation.utils.statistics import Estimate
+    from evaluation.utils.scoring.statistics import Estimate
 
 DEFAULT_ROWS = ("e5", "e5-nli", "multilingual", "multilingual-all")
 TRANSLATIONS = {
@@ -131,7 +132,7 @@ def score(model, searches: dict[str, list[Search]]) -> dict[str, list[Estimate]]
     """For each task an estimate for each dimension."""
     import numpy as np
 
-    from evaluation.utils.statistics import bootstrap, mean
+    from evaluation.utils.scoring.statistics import bootstrap, mean
 
     texts = list(dict.fromkeys(t for of_task in searches.values() for s in of_task for t in [*s.queries, *s.corpus]))
     embeddings = model.encode(texts, batch_size=64, show_progress_bar=False)
@@ -153,46 +154,48 @@ def score(model, searches: dict[str, list[Search]]) -> dict[str, list[Estimate]]
     return scores
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str] | None = None) -> None:
+    parser = make_parser(__file__, __doc__)
     parser.add_argument("--rows", nargs="+", default=list(DEFAULT_ROWS), help="rows to score (default: %(default)s)")
-    parser.add_argument("--models", type=Path, default=Path("output/recipes"), help="folder of the models")
-    parser.add_argument("--output_dir", type=Path, default=Path("results/retrieval"), help="folder of the results")
-    options = parser.parse_args()
+    parser.add_argument(
+        "--models", type=Path, default=Path("output/recipes"), help="folder of the models (default: %(default)s)"
+    )
+    options = parser.parse_args(argv)
     every = json.loads(ROWS.read_text(encoding="utf-8"))
     if unknown := set(options.rows) - every.keys():
         parser.error(f"no row {sorted(unknown)[0]!r}; there are {', '.join(every)}")
+    sources = {name: models_of(name, every[name], options.models) for name in options.rows}
 
     from common.models import load_model
     from common.packing import pack
-    from common.records import RunRecord, write_atomically
-    from evaluation.utils.statistics import paired_mean
+    from evaluation.utils.scoring.statistics import paired_mean
 
+    record = start_record(__file__, options)
     searches = load_searches()
-    record = RunRecord(options.output_dir / "retrieval.json", {"rows": options.rows})
     results: dict[str, dict[str, list[Estimate]]] = {}
-    for name in options.rows:
-        row = every[name]
-        sources = [row["model"]] if "model" in row else [options.models / f"{name}-{s}" / "final" for s in row["seeds"]]
-        if missing := [source for source in sources if "model" not in row and not source.is_dir()]:
-            parser.error(f"{missing[0]} is missing: train it with benchmarks/recipes.py --rows {name}")
-        runs = [score(pack(load_model(str(source))), searches) for source in sources]
+    for name, of_row in sources.items():
+        runs = [score(pack(load_model(source)), searches) for source in of_row]
         results[name] = {
             task: [paired_mean(seeds) for seeds in zip(*(r[task] for r in runs), strict=True)] for task in searches
         }
-    text = describe(results, every, searches)
-    write_atomically(options.output_dir / "retrieval.md", text)
-    record.write(
-        scores={
-            name: {
-                task: {str(d): [e.value, *e.interval()] for d, e in zip(DIMS, of, strict=True)}
-                for task, of in tasks.items()
-            }
-            for name, tasks in results.items()
+    scores = {
+        name: {
+            task: {str(d): [e.value, *e.interval()] for d, e in zip(DIMS, of, strict=True)}
+            for task, of in tasks.items()
         }
-    )
-    record.finish()
-    print(text)
+        for name, tasks in results.items()
+    }
+    finish(record, describe(results, every, searches), scores=scores)
+
+
+def models_of(name: str, row: dict, models: Path) -> list[str]:
+    """The models of a row: one that is only scored, or those of its seeds. Raises RunError where one is missing."""
+    if "model" in row:
+        return [row["model"]]
+    folders = [models / f"{name}-{seed}" / "final" for seed in row["seeds"]]
+    if missing := [folder for folder in folders if not folder.is_dir()]:
+        raise RunError(f"{missing[0]} is missing: train it with benchmarks/recipes.py --rows {name}")
+    return [str(folder) for folder in folders]
 
 
 def describe(results: dict, rows: dict, searches: dict[str, list[Search]]) -> str:
@@ -220,4 +223,4 @@ def describe(results: dict, rows: dict, searches: dict[str, list[Search]]) -> st
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,13 +1,13 @@
-"""A cost model of a training step, fitted to measured points and checked on points that were not fitted.
+"""A cost model of a training step, fitted to measured points and checked on points that it was not fitted to.
 
     python benchmarks/train_cost.py sentence-transformers/all-MiniLM-L6-v2
 
-Time and memory of a step of B triplets of texts of L tokens each, at D dimensions, on one device:
+Time and memory of a step of B triplets of texts of L tokens each, at dimensions that add up to D, on one device:
 
     seconds = t0 + t1 * tokens + t2 * tokens * L + t3 * B^2 * D         tokens = 3 * B * L
     GiB     = m0 + m1 * tokens + m2 * tokens * L + m3 * B^2 * D
 
-Results go to --output_dir as cost.json and cost.md.
+Writes cost.json and cost.md to --output_dir.
 """
 
 from __future__ import annotations
@@ -18,15 +18,19 @@ from pathlib import Path
 if not __package__:  # run as a file: import from the repository root, as `python -m` does
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import argparse
-import json
+import logging
 import statistics
-import subprocess
 import time
+
+from benchmarks.skeleton import finish, make_parser, markdown_table, measure_in_new_process, start_record
+from common.errors import run
 
 FITTED = [(32, 8), (32, 32), (32, 96), (128, 8), (128, 16), (128, 32), (128, 64), (256, 16), (512, 8), (512, 16)]
 CHECKED = [(64, 48), (192, 24), (384, 12)]
 REPEATS = 5
+TERMS = ("1", "tokens", "tokens*L", "B^2*D")
+
+logger = logging.getLogger(__name__)
 
 
 def measure(model_name: str, batch: int, length: int) -> dict:
@@ -84,66 +88,53 @@ def measure(model_name: str, batch: int, length: int) -> dict:
     }
 
 
-def features(point: dict) -> list[float]:
+def terms(point: dict) -> list[float]:
+    """The values of ``TERMS`` at a measured point."""
     batch, length = point["batch"], point["length"]
     tokens = 3 * batch * length
     return [1.0, tokens, tokens * length, batch**2 * point["dims"]]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model_name", help="the model to measure")
-    parser.add_argument(
-        "--output_dir", type=Path, default=Path("results/cost"), help="folder of the results (default: %(default)s)"
-    )
-    parser.add_argument("--point", type=int, nargs=2, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.point:
-        print(json.dumps(measure(options.model_name, *options.point)))
-        return
-
+def fit(points: list[dict], quantity: str) -> list[float]:
+    """The coefficients of ``TERMS``, none negative, with the least squares of the relative errors."""
     import numpy as np
     from scipy.optimize import nnls
 
-    from common.records import RunRecord, write_atomically
+    matrix = np.array([terms(point) for point in points])
+    values = np.array([point[quantity] for point in points])
+    scale = 1 / values  # relative errors count, not absolute ones
+    return nnls(matrix * scale[:, None], values * scale)[0].tolist()
 
-    record = RunRecord(options.output_dir / "cost.json", {"model_name": options.model_name})
+
+def main(argv: list[str] | None = None) -> None:
+    parser = make_parser(__file__, __doc__)
+    parser.add_argument("model_name", help="the model to measure")
+    options = parser.parse_args(argv)
+
+    record = start_record(__file__, options)
     points = {}
     for batch, length in FITTED + CHECKED:
-        command = [sys.executable, __file__, options.model_name, "--point", str(batch), str(length)]
-        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-        points[batch, length] = json.loads(output.splitlines()[-1])
-        print(points[batch, length], file=sys.stderr)
+        points[batch, length] = measure_in_new_process(
+            measure, model_name=options.model_name, batch=batch, length=length
+        )
+        logger.info("%s", points[batch, length])
+        record.write(points=list(points.values()))
 
-    fits, lines = {}, []
+    fits = {}
+    sections = []
     for quantity, unit in (("seconds", "s"), ("gib", "GiB")):
-        matrix = np.array([features(points[p]) for p in FITTED])
-        values = np.array([points[p][quantity] for p in FITTED])
-        scale = 1 / values  # relative errors count, not absolute ones
-        coefficients, _ = nnls(matrix * scale[:, None], values * scale)
-        fits[quantity] = coefficients.tolist()
-        lines += [
-            f"{quantity} = "
-            + " + ".join(
-                f"{c:.3g} * {n}" for c, n in zip(coefficients, ("1", "tokens", "tokens*L", "B^2*D"), strict=True)
-            ),
-            "",
-        ]
-        lines += [
-            f"| triplets | tokens a text | fitted | measured, {unit} | model, {unit} | error |",
-            "|---:|---:|---|---:|---:|---:|",
-        ]
-        for point in FITTED + CHECKED:
-            measured, modelled = points[point][quantity], float(np.dot(features(points[point]), coefficients))
-            where = "yes" if point in FITTED else "no"
-            lines.append(
-                f"| {point[0]} | {point[1]} | {where} | {measured:.3f} | {modelled:.3f} | {100 * (modelled / measured - 1):+.0f}% |"
-            )
-        lines.append("")
-    write_atomically(options.output_dir / "cost.md", "\n".join(lines))
-    record.finish(points=list(points.values()), fits=fits)
-    print("\n".join(lines))
+        fits[quantity] = fit([points[p] for p in FITTED], quantity)
+        formula = " + ".join(f"{c:.3g} * {term}" for c, term in zip(fits[quantity], TERMS, strict=True))
+        head = ["triplets", "tokens a text", "fitted", f"measured, {unit}", f"model, {unit}", "error"]
+        rows = []
+        for batch, length in FITTED + CHECKED:
+            measured = points[batch, length][quantity]
+            modelled = sum(c * x for c, x in zip(fits[quantity], terms(points[batch, length]), strict=True))
+            fitted, error = "yes" if (batch, length) in FITTED else "no", 100 * (modelled / measured - 1)
+            rows.append([str(batch), str(length), fitted, f"{measured:.3f}", f"{modelled:.3f}", f"{error:+.0f}%"])
+        sections.append(f"{quantity} = {formula}\n\n{markdown_table(head, rows, text_columns=0)}")
+    finish(record, "\n".join(sections), fits=fits)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,10 +1,10 @@
-"""How training grows: time per triplet with the rows of the data set, and memory with the batch under GradCache.
+"""How training scales: time per triplet with the rows of the data set, and memory with the batch under GradCache.
 
     python benchmarks/train_growth.py sentence-transformers/all-MiniLM-L6-v2
 
-Time: 50 steps of batch 128 at 1,000, 30,000 and 557,850 rows (the data repeated), with the seconds from the start of training to
-the end of the first step. Memory: the peak at batch 512 and at 4,096 with --mini_batch_size 64. Results go to --output_dir as
-growth.json and growth.md.
+Time: 50 steps of batch 128 at 1,000, 30,000 and 557,850 rows (the data repeated), and the seconds from the start of training to the
+end of the first step. Memory: the peak at batch 512 and at batch 4,096, both with mini-batches of 64. Writes growth.json and growth.md to
+--output_dir.
 """
 
 from __future__ import annotations
@@ -15,25 +15,21 @@ from pathlib import Path
 if not __package__:  # run as a file: import from the repository root, as `python -m` does
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import argparse
-import json
-import subprocess
+import logging
+
+from benchmarks.skeleton import finish, make_parser, markdown_table, measure_in_new_process, start_record
+from benchmarks.train_throughput import OURS, train_once
+from common.errors import run
 
 ROWS = (1_000, 30_000, 557_850)
 BATCHES = (512, 4_096)
+MINI_BATCH = 64
+
+logger = logging.getLogger(__name__)
 
 
-def measure(model: str, **options: int) -> dict:
-    """A run of train_throughput.py's ``ours``, in a process of its own."""
-    flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
-    script = Path(__file__).with_name("train_throughput.py")
-    command = [sys.executable, str(script), model, *flags, "--run", "ours", "--seed", "1"]
-    print(" ".join(command[1:]), file=sys.stderr)
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str] | None = None) -> None:
+    parser = make_parser(__file__, __doc__)
     parser.add_argument("model_name", help="the model to start from")
     parser.add_argument(
         "--steps", type=int, default=50, help="steps to time at each number of rows (default: %(default)s)"
@@ -44,35 +40,36 @@ def main() -> None:
         default=1,
         help="steps at each batch size, after two to warm up (default: %(default)s)",
     )
-    parser.add_argument(
-        "--output_dir", type=Path, default=Path("results/growth"), help="folder of the results (default: %(default)s)"
-    )
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
 
-    from common.records import RunRecord, write_atomically
-
-    record = RunRecord(options.output_dir / "growth.json", vars(options))
-    lines = ["| rows | s per 1,000 triplets | start of training to the end of the first step, s |", "|---:|---:|---:|"]
-    by_rows = {}
+    record = start_record(__file__, options)
+    ours = {"model_name": options.model_name, "kind": OURS}
+    by_rows, by_batch = {}, {}
     for rows in ROWS:
-        found = by_rows[rows] = measure(options.model_name, rows=rows, steps=options.steps)
-        lines.append(f"| {rows:,} | {1000 / found['triplets_per_s']:.2f} | {found['first_step_after_s']:.1f} |")
+        logger.info("%d rows", rows)
+        by_rows[rows] = measure_in_new_process(train_once, **ours, rows=rows, steps=options.steps)
         record.write(by_rows=by_rows)
-    lines += ["", "| batch, in mini-batches of 64 | peak memory, GiB | × batch 512 |", "|---:|---:|---:|"]
-    by_batch = {}
     for batch in BATCHES:
-        found = by_batch[batch] = measure(
-            options.model_name, rows=30_000, batch_size=batch, mini_batch_size=64, steps=options.memory_steps
-        )
-        lines.append(
-            f"| {batch:,} | {found['peak_memory_gib']:.2f} | {found['peak_memory_gib'] / by_batch[BATCHES[0]]['peak_memory_gib']:.2f} |"
-        )
+        logger.info("batch %d in mini-batches of %d", batch, MINI_BATCH)
+        flags = {"rows": ROWS[1], "batch_size": batch, "mini_batch_size": MINI_BATCH, "steps": options.memory_steps}
+        by_batch[batch] = measure_in_new_process(train_once, **ours, **flags)
         record.write(by_batch=by_batch)
-    text = "\n".join(lines) + "\n"
-    write_atomically(options.output_dir / "growth.md", text)
-    record.finish()
-    print(text)
+
+    times = [
+        [f"{rows:,}", f"{1000 / result['triplets_per_s']:.2f}", f"{result['first_step_after_s']:.1f}"]
+        for rows, result in by_rows.items()
+    ]
+    smallest = by_batch[BATCHES[0]]["peak_memory_gib"]
+    peaks = [
+        [f"{batch:,}", f"{result['peak_memory_gib']:.2f}", f"{result['peak_memory_gib'] / smallest:.2f}"]
+        for batch, result in by_batch.items()
+    ]
+    head = ["rows", "s per 1,000 triplets", "start of training to the end of the first step, s"]
+    text = markdown_table(head, times, text_columns=0)
+    head = [f"batch, in mini-batches of {MINI_BATCH}", "peak memory, GiB", f"× batch {BATCHES[0]}"]
+    text += "\n" + markdown_table(head, peaks, text_columns=0)
+    finish(record, text)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

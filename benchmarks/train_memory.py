@@ -5,11 +5,11 @@
     python benchmarks/train_memory.py --runs minilm --in_use
     python benchmarks/train_memory.py --runs static -- --train_data my_triplets.csv
 
-Each run is the real script in a process of its own, looked at from outside after each step. Memory is what only
-this process has and the system cannot take back (anonymous PSS), with what the C library keeps of freed memory; with
---in_use, without that: glibc then gives every freed piece of a MiB and more back at once, which takes longer. The first fifth
-of the steps is warm-up; growth is from the first to the last quarter of the rest, in medians. Flags after -- go to the script.
-Results go to --output_dir as memory.json and memory.md.
+Each run is the real script in a new process, sampled from outside after each step. Memory is anonymous PSS: what only this process has
+and the system cannot take back. It includes freed memory that the C library keeps; with --in_use, glibc returns every freed block of a
+MiB or more at once, which takes longer, and what remains is in use. The first fifth of the steps is warm-up; growth compares the
+medians of the first and the last quarter of the others. Flags after -- go to the training script. Writes memory.json and memory.md to
+--output_dir.
 """
 
 from __future__ import annotations
@@ -20,20 +20,25 @@ from pathlib import Path
 if not __package__:  # run as a file: import from the repository root, as `python -m` does
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import argparse
+import logging
 import os
 import re
 import subprocess
 import tempfile
 from statistics import median
 
-ROOT = Path(__file__).resolve().parents[1]
+from benchmarks.skeleton import finish, make_parser, markdown_table, start_record
+from common.config import ROOT
+from common.errors import RunError, run
+
 RUNS = {
     "static": (2000, ("--config", str(ROOT / "configs/static.json"))),
     "minilm": (200, ("sentence-transformers/all-MiniLM-L6-v2",)),
 }
 WARM_UP = 0.2
-IN_USE = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}  # of the environment
+IN_USE = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}  # environment variables that --in_use sets
+
+logger = logging.getLogger(__name__)
 
 
 def sample(pid: int, step: int) -> dict[str, float]:
@@ -49,12 +54,12 @@ def sample(pid: int, step: int) -> dict[str, float]:
 
 
 def measure(flags: tuple[str, ...], steps: int, in_use: bool = False) -> list[dict[str, float]]:
-    """A sample for each step of a training run, which reports its loss then."""
+    """A sample for each step of a training run, taken when the script logs the step's loss."""
     samples = []
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, str(ROOT / "training/matryoshka_nli.py"), *flags, "--max_steps", str(steps)]
         command += ["--logging_steps", "1", "--output_dir", folder]
-        print(" ".join(command[1:]), file=sys.stderr)
+        logger.info(" ".join(command[1:]))
         with subprocess.Popen(
             command,
             stderr=subprocess.PIPE,
@@ -65,11 +70,12 @@ def measure(flags: tuple[str, ...], steps: int, in_use: bool = False) -> list[di
             log = []
             for line in process.stderr:
                 log.append(line)
-                if found := re.search(r"step (\d+) of \d+, loss", line):
-                    samples.append(sample(process.pid, int(found[1])))
-                    print(samples[-1], file=sys.stderr)
+                if logged_step := re.search(r"step (\d+) of \d+, loss", line):
+                    samples.append(sample(process.pid, int(logged_step[1])))
+                    logger.info("%s", samples[-1])
         if process.returncode:
-            raise SystemExit(f"the run failed:\n{''.join(log[-20:])}")
+            logger.error("".join(log[-20:]))
+            raise RunError(f"the training script ended with exit code {process.returncode}; its last lines are above")
     return samples
 
 
@@ -91,40 +97,39 @@ def growth(samples: list[dict[str, float]]) -> dict[str, float]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str] | None = None) -> None:
+    parser = make_parser(__file__, __doc__)
     parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS), help="which runs (default: all)")
     parser.add_argument("--steps", type=int, help="steps of each run (default: 2,000 and 200)")
-    parser.add_argument("--in_use", action="store_true", help="without what the C library keeps of freed memory")
-    parser.add_argument(
-        "--output_dir", type=Path, default=Path("results/memory"), help="folder of the results (default: %(default)s)"
-    )
-    given, flags = sys.argv[1:], []
-    if "--" in given:
-        given, flags = given[: given.index("--")], given[given.index("--") + 1 :]
-    options = parser.parse_args(given)
+    parser.add_argument("--in_use", action="store_true", help="exclude freed memory that the C library keeps")
+    own, flags = sys.argv[1:] if argv is None else argv, []
+    if "--" in own:
+        own, flags = own[: own.index("--")], own[own.index("--") + 1 :]
+    options = parser.parse_args(own)
 
-    from common.records import RunRecord, write_atomically
-
-    record = RunRecord(options.output_dir / "memory.json", vars(options) | {"flags": flags})
-    lines = ["| run | steps | MiB after warm-up | MiB at the end | growth | open files | threads |"]
-    lines.append("|---|---:|---:|---:|---:|---:|---:|")
-    runs = {}
+    record = start_record(__file__, options, flags=flags)
+    head = ["run", "steps", "MiB after warm-up", "MiB at the end", "growth", "open files", "threads"]
+    runs, rows = {}, []
     for name in options.runs:
-        steps, arguments = RUNS[name]
-        samples = measure((*arguments, *flags), options.steps or steps, options.in_use)
-        found = growth(samples)
-        runs[name] = found | {"steps": options.steps or steps, "samples": samples}
+        default_steps, arguments = RUNS[name]
+        steps = options.steps or default_steps
+        samples = measure((*arguments, *flags), steps, options.in_use)
+        change = growth(samples)
+        runs[name] = change | {"steps": steps, "samples": samples}
         record.write(runs=runs)
-        lines.append(
-            f"| {name}{', in use' if options.in_use else ''} | {runs[name]['steps']:,} | {found['mib']:.1f} | {found['mib_at_the_end']:.1f} | {found['growth_percent']:+.2f}% "
-            f"| {found['files']:g} to {found['files_at_the_end']:g} | {found['threads']:g} to {found['threads_at_the_end']:g} |"
+        rows.append(
+            [
+                f"{name}{', in use' if options.in_use else ''}",
+                f"{steps:,}",
+                f"{change['mib']:.1f}",
+                f"{change['mib_at_the_end']:.1f}",
+                f"{change['growth_percent']:+.2f}%",
+                f"{change['files']:g} to {change['files_at_the_end']:g}",
+                f"{change['threads']:g} to {change['threads_at_the_end']:g}",
+            ]
         )
-    text = "\n".join(lines) + "\n"
-    record.finish(runs=runs)
-    write_atomically(options.output_dir / "memory.md", text)
-    print(text)
+    finish(record, markdown_table(head, rows))
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

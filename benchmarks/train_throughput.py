@@ -1,12 +1,11 @@
-"""Training speed, memory and quality beside the plain sentence-transformers script, on the same model, data, seed and batches.
+"""Training speed, memory and quality compared with the plain sentence-transformers script: same model, data, seed and batches.
 
     python benchmarks/train_throughput.py sentence-transformers/all-MiniLM-L6-v2          # 20 steps, 3 times each
-    python benchmarks/train_throughput.py sentence-transformers/all-MiniLM-L6-v2 --epoch  # a whole epoch
+    python benchmarks/train_throughput.py sentence-transformers/all-MiniLM-L6-v2 --epoch  # a full epoch
 
-The plain script is SentenceTransformerTrainer with the library's MatryoshkaLoss and its defaults (float32). The runs alternate,
-each in a process of its own; rates leave out the first two steps, and ratios are of runs that followed one another. After
-training, each model is scored on the STS-B test set at every dimension. Results go to --output_dir as throughput.json
-(with every step's time and loss) and throughput.md.
+The plain script is SentenceTransformerTrainer with the library's MatryoshkaLoss and its defaults (float32). The runs alternate, each
+in a new process. Rates exclude the first two steps; ratios compare runs of the same seed. After training, each model is scored
+on the STS-B test set at every dimension. Writes throughput.json (with the time and loss of every step) and throughput.md to --output_dir.
 """
 
 from __future__ import annotations
@@ -17,16 +16,18 @@ from pathlib import Path
 if not __package__:  # run as a file: import from the repository root, as `python -m` does
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import argparse
-import json
-import resource
+import logging
 import statistics
-import subprocess
 import tempfile
 import time
 
-PLAIN, OURS_FP32, OURS = "plain", "ours fp32", "ours"
-WARM_UP = 2  # steps left out of the rate
+from benchmarks.skeleton import finish, make_parser, markdown_table, measure_in_new_process, start_record
+from common.errors import run
+
+logger = logging.getLogger(__name__)
+
+KINDS = PLAIN, OURS_FP32, OURS = "plain", "ours fp32", "ours"
+WARM_UP = 2  # steps that the rate excludes
 LEARNING_RATE = 2e-5
 
 
@@ -47,8 +48,30 @@ def matmul_ceiling(dtype, device: str, size: int = 2048) -> float:
     return statistics.median(rates)
 
 
-def train_once(options: argparse.Namespace) -> dict:
-    """One run, in this process: ``{"triplets_per_s", "peak_memory_gib", "losses", "sts", ...}``."""
+def train_once(
+    model_name: str,
+    kind: str,
+    seed: int = 1,
+    steps: int = 20,
+    batch_size: int = 128,
+    mini_batch_size: int | None = None,
+    rows: int | None = None,
+    epoch: bool = False,
+) -> dict:
+    """Train in this process and return ``{"triplets_per_s", "peak_memory_gib", "losses", "sts", ...}``.
+
+    Args:
+        model_name: The model to start from.
+        kind: ``PLAIN``, ``OURS_FP32`` or ``OURS``.
+        seed: Of the batches and of dropout.
+        steps: Steps to time, after ``WARM_UP`` steps.
+        batch_size: Triplets a step.
+        mini_batch_size: Texts encoded at once under GradCache; None for no GradCache.
+        rows: Repeat the data to this number of rows; None for the data as it is.
+        epoch: Train for a full epoch instead of ``steps``.
+    """
+    import resource
+
     import torch
     from datasets import concatenate_datasets
     from sentence_transformers import (
@@ -61,30 +84,28 @@ def train_once(options: argparse.Namespace) -> dict:
 
     from common.dims import fit_dims
     from common.packing import pack
-    from common.script import set_up_logging
     from evaluation.utils.dev_evaluator import MatryoshkaEvaluator
     from training.utils.data_loading import NLI_TRIPLETS, load_dev_sets, load_training_data
     from training.utils.losses import make_loss
     from training.utils.model_utils import choose_precision
     from training.utils.trainer import MatryoshkaTrainer
 
-    set_up_logging()
-    set_seed(options.seed)
+    set_seed(seed)
     entry = NLI_TRIPLETS["en"]
     dataset = load_training_data(entry)
-    if options.rows:
-        dataset = concatenate_datasets([dataset] * -(-options.rows // len(dataset))).select(range(options.rows))
-    model = SentenceTransformer(options.model_name)
+    if rows:
+        dataset = concatenate_datasets([dataset] * -(-rows // len(dataset))).select(range(rows))
+    model = SentenceTransformer(model_name)
     device = model.device.type
     dims = fit_dims("dims", [768, 512, 256, 128, 64], model.get_embedding_dimension(), explicit=False)
     common = {
         "output_dir": tempfile.mkdtemp(),
-        "max_steps": -1 if options.epoch else options.steps + WARM_UP,
+        "max_steps": -1 if epoch else steps + WARM_UP,
         "num_train_epochs": 1,
-        "per_device_train_batch_size": options.batch_size,
+        "per_device_train_batch_size": batch_size,
         "learning_rate": LEARNING_RATE,
         "warmup_steps": 0.1,
-        "seed": options.seed,
+        "seed": seed,
         "logging_steps": 1,
         "save_strategy": "no",
         "report_to": "none",
@@ -92,15 +113,15 @@ def train_once(options: argparse.Namespace) -> dict:
         "use_cpu": device == "cpu",
     }
     precision = torch.float32
-    if options.run == PLAIN:
+    if kind == PLAIN:
         inner = losses.MultipleNegativesRankingLoss(model)
         loss = losses.MatryoshkaLoss(model, inner, dims)
         arguments = SentenceTransformerTrainingArguments(**common, batch_sampler="no_duplicates")
         trainer_class = SentenceTransformerTrainer
     else:
-        precision = choose_precision("fp32" if options.run == OURS_FP32 else "auto", model)
+        precision = choose_precision("fp32" if kind == OURS_FP32 else "auto", model)
         pack(model, train_dtype=precision)
-        loss = make_loss(model, entry, dataset, dims, None, options.mini_batch_size)
+        loss = make_loss(model, entry, dataset, dims, None, mini_batch_size)
         arguments = SentenceTransformerTrainingArguments(
             **common, bf16=precision == torch.bfloat16, fp16=precision == torch.float16
         )
@@ -129,7 +150,7 @@ def train_once(options: argparse.Namespace) -> dict:
     trainer.data_collator.preprocess_fn = counting
     start = time.perf_counter()
     trainer.train()
-    steps = len(times) - 1
+    done_steps = len(times) - 1
     seconds = times[-1] - times[WARM_UP]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     if device == "cuda":
@@ -140,23 +161,23 @@ def train_once(options: argparse.Namespace) -> dict:
         if p.ndim == 2 and "embedding" not in name and "pooler" not in name
     )
     columns = len(dataset.column_names)
-    measured = [sum(tokens[i : i + columns]) for i in range(WARM_UP * columns, steps * columns, columns)]
+    measured = [sum(tokens[i : i + columns]) for i in range(WARM_UP * columns, done_steps * columns, columns)]
     operations = 6 * matrices * sum(measured)
     ceiling = matmul_ceiling(precision, device)
     _, test = load_dev_sets(["en"], "en")
     model.eval()
     sts = {k: round(v, 6) for k, v in MatryoshkaEvaluator(test, dims)(model).items() if "spearman" in k}
     return {
-        "run": options.run,
-        "seed": options.seed,
+        "run": kind,
+        "seed": seed,
         "device": device,
         "precision": str(precision).removeprefix("torch."),
-        "steps": steps,
-        "triplets_per_s": options.batch_size * (steps - WARM_UP) / seconds,
+        "steps": done_steps,
+        "triplets_per_s": batch_size * (done_steps - WARM_UP) / seconds,
         "seconds_per_step": [round(b - a, 4) for a, b in zip(times, times[1:], strict=False)],
         "first_step_after_s": round(times[1] - start, 2),
         "peak_memory_gib": round(peak, 3),
-        "tokens_per_triplet": round(sum(measured) / (options.batch_size * len(measured)), 2),
+        "tokens_per_triplet": round(sum(measured) / (batch_size * len(measured)), 2),
         "tflops": round(operations / seconds / 1e12, 4),
         "ceiling_tflops": round(ceiling / 1e12, 4),
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
@@ -164,103 +185,95 @@ def train_once(options: argparse.Namespace) -> dict:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str] | None = None) -> None:
+    parser = make_parser(__file__, __doc__)
     parser.add_argument("model_name", help="the model to start from")
     parser.add_argument(
         "--steps", type=int, default=20, help="steps to time, after two to warm up (default: %(default)s)"
     )
     parser.add_argument("--batch_size", type=int, default=128, help="triplets a step (default: %(default)s)")
-    parser.add_argument("--mini_batch_size", type=int, default=None, help="GradCache for this repository's runs")
-    parser.add_argument("--rows", type=int, default=None, help="repeat the data to so many rows")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="one run of each kind for each seed")
-    parser.add_argument("--epoch", action="store_true", help="train a whole epoch instead")
-    parser.add_argument("--runs", nargs="+", default=[PLAIN, OURS_FP32, OURS], help="which runs (default: all three)")
+    parser.add_argument("--mini_batch_size", type=int, help="GradCache, for the runs of this repository")
+    parser.add_argument("--rows", type=int, help="repeat the data to this number of rows")
     parser.add_argument(
-        "--output_dir",
-        type=Path,
-        default=Path("results/throughput"),
-        help="folder of the results (default: %(default)s)",
+        "--seeds", type=int, nargs="+", default=[1, 2, 3], help="a run of each kind per seed (default: 1 2 3)"
     )
-    parser.add_argument("--run", help=argparse.SUPPRESS)
-    parser.add_argument("--seed", type=int, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.run:
-        print(json.dumps(train_once(options)))
-        return
-
-    from common.records import RunRecord, write_atomically
-
-    record = RunRecord(
-        options.output_dir / "throughput.json", {k: v for k, v in vars(options).items() if k not in ("run", "seed")}
+    parser.add_argument("--epoch", action="store_true", help="train for a full epoch instead")
+    parser.add_argument(
+        "--runs", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND", help=f"of {KINDS} (default: all)"
     )
+    options = parser.parse_args(argv)
+
+    record = start_record(__file__, options)
+    shared = {k: getattr(options, k) for k in ("model_name", "steps", "batch_size", "mini_batch_size", "rows", "epoch")}
     results: list[dict] = []
     for seed in options.seeds:
-        for run in options.runs:
-            command = [sys.executable, __file__, *sys.argv[1:], "--run", run, "--seed", str(seed)]
-            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-            results.append(json.loads(output.splitlines()[-1]))
-            print(
-                f"{run}, seed {seed}: {results[-1]['triplets_per_s']:.1f} triplets/s, {results[-1]['peak_memory_gib']:.2f} GiB",
-                file=sys.stderr,
-            )
+        for kind in options.runs:
+            results.append(measure_in_new_process(train_once, kind=kind, seed=seed, **shared))
+            speed, memory = results[-1]["triplets_per_s"], results[-1]["peak_memory_gib"]
+            logger.info("%s, seed %d: %.1f triplets/s, %.2f GiB", kind, seed, speed, memory)
             record.write(results=results)
-    text = table(options, results)
-    write_atomically(options.output_dir / "throughput.md", text)
-    record.finish()
-    print(text)
+    finish(record, report(options.model_name, options.batch_size, results))
 
 
-def table(options: argparse.Namespace, results: list[dict]) -> str:
-    """The medians over the seeds, and the ratios to the plain run of the same seed, in Markdown."""
-    by_run = {run: [r for r in results if r["run"] == run] for run in options.runs}
-    lines = [
-        f"{options.model_name}, {results[0]['device']}, batch {options.batch_size}, {results[0]['steps'] - WARM_UP} steps, "
-        f"{len(options.seeds)} runs of each kind in turn; {results[0]['tokens_per_triplet']} tokens a triplet. Medians.",
-        "",
-        "| run | precision | triplets/s | × plain | peak memory, GiB | ÷ plain | share of the matrix-product ceiling | last loss |",
-        "|---|---|---:|---:|---:|---:|---:|---:|",
-    ]
-    for run, found in by_run.items():
-        median = {
-            key: statistics.median(r[key] for r in found) for key in ("triplets_per_s", "peak_memory_gib", "tflops")
-        }
-        speed = memory = "1"
-        if run != PLAIN and PLAIN in by_run:
-            pairs = list(zip(found, by_run[PLAIN], strict=True))
-            speed = f"{statistics.median(a['triplets_per_s'] / b['triplets_per_s'] for a, b in pairs):.2f}"
-            memory = f"{statistics.median(a['peak_memory_gib'] / b['peak_memory_gib'] for a, b in pairs):.2f}"
-        share = statistics.median(r["tflops"] / r["ceiling_tflops"] for r in found)
-        last = statistics.median(statistics.mean(r["losses"][-5:]) for r in found)
-        lines.append(
-            f"| {run} | {found[0]['precision']} | {median['triplets_per_s']:.1f} | {speed} | {median['peak_memory_gib']:.2f} | {memory} | "
-            f"{100 * share:.0f}% | {last:.4f} |"
-        )
-    if all(result["sts"] for result in results):
-        dims = [
-            key.removeprefix("sts-test-").removesuffix("_spearman_cosine")
-            for key in results[0]["sts"]
-            if key.startswith("sts-test")
-        ]
-        lines += [
-            "",
-            "STS-B test, Spearman × 100, after these steps: the mean over the seeds, and the range of the mean over the dimensions.",
-            "",
-        ]
-        lines += ["| run | " + " | ".join(dims) + " | mean | range |", "|---|" + "---:|" * (len(dims) + 2)]
-        for run, found in by_run.items():
-            cells = [
-                f"{100 * statistics.mean(r['sts'][f'sts-test-{dim}_spearman_cosine'] for r in found):.2f}"
-                for dim in dims
+def median_of(results: list[dict], key: str) -> float:
+    return statistics.median(result[key] for result in results)
+
+
+def median_ratio(results: list[dict], plain: list[dict], key: str) -> str:
+    """The median over the seeds of the ratio of a value to that of the plain run."""
+    return f"{statistics.median(a[key] / b[key] for a, b in zip(results, plain, strict=True)):.2f}"
+
+
+def report(model_name: str, batch_size: int, results: list[dict]) -> str:
+    """The medians over the seeds, the ratios to the plain run of the same seed, and the STS-B scores, in Markdown."""
+    by_kind: dict[str, list[dict]] = {}
+    for result in results:
+        by_kind.setdefault(result["run"], []).append(result)
+    plain = by_kind.get(PLAIN)
+    rows = []
+    for kind, runs in by_kind.items():
+        compared = kind != PLAIN and plain is not None
+        share = statistics.median(run["tflops"] / run["ceiling_tflops"] for run in runs)
+        rows.append(
+            [
+                kind,
+                runs[0]["precision"],
+                f"{median_of(runs, 'triplets_per_s'):.1f}",
+                median_ratio(runs, plain, "triplets_per_s") if compared else "1",
+                f"{median_of(runs, 'peak_memory_gib'):.2f}",
+                median_ratio(runs, plain, "peak_memory_gib") if compared else "1",
+                f"{100 * share:.0f}%",
+                f"{statistics.median(statistics.mean(run['losses'][-5:]) for run in runs):.4f}",
             ]
-            means = [100 * statistics.mean(r["sts"][f"sts-test-{dim}_spearman_cosine"] for dim in dims) for r in found]
-            lines.append(
-                f"| {run} | "
-                + " | ".join(cells)
-                + f" | {statistics.mean(means):.2f} | {min(means):.2f} to {max(means):.2f} |"
-            )
-    return "\n".join(lines) + "\n"
+        )
+    head = ["run", "precision", "triplets/s", "× plain", "peak memory, GiB", "÷ plain"]
+    head += ["share of the matrix-product ceiling", "last loss"]
+    first = results[0]
+    text = (
+        f"{model_name}, {first['device']}, batch {batch_size}, {first['steps'] - WARM_UP} steps, {len(by_kind[first['run']])} runs of each "
+        f"kind in turn; {first['tokens_per_triplet']} tokens a triplet. Medians.\n\n{markdown_table(head, rows, text_columns=2)}"
+    )
+    if all(result["sts"] for result in results):
+        text += f"\n{sts_table(by_kind)}"
+    return text
+
+
+def sts_table(by_kind: dict[str, list[dict]]) -> str:
+    """The STS-B test scores of each kind of run, by dimension."""
+    prefix, suffix = "sts-test-", "_spearman_cosine"
+    scores = next(iter(by_kind.values()))[0]["sts"]
+    dims = [key.removeprefix(prefix).removesuffix(suffix) for key in scores if key.startswith(prefix)]
+    rows = []
+    for kind, runs in by_kind.items():
+        by_run = [[100 * run["sts"][f"{prefix}{dim}{suffix}"] for dim in dims] for run in runs]
+        means = [statistics.mean(of_run) for of_run in by_run]
+        cells = [f"{statistics.mean(of_dim):.2f}" for of_dim in zip(*by_run, strict=True)]
+        rows.append([kind, *cells, f"{statistics.mean(means):.2f}", f"{min(means):.2f} to {max(means):.2f}"])
+    return (
+        "STS-B test, Spearman × 100, after these steps: the mean over the seeds, and the range of the mean over the dimensions.\n\n"
+        + markdown_table(["run", *dims, "mean", "range"], rows)
+    )
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,6 +1,6 @@
 """Put the tables of results/reference/ into the README and docs/, between the comments that name their files.
 
-python benchmarks/update_readme.py            # --check: only say whether it is up to date (exit code 1 if not)
+python benchmarks/update_readme.py            # --check: change nothing; exit code 1 if a table is not up to date
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ BLOCK = re.compile(r"<!-- (results/reference/\S+\.md) -->\n.*?<!-- end -->", re.
 
 
 def table_of(path: str) -> str:
-    """What a file says, less its headings: the README has its own."""
+    """A file without its headings: the README has its own."""
     lines = (ROOT / path).read_text(encoding="utf-8").splitlines()
     return "\n".join(line for line in lines if not line.startswith("# ")).strip()
 
 
 def updated(text: str) -> str:
-    """A document with each block's file in it, as it is now."""
+    """A document in which each block has the present content of its file."""
     return BLOCK.sub(lambda block: f"<!-- {block[1]} -->\n{table_of(block[1])}\n<!-- end -->", text)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing")
-    check = parser.parse_args().check
+    check = parser.parse_args(argv).check
     stale = []
     for path in DOCUMENTS:
         text = path.read_text(encoding="utf-8")

@@ -1,7 +1,7 @@
-"""Asking the Hugging Face Hub: failures that may pass are tried again, a Hub that is gone leaves its cache, the rest is one line.
+"""Requests to the Hugging Face Hub: temporary failures are retried, without a Hub the cache is used, any other failure is one line.
 
-The client libraries try again by themselves while they download; what they leave out (looking a repository up, a server
-error or a connection that ends in the middle of a file) is tried again here, after 1, 2, 4 and 8 seconds. The environment variable
+The client libraries retry by themselves while they download; what they do not retry (looking a repository up, a server
+error or a connection that ends in the middle of a file) is retried here, after 1, 2, 4 and 8 seconds. The environment variable
 ``HUB_RETRY_WAIT`` holds the first of these waits. How long an answer may take is for ``HF_HUB_ETAG_TIMEOUT`` and
 ``HF_HUB_DOWNLOAD_TIMEOUT`` of huggingface_hub to say.
 """
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 HUB_NAME = re.compile(r"(?!.*\.\.)(?=.{1,96}$)\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)  # never a path out of a folder
 ATTEMPTS = 5
-PASSING = (408, 429, 500, 502, 503, 504)  # the statuses that huggingface_hub takes for passing
+TEMPORARY = (408, 429, 500, 502, 503, 504)  # the statuses that huggingface_hub considers temporary
 
 
 def look_up(kind: str, name: str) -> Any:
@@ -70,13 +70,13 @@ def load_from_hub(kind: str, name: str, load: Callable[[], T]) -> T:
 
 
 def try_again(operation: Callable[[], T], what: str) -> T:
-    """``operation()``, again after growing waits as long as it fails in a way that may pass."""
+    """``operation()``, retried after growing waits as long as its failures are temporary."""
     wait = float(os.environ.get("HUB_RETRY_WAIT", 1))
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return operation()
         except Exception as error:
-            if attempt == ATTEMPTS or not is_passing(error):
+            if attempt == ATTEMPTS or not is_temporary(error):
                 raise
             logger.warning("%s: %s; trying again in %g s", what, one_line(error, 100), wait)
             time.sleep(wait)
@@ -110,19 +110,19 @@ def chain_of(error: BaseException | None) -> list[BaseException]:
     return chain
 
 
-def is_passing(error: BaseException) -> bool:
+def is_temporary(error: BaseException) -> bool:
     """Whether a failure may pass by itself: a server error, too many requests, a time-out, a broken download."""
     from huggingface_hub import errors as hub
 
     chain = chain_of(error)
     if any(isinstance(e, (hub.OfflineModeIsEnabled, hub.LocalEntryNotFoundError)) for e in chain) or _is_gone(error):
         return False  # the client has tried again as long as it makes sense
-    return any(_status(e) in PASSING or _is_transport(e) or "Consistency check failed" in str(e) for e in chain)
+    return any(_status(e) in TEMPORARY or _is_transport(e) or "Consistency check failed" in str(e) for e in chain)
 
 
 def is_unanswered(error: BaseException) -> bool:
     """Whether the Hub did not say anything of a repository, so that what is in the cache may stand for it."""
-    return is_passing(error) or _is_gone(error)
+    return is_temporary(error) or _is_gone(error)
 
 
 def _status(error: BaseException) -> int | None:
@@ -156,7 +156,7 @@ def explain_hub_error(error: BaseException, repository: str) -> str:
         return f"access is gated: ask for it on the Hub's page of {repository}, then log in with `hf auth login`"
     if missing:
         return "not found on the Hub, or private: check the name, or log in with `hf auth login`"
-    if failed := next((e for e in chain if _status(e) in PASSING), None):
+    if failed := next((e for e in chain if _status(e) in TEMPORARY), None):
         return (
             f"the Hub answers with errors (status {_status(failed)}), and {repository} is not in the cache: "
             "try again later (https://status.huggingface.co), or give a local path"
@@ -174,6 +174,11 @@ def explain_hub_error(error: BaseException, repository: str) -> str:
         return f"the Hub refuses it ({one_line(chain[-1], 120)})"
     if "Consistency check failed" in str(chain[0]):
         return f"the download of {repository} is incomplete again and again: check the network and try again"
+    if "scripts are no longer supported" in str(chain[0]):
+        return (
+            "it is a loading script, which the datasets library no longer runs: download the data that the script reads, "
+            "or a copy of the data set in Parquet, and give that file"
+        )
     if isinstance(chain[0], (ValueError, OSError)) or type(chain[0]).__module__.startswith("datasets."):
         return one_line(chain[0], 200)
     raise chain[0]

@@ -53,10 +53,10 @@ def _module_folders(source: str, revision: str | None, files: set[str]) -> set[s
     """The folders that modules are loaded from, relative to the model's."""
     from sentence_transformers.util import load_file_path
 
-    found = load_file_path(source, "modules.json", revision=revision) if "modules.json" in files else None
-    if found is None:
+    path = load_file_path(source, "modules.json", revision=revision) if "modules.json" in files else None
+    if path is None:
         return {""}
-    modules = json.loads(Path(found).read_text(encoding="utf-8"))
+    modules = json.loads(Path(path).read_text(encoding="utf-8"))
     if any(str(module["type"]).endswith(NESTED) for module in modules):
         return {path.rpartition("/")[0] for path in files}
     folders = {""}

@@ -56,7 +56,7 @@ def local_name(folder: Path) -> str:
 def hash_folder(folder: Path) -> str:
     """SHA-1 (40 hexadecimal digits) of the names and contents of all files in a folder but its ``README.md``.
 
-    Hidden files are left out: they are an editor's or a client's, never the model's.
+    Hidden files do not count: they are an editor's or a client's, never the model's.
     """
     digest = hashlib.sha1()
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
@@ -91,10 +91,10 @@ def identify(source: str) -> ModelIdentity:
 
 def unique_identities(identities: list[ModelIdentity]) -> list[ModelIdentity]:
     """Each model once, in order: one that is named twice, or lies in two folders of one name, is scored once."""
-    found: dict[tuple[str, str], ModelIdentity] = {}
+    unique: dict[tuple[str, str], ModelIdentity] = {}
     for identity in identities:
-        found.setdefault((identity.name, identity.revision), identity)
-    return list(found.values())
+        unique.setdefault((identity.name, identity.revision), identity)
+    return list(unique.values())
 
 
 def _identify_on_hub(source: str) -> ModelIdentity:
@@ -127,8 +127,8 @@ def _newest_in_cache(name: str) -> str | None:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     snapshots = Path(HF_HUB_CACHE, f"models--{name.replace('/', '--')}", "snapshots")
-    found = [p for p in snapshots.glob("*") if (p / "modules.json").exists() or (p / "config.json").exists()]
-    return max(found, key=lambda p: p.stat().st_mtime).name if found else None
+    complete = [p for p in snapshots.glob("*") if (p / "modules.json").exists() or (p / "config.json").exists()]
+    return max(complete, key=lambda p: p.stat().st_mtime).name if complete else None
 
 
 def load_model(

@@ -127,7 +127,7 @@ def pack(model: SentenceTransformer, train_dtype: torch.dtype | None = None) -> 
     forward = _Forward(transformer, train_dtype)
     before = _embed(model)
     if not torch.isfinite(before).all():
-        raise RunError("the model gives NaN or infinite embeddings: its weights are damaged")
+        raise RunError("the model gives NaN or infinite embeddings: its weights are corrupt")
     transformer.forward = forward
     if not (forward.use_packing() and _same(before, model)):
         forward.use_chunks()

@@ -1,4 +1,4 @@
-"""What a run was made with, written as ``run.json`` beside what it made."""
+"""How a run came about, written as ``run.json`` next to its results; and files that are written and read with care."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from common.redact import redact, redact_values
 
 logger = logging.getLogger(__name__)
 
+CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "asimd", "bf16", "sve")
 PACKAGES = (
     "torch",
     "transformers",
@@ -38,8 +39,8 @@ PACKAGES = (
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Let an OSError say which file it is about, which that of a full disk does not."""
+def filename_in_errors(path: Path) -> Iterator[None]:
+    """While this lasts, an OSError says which file it is about, which that of a full disk does not."""
     try:
         yield
     except OSError as error:
@@ -49,11 +50,11 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write ``text`` to a temporary file beside ``path`` and move it into place: a reader sees all of it or nothing."""
+    """Write ``text`` to a temporary file next to ``path`` and move it into place: a reader sees all of it or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with naming(path), os.fdopen(handle, "w", encoding="utf-8") as file:
+        with filename_in_errors(path), os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())  # or a power cut could leave an empty file under the name
@@ -64,18 +65,18 @@ def write_atomically(path: Path, text: str) -> None:
         raise
 
 
-def set_aside(path: Path, why: str) -> None:
-    """Rename a damaged file to ``<name>.damaged``, with a warning: it is neither trusted nor lost, and what it held is redone."""
+def quarantine(path: Path, why: str) -> None:
+    """Rename a corrupt file to ``<name>.damaged``, with a warning: it is neither trusted nor lost, and its content is computed again."""
     aside, number = path.with_name(f"{path.name}.damaged"), 1
     while aside.exists():
         number += 1
         aside = path.with_name(f"{path.name}.damaged-{number}")
     path.rename(aside)
-    logger.warning("%s is damaged (%s): kept as %s and made anew", path, why, aside.name)
+    logger.warning("%s is damaged (%s): kept as %s and written again", path, why, aside.name)
 
 
 def read_json_file(path: Path) -> dict[str, Any]:
-    """The JSON object in a file of ours; an empty one where there is no such file, or where it was damaged and is set aside."""
+    """The JSON object in a file of ours; an empty one where there is no such file, or where it is corrupt and put in quarantine."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(values, dict):
@@ -83,7 +84,7 @@ def read_json_file(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (ValueError, RecursionError) as error:
-        set_aside(path, one_line(error, 100))
+        quarantine(path, one_line(error, 100))
         return {}
     return values
 
@@ -122,13 +123,13 @@ def git_state() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """The versions of Python and of the libraries that a score can depend on."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = metadata.version(package)
+            installed[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def cpu_name() -> str:
@@ -141,19 +142,34 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def cpu_features() -> list[str]:
+    """The processor's extensions that the speed of matrix products depends on; empty where the system does not list them."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return []
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "").partition(":")[2].split()
+    return [name for name in CPU_FEATURES if name in flags]
+
+
 def hardware() -> dict[str, Any]:
-    """The processor, the cores that this process may use, the memory in GiB, and the accelerators."""
+    """The processor and its extensions, the cores that this process may use, the memory in GiB, and the accelerators."""
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    found: dict[str, Any] = {"cpu": cpu_name(), "cores": cores, "system": platform.system()}
+    facts: dict[str, Any] = {
+        "cpu": cpu_name(),
+        "cpu_features": cpu_features(),
+        "cores": cores,
+        "system": platform.system(),
+    }
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        found["memory_gib"] = round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
+        facts["memory_gib"] = round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
     if torch.cuda.is_available():
-        found["accelerators"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        facts["accelerators"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     elif torch.backends.mps.is_available():
-        found["accelerators"] = ["Apple MPS"]
-    return found
+        facts["accelerators"] = ["Apple MPS"]
+    return facts
 
 
 def read_record(path: Path) -> dict[str, Any] | None:

@@ -18,11 +18,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.test_eval_store import static_model
-from tests.test_evaluation import read_summary
-from tests.test_results import no_nan, pairs_of
+from tests.helpers import HYBRID, NLI, no_nan, pairs_of, read_summary, says, static_model
 
-NLI, HYBRID = "training/matryoshka_nli.py", "training/hybrid_training.py"
 MTEB, STS = "evaluation/evaluate_mteb.py", "evaluation/evaluate_sts.py"
 TRAIN = (
     "{model} --dev_data none --precision fp32 --per_device_train_batch_size 4 --output_dir {d}/out --train_data {d}/"
@@ -35,7 +32,7 @@ TRIPLETS = "anchor,positive\nword1,word2\nword3,word4\nword5,word6\nword7,word8\
 
 @dataclass
 class Case:
-    """``said`` is part of the line of the error; none (and the code 0) where the input is good."""
+    """``said`` is what the line of the error must name (see ``says``); none (and the code 0) where the input is good."""
 
     script: str
     args: str
@@ -83,81 +80,81 @@ CASES = {
     "two models": usage(NLI, "a b", "unexpected argument 'b'"),
     "number that is a word": usage(NLI, "--seed seven", "'seven'"),
     "infinite number": usage(NLI, "--learning_rate inf", "--learning_rate"),
-    "number out of range": usage(NLI, "--learning_rate -1", "--learning_rate must be above 0"),
+    "number out of range": usage(NLI, "--learning_rate -1", "--learning_rate … above 0"),
     "switch that is neither": usage(MTEB, "--overwrite maybe --model_name x", "'maybe'"),
-    "choice that is none": usage(NLI, "--precision fp8", "--precision must be one of auto, fp32, bf16, fp16, not 'fp8'"),
+    "choice that is none": usage(NLI, "--precision fp8", "--precision … auto, fp32, bf16, fp16 … 'fp8'"),
     "number of thousands of digits": usage(NLI, f"--seed {'9' * 5000}", "--seed"),
-    "dims zero": usage(STS, "--model_name x --task STS17 --dims 0", "--dims: a dimension must be positive, not 0"),
-    "dims negative": usage(NLI, "--matryoshka_dims 64 -8", "--matryoshka_dims: a dimension must be positive, not -8"),
-    "dims repeated": usage(HYBRID, "--matryoshka_dims 64 64", "--matryoshka_dims: the dimension 64 is duplicated"),
-    "dims above the width": Case(STS, SCORE + "x.csv --dims 33", "dimension 33 is above the model's width of 32", 2, {"x.csv": THREE}),
+    "dims zero": usage(STS, "--model_name x --task STS17 --dims 0", "--dims … positive … 0"),
+    "dims negative": usage(NLI, "--matryoshka_dims 64 -8", "--matryoshka_dims … positive … -8"),
+    "dims repeated": usage(HYBRID, "--matryoshka_dims 64 64", "--matryoshka_dims … 64"),
+    "dims above the width": Case(STS, SCORE + "x.csv --dims 33", "33 … above … 32", 2, {"x.csv": THREE}),
     "dims unsorted": Case(STS, SCORE + "x.csv --dims 8 32 16", files={"x.csv": THREE}, code=0, rows=3),
     "neither task nor data": usage(STS, "--model_name x", "--task"),
-    "task and benchmark": usage(MTEB, "--model_name x --tasks STS17 --benchmark y", "exclude each other"),
+    "task and benchmark": usage(MTEB, "--model_name x --tasks STS17 --benchmark y", "--tasks … --benchmark"),
     # configurations
-    "config that is missing": usage(NLI, "--config {d}/none.json", "none.json: no such configuration file"),
-    "config that is a folder": usage(NLI, "--config {d}", "is a folder, not a configuration file"),
-    "config empty": config(NLI, "", "line 1: not valid JSON"),
-    "config truncated": config(NLI, '{"seed": 1, "mo', "line 1: not valid JSON"),
-    "config in UTF-16": config(NLI, '{"seed": 1}'.encode("utf-16"), "not UTF-8 text"),
-    "config that is a list": config(NLI, "[1]", "must hold one JSON object"),
-    "config with an unknown key": config(NLI, {"sede": 1}, "unknown key 'sede'; did you mean seed?"),
-    "config with a key twice": config(NLI, '{"seed": 1, "seed": 1}', "'seed' is duplicated"),
-    "config with a wrong type": config(NLI, {"seed": "1"}, "'seed' must be an integer"),
-    "config with null": config(NLI, {"seed": None}, "'seed' must be an integer, not null"),
-    "config with NaN": config(NLI, '{"scale": NaN}', "NaN is not a number that JSON has"),
+    "config that is missing": usage(NLI, "--config {d}/none.json", "none.json … no such"),
+    "config that is a folder": usage(NLI, "--config {d}", "is a folder"),
+    "config empty": config(NLI, "", "line 1 … JSON"),
+    "config truncated": config(NLI, '{"seed": 1, "mo', "line 1 … JSON"),
+    "config in UTF-16": config(NLI, '{"seed": 1}'.encode("utf-16"), "UTF-8"),
+    "config that is a list": config(NLI, "[1]", "JSON object"),
+    "config with an unknown key": config(NLI, {"sede": 1}, "'sede' … did you mean seed?"),
+    "config with a key twice": config(NLI, '{"seed": 1, "seed": 1}', "'seed'"),
+    "config with a wrong type": config(NLI, {"seed": "1"}, "'seed' … integer"),
+    "config with null": config(NLI, {"seed": None}, "'seed' … integer … null"),
+    "config with NaN": config(NLI, '{"scale": NaN}', "NaN"),
     "config nested too deeply": config(NLI, "[" * 100_000, "nested too deeply"),
-    "config with a lone surrogate": config(NLI, '{"model_name": "a\\ud800"}', "a character that no text has"),
-    "config with a NUL": config(NLI, {"hub_model_id": "a\0b"}, "a character that no text has"),
+    "config with a lone surrogate": config(NLI, '{"model_name": "a\\ud800"}', "character"),
+    "config with a NUL": config(NLI, {"hub_model_id": "a\0b"}, "character"),
     "config with a byte-order mark": config(NLI, b'\xef\xbb\xbf{"sede": 1}', "did you mean seed?"),  # read, then refused
-    "mixture without data sets": config(HYBRID, {"datasets": {}}, "'datasets' is empty"),
+    "mixture without data sets": config(HYBRID, {"datasets": {}}, "'datasets' … empty"),
     "mixture with an unknown loss": config(HYBRID, mixture(loss="mnlr"), "did you mean mnrl?"),
     "mixture with an unknown key": config(HYBRID, mixture(wieght=1), "did you mean weight?"),
     "mixture with a range that is none": config(HYBRID, mixture(loss="cosent", score_range=[1, 1]), "score_range"),
     "data set outside the cache": config(HYBRID, mixture(path="../../etc"), "data set ../../etc", 1, "{model}"),
     "data set with an absolute path": config(HYBRID, mixture(path="/no/such"), "data set /no/such", 1, "{model}"),
     "data set in a URL with a token": config(HYBRID, mixture(path="https://me:secret@host/x"), "https://***@host/x", 1, "{model}"),
-    "token in the training arguments": config(NLI, {"training_arguments": {"hub_token": "x"}}, "'hub_token' would lie in every checkpoint", 2, "{model} --dev_data none --train_data {good_triplets}"),
+    "token in the training arguments": config(NLI, {"training_arguments": {"hub_token": "x"}}, "'hub_token' … checkpoint", 2, "{model} --dev_data none --train_data {good_triplets}"),
     # data: refused
-    "data that is missing": Case(STS, SCORE + "none.csv", "none.csv: no such file", 2),
+    "data that is missing": Case(STS, SCORE + "none.csv", "none.csv … no such file", 2),
     "data that is a folder": Case(STS, SCORE, "is a folder", 2),
-    "data of another ending": pairs("x.xlsx", "a", "the ending must be one of", 2),
-    "empty csv": pairs("x.csv", "", "the file is empty"),
-    "empty jsonl": pairs("x.jsonl", "", "the file is empty"),
-    "empty parquet": pairs("x.parquet", "", "the file is empty"),
+    "data of another ending": pairs("x.xlsx", "a", "x.xlsx … .csv", 2),
+    "empty csv": pairs("x.csv", "", "empty"),
+    "empty jsonl": pairs("x.jsonl", "", "empty"),
+    "empty parquet": pairs("x.parquet", "", "empty"),
     "header alone": pairs("x.tsv", HEAD.replace(",", "\t"), "has no rows"),
-    "truncated csv": pairs("x.csv", THREE + "word1,wo", "line 5: 2 fields where the header has 3"),
-    "open quote": pairs("x.csv", THREE + '"word1,word2,3\n', "line 5: unexpected end of data"),
-    "truncated jsonl": pairs("x.jsonl", '{"sentence1": "a', "line 1: not valid JSON"),
-    "truncated parquet": pairs("x.parquet", b"PAR1" + b"\0" * 40, "not a readable Parquet file"),
-    "csv in UTF-16": pairs("x.csv", THREE.encode("utf-16"), "not UTF-8 text"),
-    "tsv in Latin-1": pairs("x.tsv", "sentence1\tsentence2\tscore\né\tb\t1\n".encode("latin-1"), "not UTF-8 text"),
-    "jsonl in Windows-1256": pairs("x.jsonl", '{"sentence1": "سلام"}\n'.encode("cp1256"), "not UTF-8 text"),
+    "truncated csv": pairs("x.csv", THREE + "word1,wo", "line 5 … 2 … 3"),
+    "open quote": pairs("x.csv", THREE + '"word1,word2,3\n', "line 5"),
+    "truncated jsonl": pairs("x.jsonl", '{"sentence1": "a', "line 1 … JSON"),
+    "truncated parquet": pairs("x.parquet", b"PAR1" + b"\0" * 40, "Parquet"),
+    "csv in UTF-16": pairs("x.csv", THREE.encode("utf-16"), "UTF-8"),
+    "tsv in Latin-1": pairs("x.tsv", "sentence1\tsentence2\tscore\né\tb\t1\n".encode("latin-1"), "UTF-8"),
+    "jsonl in Windows-1256": pairs("x.jsonl", '{"sentence1": "سلام"}\n'.encode("cp1256"), "UTF-8"),
     "binary csv": pairs("x.csv", bytes(range(256)) * 4, "x.csv"),
-    "missing column": pairs("x.csv", THREE.replace("score", "gold"), "no column 'score'; found sentence1, sentence2, gold"),
-    "column twice": pairs("x.csv", THREE.replace("sentence2", "sentence1"), "a column name stands twice"),
-    "semicolons": pairs("x.csv", THREE.replace(",", ";"), "no column 'sentence1'"),
-    "null text": pairs("x.jsonl", jsonl(*GOOD_ROWS, GOOD_ROWS[0] | {"sentence1": None}), "row 9: column 'sentence1' is missing"),
-    "null score": pairs("x.jsonl", jsonl(*GOOD_ROWS, GOOD_ROWS[0] | {"score": None}), "row 9: column 'score' must be a finite number"),
-    "empty text": pairs("x.csv", THREE + " ,word1,3\n", "row 4: column 'sentence1' is empty"),
-    "text of zero-width spaces": pairs("x.csv", THREE + "\u200b\u200f\ufeff,word1,3\n", "row 4: column 'sentence1' is empty"),
-    "score that is a word": pairs("x.csv", THREE + "word1,word2,high\n", "row 4: column 'score' must be a finite number, not 'high'"),
-    "infinite score": pairs("x.csv", THREE + "word1,word2,-inf\n", "row 4: column 'score' must be a finite number, not '-inf'"),
-    "score of NaN": pairs("x.jsonl", jsonl(*GOOD_ROWS, GOOD_ROWS[0] | {"score": float("nan")}), "row 9: column 'score' must be a finite number"),
-    "score that is true": pairs("x.jsonl", jsonl(*[r | {"score": True} for r in GOOD_ROWS]), "row 1: column 'score' must be a finite number, not True"),
-    "mixed types": pairs("x.jsonl", jsonl(*MIXED), "a column holds values of several types"),
-    "rows of other keys": pairs("x.jsonl", jsonl(GOOD_ROWS[0], {"sentence1": "a"}), "line 2: the key"),
-    "row that is a list": pairs("x.jsonl", jsonl(GOOD_ROWS[0]) + "[1]\n", "line 2: must be a JSON object"),
-    "lone surrogate": pairs("x.jsonl", SURROGATE, "line 1: 'sentence1' is not valid Unicode (a lone surrogate)"),
+    "missing column": pairs("x.csv", THREE.replace("score", "gold"), "'score' … sentence1, sentence2, gold"),
+    "column twice": pairs("x.csv", THREE.replace("sentence2", "sentence1"), "column name"),
+    "semicolons": pairs("x.csv", THREE.replace(",", ";"), "'sentence1'"),
+    "null text": pairs("x.jsonl", jsonl(*GOOD_ROWS, GOOD_ROWS[0] | {"sentence1": None}), "row 9 … 'sentence1' … missing"),
+    "null score": pairs("x.jsonl", jsonl(*GOOD_ROWS, GOOD_ROWS[0] | {"score": None}), "row 9 … 'score' … finite"),
+    "empty text": pairs("x.csv", THREE + " ,word1,3\n", "row 4 … 'sentence1' … empty"),
+    "text of zero-width spaces": pairs("x.csv", THREE + "\u200b\u200f\ufeff,word1,3\n", "row 4 … 'sentence1' … empty"),
+    "score that is a word": pairs("x.csv", THREE + "word1,word2,high\n", "row 4 … 'score' … 'high'"),
+    "infinite score": pairs("x.csv", THREE + "word1,word2,-inf\n", "row 4 … 'score' … finite … '-inf'"),
+    "score of NaN": pairs("x.jsonl", jsonl(*GOOD_ROWS, GOOD_ROWS[0] | {"score": float("nan")}), "row 9 … 'score' … finite"),
+    "score that is true": pairs("x.jsonl", jsonl(*[r | {"score": True} for r in GOOD_ROWS]), "row 1 … 'score' … True"),
+    "mixed types": pairs("x.jsonl", jsonl(*MIXED), "types"),
+    "rows of other keys": pairs("x.jsonl", jsonl(GOOD_ROWS[0], {"sentence1": "a"}), "line 2 … key"),
+    "row that is a list": pairs("x.jsonl", jsonl(GOOD_ROWS[0]) + "[1]\n", "line 2 … JSON object"),
+    "lone surrogate": pairs("x.jsonl", SURROGATE, "line 1 … 'sentence1' … surrogate"),
     "constant scores": pairs("x.csv", HEAD + "word1,word2,2\nword3,word4,2\nword5,word6,2\n", "every score is 2"),
-    "one row": pairs("x.csv", HEAD + "word1,word2,2\n", "1 scored pairs; a correlation needs at least 3"),
-    "subset of a thousand characters": pairs("x.jsonl", jsonl(*[r | {"subset": "s" * 1000} for r in GOOD_ROWS]), "column 'subset' is a name of more than 100"),
-    "training on one row": training("x.csv", "anchor,positive\nword1,word2\n", "one row; training needs at least 2"),
-    "training on scored pairs": training("x.csv", THREE, "no column for 'anchor'; found sentence1, sentence2, score"),
-    "training on an empty text": training("x.csv", TRIPLETS + "word1,\n", "row 5: column 'positive' is empty"),
-    "training on numbers": training("x.jsonl", jsonl({"anchor": 1, "positive": "a"}, {"anchor": 2, "positive": "b"}), "column 'anchor' holds int64 where text is wanted"),
-    "scores outside their range": Case(HYBRID, "{model} --config {d}/c.json --dev_data none --output_dir {d}/out", "row 2: the score 2 is outside 0..1", 1, {"x.csv": THREE, "c.json": json.dumps(mixture(loss="cosent"))}),
-    "labels that are words": Case(HYBRID, "{model} --config {d}/c.json --dev_data none --output_dir {d}/out", "row 1: column 'label' must be", 1, {"x.csv": "sentence1,sentence2,label\na,b,yes\nc,d,no\n", "c.json": json.dumps(mixture(loss="softmax"))}),
+    "one row": pairs("x.csv", HEAD + "word1,word2,2\n", "1 scored pair … 3"),
+    "subset of a thousand characters": pairs("x.jsonl", jsonl(*[r | {"subset": "s" * 1000} for r in GOOD_ROWS]), "'subset' … 100"),
+    "training on one row": training("x.csv", "anchor,positive\nword1,word2\n", "one row … 2"),
+    "training on scored pairs": training("x.csv", THREE, "'anchor' … sentence1, sentence2, score"),
+    "training on an empty text": training("x.csv", TRIPLETS + "word1,\n", "row 5 … 'positive' … empty"),
+    "training on numbers": training("x.jsonl", jsonl({"anchor": 1, "positive": "a"}, {"anchor": 2, "positive": "b"}), "'anchor' … int64 … text"),
+    "scores outside their range": Case(HYBRID, "{model} --config {d}/c.json --dev_data none --output_dir {d}/out", "row 2 … 2 … 0..1", 1, {"x.csv": THREE, "c.json": json.dumps(mixture(loss="cosent"))}),
+    "labels that are words": Case(HYBRID, "{model} --config {d}/c.json --dev_data none --output_dir {d}/out", "row 1 … 'label'", 1, {"x.csv": "sentence1,sentence2,label\na,b,yes\nc,d,no\n", "c.json": json.dumps(mixture(loss="softmax"))}),
     # data: good
     "byte-order mark": pairs("x.csv", b"\xef\xbb\xbf" + THREE.encode(), None, rows=3),
     "Windows line ends": pairs("x.csv", THREE.replace("\n", "\r\n"), None, rows=3),
@@ -169,13 +166,13 @@ CASES = {
     "training with a byte-order mark": training("x.csv", b"\xef\xbb\xbf" + TRIPLETS.encode(), None),
     "training on duplicate pairs": training("x.csv", TRIPLETS + TRIPLETS.split("\n", 1)[1], None),
     # models
-    "model that is a file": Case(STS, SCORE + "x.csv --model_name {d}/x.csv", "x.csv is a file", 1, {"x.csv": THREE}),
-    "model folder that is empty": Case(STS, SCORE + "x.csv --model_name {d}/m", "the folder is empty", 1, {"x.csv": THREE, "m/": ""}),
-    "model folder of notes": Case(STS, SCORE + "x.csv --model_name {d}/m", "m: cannot be loaded", 1, {"x.csv": THREE, "m/notes.txt": "a"}),
-    "model with a config that is not JSON": Case(NLI, "{d}/m --dev_data none --output_dir {d}/out --train_data {good_triplets}", "m: cannot be loaded", 1, {"m/config.json": "{"}),
-    "model with modules outside its folder": Case(STS, SCORE + "x.csv --model_name {d}/m", "which is outside of the model", 1, {"x.csv": THREE, "m/modules.json": '[{"idx": 0, "name": "0", "path": "../../etc", "type": "sentence_transformers.models.Transformer"}]'}),
-    "image model": Case(STS, SCORE + "x.csv --model_name {d}/m", "m: cannot be loaded", 1, {"x.csv": THREE, "m/config.json": '{"model_type": "vit", "architectures": ["ViTModel"]}'}),
-    "model name that leaves the folder": Case(STS, SCORE + "x.csv --model_name a/../../b", "a/../../b: no such folder", 1, {"x.csv": THREE}),
+    "model that is a file": Case(STS, SCORE + "x.csv --model_name {d}/x.csv", "x.csv … file", 1, {"x.csv": THREE}),
+    "model folder that is empty": Case(STS, SCORE + "x.csv --model_name {d}/m", "/m … empty", 1, {"x.csv": THREE, "m/": ""}),
+    "model folder of notes": Case(STS, SCORE + "x.csv --model_name {d}/m", "/m … cannot be loaded", 1, {"x.csv": THREE, "m/notes.txt": "a"}),
+    "model with a config that is not JSON": Case(NLI, "{d}/m --dev_data none --output_dir {d}/out --train_data {good_triplets}", "/m … cannot be loaded", 1, {"m/config.json": "{"}),
+    "model with modules outside its folder": Case(STS, SCORE + "x.csv --model_name {d}/m", "outside", 1, {"x.csv": THREE, "m/modules.json": '[{"idx": 0, "name": "0", "path": "../../etc", "type": "sentence_transformers.models.Transformer"}]'}),
+    "image model": Case(STS, SCORE + "x.csv --model_name {d}/m", "/m … cannot be loaded", 1, {"x.csv": THREE, "m/config.json": '{"model_type": "vit", "architectures": ["ViTModel"]}'}),
+    "model name that leaves the folder": Case(STS, SCORE + "x.csv --model_name a/../../b", "a/../../b … no such folder", 1, {"x.csv": THREE}),
     "model name of a thousand characters": Case(STS, SCORE + "x.csv --model_name " + "m" * 1000, "mmm", 1, {"x.csv": THREE}),
     "model in a URL with a token": Case(STS, SCORE + "x.csv --model_name https://me:hunter2@host/m", "model https://***@host/m", 1, {"x.csv": THREE}),
     # outputs
@@ -183,7 +180,7 @@ CASES = {
     "output below a file": Case(STS, SCORE + "x.csv --output_dir {d}/x.csv/out", "x.csv", 1, {"x.csv": THREE}),
     "output where nothing can be written": Case(STS, SCORE + "x.csv --output_dir /proc/out", "/proc/out", 1, {"x.csv": THREE}),
     "output on a full device": Case(STS, SCORE + "x.csv --output_dir {d}/full", "full", 1, {"x.csv": THREE}),
-    "training into a file": Case(NLI, TRAIN + "x.csv --output_dir {d}/x.csv", "x.csv is a file", 1, {"x.csv": TRIPLETS}),
+    "training into a file": Case(NLI, TRAIN + "x.csv --output_dir {d}/x.csv", "x.csv … file", 1, {"x.csv": TRIPLETS}),
     "training below a file": Case(NLI, TRAIN + "x.csv --output_dir {d}/x.csv/out", "x.csv/out", 1, {"x.csv": TRIPLETS}),
     "training where nothing can be written": Case(NLI, TRAIN + "x.csv --output_dir /proc/out", "/proc/out", 1, {"x.csv": TRIPLETS}),
 }  # fmt: skip
@@ -221,7 +218,7 @@ def is_cache(name: str) -> bool:
 def assert_refused(done, code: int, said: str, before: dict[str, bytes], folder: Path) -> None:
     errors = [line for line in done.err.splitlines() if line.startswith("error: ")]
     assert done.code == code, done.err[-2000:]
-    assert len(errors) == 1 and said in errors[0], done.err[-2000:]
+    assert len(errors) == 1 and says(errors[0], said), done.err[-2000:]
     assert done.err.rstrip().splitlines()[-1] == errors[0], "the error is not the last line"
     assert "Traceback" not in done.err
     assert done.out == ""

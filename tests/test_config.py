@@ -8,18 +8,19 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, get_origin
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common import config as configuration
-from common.config import Config, Key, check_value, load_config, read_json
+from common.config import Config, load_config, read_json
 from common.dims import check_dims, fit_dims
 from common.errors import UsageError
+from common.keys import Key, check_value, keys_of, without_none
 from evaluation.utils.options import MTEBConfig, STSConfig
-from tests.conftest import ROOT
+from tests.helpers import ROOT, says
 from training.utils.option_checks import check_mixture
 from training.utils.options import DatasetEntry, HybridConfig, MatryoshkaNLIConfig
 
@@ -36,7 +37,7 @@ def load(*argv, cls=MatryoshkaNLIConfig):
 
 
 def set_keys(config: Config) -> set[str]:
-    return {key for key in configuration.keys_of(type(config)) if config.is_set(key)}
+    return {key for key in keys_of(type(config)) if config.is_set(key)}
 
 
 @pytest.fixture
@@ -62,7 +63,7 @@ def test_defaults_are_those_of_the_file():
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_the_defaults_file_has_every_key_of_its_scripts_and_no_other(script):
     same_file = [cls for cls in SCRIPTS.values() if cls.defaults_file == SCRIPTS[script].defaults_file]
-    keys = {key for cls in same_file for key in configuration.keys_of(cls)}
+    keys = {key for cls in same_file for key in keys_of(cls)}
     assert len(same_file) == 2 and set(read_json(ROOT / "configs" / same_file[0].defaults_file)) == keys
 
 
@@ -80,7 +81,7 @@ def test_the_bare_model_is_model_name():
     assert config.model_name == "org/model" and set_keys(config) == {"model_name", "seed"}
     assert load("--model_name", "org/model").model_name == "org/model"
     assert load("org/model", "--model_name", "org/model").model_name == "org/model"
-    with pytest.raises(UsageError, match="given twice"):
+    with pytest.raises(UsageError, match="has two values"):
         load("org/model", "--model_name", "other/model")
 
 
@@ -109,13 +110,13 @@ def test_flags(argv, key, value):
 def test_a_replaced_config_knows_what_the_user_set():
     config = replace(load("--seed", "5"), output_dir="elsewhere")
     assert set_keys(config) == {"seed"} and config.output_dir == "elsewhere"
-    assert set(configuration.as_dict(config)) == set(configuration.keys_of(MatryoshkaNLIConfig))
+    assert set(configuration.as_dict(config)) == set(keys_of(MatryoshkaNLIConfig))
     with pytest.raises(KeyError, match="sed"):
         config.is_set("sed")
 
 
 def test_a_flag_is_not_cut_short():
-    with pytest.raises(UsageError, match="unknown flag --learn"):
+    with pytest.raises(UsageError, match="--learn"):
         load("--learn", "1")
 
 
@@ -129,69 +130,69 @@ def test_byte_order_mark(write):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--lerning_rate", "1"], "unknown flag --lerning_rate; did you mean --learning_rate?"),
+        (["--lerning_rate", "1"], "--lerning_rate … did you mean --learning_rate?"),
         (["--learning-rate", "1"], "did you mean --learning_rate?"),
         (["--confg", "x.json"], "did you mean --config?"),
-        (["--zzz"], "unknown flag --zzz ("),
+        (["--zzz"], "--zzz"),
         (["model", "another"], "unexpected argument 'another'"),
-        (["--language", "fr"], "--language must be one of en, ar, not 'fr'"),
-        (["--seed", "1.5"], "must be an integer, not '1.5'"),
-        (["--seed", "-1"], "--seed must be at least 0, not -1"),
-        (["--learning_rate", "0"], "--learning_rate must be above 0, not 0"),
-        (["--learning_rate", "nan"], "--learning_rate must be a number"),
-        (["--learning_rate", "inf"], "--learning_rate must be a number"),
-        (["--push_to_hub=maybe"], "must be true or false, not 'maybe'"),
-        (["--per_device_train_batch_size", "1"], "must be at least 2"),
+        (["--language", "fr"], "--language … en, ar … 'fr'"),
+        (["--seed", "1.5"], "--seed … integer … '1.5'"),
+        (["--seed", "-1"], "--seed … 0 … -1"),
+        (["--learning_rate", "0"], "--learning_rate … above 0"),
+        (["--learning_rate", "nan"], "--learning_rate … number"),
+        (["--learning_rate", "inf"], "--learning_rate … number"),
+        (["--push_to_hub=maybe"], "--push_to_hub … true … false … 'maybe'"),
+        (["--per_device_train_batch_size", "1"], "--per_device_train_batch_size … 2"),
         (["--matryoshka_dims"], "--matryoshka_dims"),
-        (["--matryoshka_dims", "64", "x"], "not 'x'"),
-        (["--matryoshka_weights", "1", "0"], "--matryoshka_weights, item 2 must be above 0"),
-        (["--training_arguments", "{}"], "unknown flag --training_arguments"),
+        (["--matryoshka_dims", "64", "x"], "--matryoshka_dims … 'x'"),
+        (["--matryoshka_weights", "1", "0"], "--matryoshka_weights … item 2 … above 0"),
+        (["--training_arguments", "{}"], "--training_arguments"),
     ],
 )
 def test_wrong_flags(argv, message):
     with pytest.raises(UsageError) as error:
         load(*argv)
-    assert message in str(error.value)
+    assert says(str(error.value), message)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"lerning_rate": 1}, "unknown key 'lerning_rate'; did you mean learning_rate?"),
-        ({"zzz": 1}, "unknown key 'zzz'"),
-        ({"datasets": {}}, "unknown key 'datasets'; it belongs to another script"),
-        ({"seed": "7"}, "'seed' must be an integer, not \"7\""),
-        ({"seed": True}, "'seed' must be an integer, not true"),
-        ({"seed": 7.0}, "'seed' must be an integer, not 7.0"),
-        ({"seed": None}, "'seed' must be an integer, not null"),
-        ({"push_to_hub": 1}, "'push_to_hub' must be true or false, not 1"),
-        ({"model_name": ["a"]}, "'model_name' must be a string, not [\"a\"]"),
-        ({"matryoshka_dims": 64}, "'matryoshka_dims' must be a list of integers, not 64"),
-        ({"matryoshka_dims": [64, "32"]}, "'matryoshka_dims', item 2 must be an integer"),
-        ({"training_arguments": []}, "'training_arguments' must be an object, not []"),
-        ({"max_train_samples": 0}, "must be at least 1, not 0"),
-        ('{"seed": 1, "seed": 2}', "the key 'seed' is duplicated"),
-        ('{"training_arguments": {"a": 1, "a": 1}}', "the key 'a' is duplicated"),
-        ('{"learning_rate": NaN}', "NaN is not a number that JSON has"),
-        ('{"learning_rate": -Infinity}', "-Infinity is not a number that JSON has"),
-        ('{"learning_rate": 1e999}', "must be a number"),
-        ("", "line 1: not valid JSON"),
-        ('{"seed": 1,\n}', "line 2: not valid JSON"),
-        ("[]", "must hold one JSON object"),
+        ({"lerning_rate": 1}, "'lerning_rate' … did you mean learning_rate?"),
+        ({"zzz": 1}, "'zzz'"),
+        ({"datasets": {}}, "'datasets' … another script"),
+        ({"seed": "7"}, "'seed' … integer … \"7\""),
+        ({"seed": True}, "'seed' … integer … true"),
+        ({"seed": 7.0}, "'seed' … integer … 7.0"),
+        ({"seed": None}, "'seed' … integer … null"),
+        ({"push_to_hub": 1}, "'push_to_hub' … true … false … 1"),
+        ({"model_name": ["a"]}, "'model_name' … string … [\"a\"]"),
+        ({"matryoshka_dims": 64}, "'matryoshka_dims' … list of integers … 64"),
+        ({"matryoshka_dims": [64, "32"]}, "'matryoshka_dims' … item 2 … integer"),
+        ({"training_arguments": []}, "'training_arguments' … object … []"),
+        ({"max_train_samples": 0}, "'max_train_samples' … 1 … 0"),
+        ('{"seed": 1, "seed": 2}', "'seed'"),
+        ('{"training_arguments": {"a": 1, "a": 1}}', "'a'"),
+        ('{"learning_rate": NaN}', "NaN … JSON"),
+        ('{"learning_rate": -Infinity}', "-Infinity … JSON"),
+        ('{"learning_rate": 1e999}', "'learning_rate' … number"),
+        ("", "line 1 … JSON"),
+        ('{"seed": 1,\n}', "line 2 … JSON"),
+        ("[]", "JSON object"),
         ("[" * 100_000, "nested too deeply"),
         ('{"seed": ' + "9" * 5000 + "}", "5000 digits"),
-        ({"model_name": "a\0b"}, "'model_name' holds a character that no text has: 'a\\x00b'"),
-        ('{"output_dir": "a\\ud800"}', "'output_dir' holds a character that no text has: 'a\\ud800'"),
-        ({"datasets\nx": 1}, "unknown key 'datasets\\nx'"),
-        ({"training_arguments": {"a\nb": 1}, "seed": "1\u20282"}, "'seed' must be an integer"),
+        ({"model_name": "a\0b"}, "'model_name' … character … 'a\\x00b'"),
+        ('{"output_dir": "a\\ud800"}', "'output_dir' … character … 'a\\ud800'"),
+        ({"datasets\nx": 1}, "'datasets\\nx'"),
+        ({"training_arguments": {"a\nb": 1}, "seed": "1\u20282"}, "'seed' … integer"),
     ],
 )
 def test_wrong_config_files(write, content, message):
     path = write(content)
     with pytest.raises(UsageError) as error:
         load("--config", path)
-    assert message in str(error.value) and str(path) in str(error.value)
+    assert says(str(error.value), message) and str(path) in str(error.value)
     assert "\n" not in str(error.value)
 
 
@@ -214,45 +215,45 @@ def hybrid(*argv):
 @pytest.mark.parametrize(
     ("datasets", "message"),
     [
-        ({}, "'datasets' is empty"),
-        ({"a": {"loss": "mnrl"}}, "lacks the key 'path'"),
-        ({"a": {"path": "x"}}, "lacks the key 'loss'"),
-        ({"a": {"path": "x", "loss": "mnlr"}}, "not 'mnlr'; did you mean mnrl?"),
-        ({"a": {"path": "x", "loss": "mnrl", "wieght": 1}}, "unknown key 'wieght'; did you mean weight?"),
-        ({"a": {"path": "x", "loss": "mnrl", "weight": 0}}, "must be above 0"),
-        ({"a": {"path": "x", "loss": "mnrl", "columns": {"anchor": 1}}}, "must be a string, not 1"),
+        ({}, "'datasets' … empty"),
+        ({"a": {"loss": "mnrl"}}, "'path'"),
+        ({"a": {"path": "x"}}, "'loss'"),
+        ({"a": {"path": "x", "loss": "mnlr"}}, "'mnlr' … did you mean mnrl?"),
+        ({"a": {"path": "x", "loss": "mnrl", "wieght": 1}}, "'wieght' … did you mean weight?"),
+        ({"a": {"path": "x", "loss": "mnrl", "weight": 0}}, "'weight' … above 0"),
+        ({"a": {"path": "x", "loss": "mnrl", "columns": {"anchor": 1}}}, "string … 1"),
         ({"a": {"path": "x", "loss": "cosent", "score_range": [5, 0]}}, "score_range"),
         ({"a": {"path": "x", "loss": "cosent", "score_range": [0]}}, "score_range"),
         (
             {"a": {"path": "x", "loss": "mnrl", "weight": 1}, "b": {"path": "x", "loss": "mnrl"}},
-            "'a' has a weight and 'b' has none",
+            "'a' … weight … 'b'",
         ),
         (
             {"a": {"path": "x", "loss": "mnrl", "score_range": [0, 5]}},
-            "'score_range' is for cosent, angle, cosine, and",
+            "'score_range' … cosent, angle, cosine … mnrl",
         ),
         (
             {"a": {"path": "x", "loss": "cosent", "directions": ["query_to_doc"]}},
-            "'directions' is for mnrl, and the loss",
+            "'directions' … mnrl … cosent",
         ),
-        ({"a": {"path": "x", "loss": "mnrl", "guide": "g"}}, "'guide' is for gist, and the loss is mnrl"),
-        ({"a": {"path": "x", "loss": "gist", "teacher": "t"}}, "'teacher' is for distill, and the loss is gist"),
+        ({"a": {"path": "x", "loss": "mnrl", "guide": "g"}}, "'guide' … gist … mnrl"),
+        ({"a": {"path": "x", "loss": "gist", "teacher": "t"}}, "'teacher' … distill … gist"),
         (
             {"a": {"path": "x", "loss": "softmax", "scale": 20}},
-            "'scale' is for mnrl, gist, cosent, angle, and the loss",
+            "'scale' … mnrl, gist, cosent, angle … softmax",
         ),
-        ({"a": {"path": "x", "loss": "mnrl", "directions": ["doc_to_query"]}}, "must have query_to_doc"),
-        ({"a": {"path": "x", "loss": "mnrl", "directions": ["query_to_doc"] * 2}}, "'directions' has a duplicate"),
+        ({"a": {"path": "x", "loss": "mnrl", "directions": ["doc_to_query"]}}, "query_to_doc"),
+        ({"a": {"path": "x", "loss": "mnrl", "directions": ["query_to_doc"] * 2}}, "'directions' … duplicate"),
         ({"a": {"path": "x", "loss": "mnrl", "directions": ["query_to_dog"]}}, "did you mean query_to_doc?"),
-        ({"a": 1}, "must be an object, not 1"),
-        ({"a.b": {"path": "x", "loss": "mnrl"}}, "the name 'a.b' must not be empty or contain a dot"),
-        ({"": {"path": "x", "loss": "mnrl"}}, "the name '' must not be empty"),
+        ({"a": 1}, "object … 1"),
+        ({"a.b": {"path": "x", "loss": "mnrl"}}, "'a.b' … dot"),
+        ({"": {"path": "x", "loss": "mnrl"}}, "name … '' … empty"),
     ],
 )
 def test_wrong_mixtures(write, datasets, message):
     with pytest.raises(UsageError) as error:
         hybrid("--config", write({"datasets": datasets}))
-    assert message in str(error.value)
+    assert says(str(error.value), message)
 
 
 @pytest.mark.parametrize(
@@ -277,14 +278,9 @@ def test_dims():
     assert fit_dims("--dims", [768, 64, 256], 384, explicit=False) == [384, 256, 64]
     assert fit_dims("--dims", [64], 384, explicit=True) == [384, 64]
     assert fit_dims("--dims", [768], 64, explicit=False) == [64]
-    with pytest.raises(UsageError, match="dimension 768 is above the model's width of 384"):
+    with pytest.raises(UsageError, match="768 .*above.* 384"):
         fit_dims("--dims", [64, 768], 384, explicit=True)
-    for dims, message in (
-        ([], "empty"),
-        ([64, 0], "positive, not 0"),
-        ([-1], "not -1"),
-        ([64, 64], "64 is duplicated"),
-    ):
+    for dims, message in (([], "empty"), ([64, 0], "positive.* 0"), ([-1], "-1"), ([64, 64], "64")):
         with pytest.raises(UsageError, match=message):
             check_dims("--dims", dims)
 
@@ -298,7 +294,7 @@ def test_every_shipped_config_parses_for_its_script(file):
             if cls.defaults_file == file:
                 load(cls=cls)
         return
-    fitting = [cls for cls in SCRIPTS.values() if set(values) <= set(configuration.keys_of(cls))]
+    fitting = [cls for cls in SCRIPTS.values() if set(values) <= set(keys_of(cls))]
     assert fitting, f"no script has all the keys of {file}"
     cls = fitting[0]
     config = load("--config", path, cls=cls)
@@ -316,7 +312,8 @@ json_values = st.recursive(
 )
 
 
-@given(st.dictionaries(st.sampled_from(sorted(configuration.keys_of(HybridConfig))) | st.text(), json_values))
+@settings(deadline=None)  # the machine may be busy
+@given(st.dictionaries(st.sampled_from(sorted(keys_of(HybridConfig))) | st.text(), json_values))
 def test_any_config_file_is_read_or_refused_in_one_line(tmp_path_factory, values):
     path = tmp_path_factory.getbasetemp() / "any.json"
     path.write_text(json.dumps(values), encoding="utf-8")
@@ -331,6 +328,7 @@ def test_any_config_file_is_read_or_refused_in_one_line(tmp_path_factory, values
                 assert getattr(config, key) == value
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(max_size=8) | st.sampled_from(["--seed", "--scale", "--config", "--language", "1", "-1"])))
 def test_any_command_line_is_read_or_refused_in_one_line(argv):
     if {"-h", "--help"} & {text.split("=")[0] for text in argv}:
@@ -353,7 +351,7 @@ def test_bounds(whole, real):
         ("whole", whole, whole >= -5),
         ("real", real, real > 2 and abs(real) != float("inf")),
     ):
-        hint, key = configuration.keys_of(Numbers)[name]
+        hint, key = keys_of(Numbers)[name]
         if good:
             assert check_value(name, value, hint, key) == (float(value) if name == "real" else value)
         else:
@@ -400,9 +398,9 @@ def test_help_and_usage_errors_answer_within_a_second_and_load_nothing_heavy(scr
 
     helped = run("--help")
     assert helped.returncode == 0, helped.stderr
-    for name, (hint, key) in configuration.keys_of(SCRIPTS[script]).items():
-        inner, _ = configuration.without_none(hint)
-        if configuration.get_origin(inner) is not dict:
+    for name, (hint, key) in keys_of(SCRIPTS[script]).items():
+        inner, _ = without_none(hint)
+        if get_origin(inner) is not dict:
             assert f"--{name}" in helped.stdout
             assert len(key.help) > 10
     wrong = run("--modl_name", "x")
@@ -446,5 +444,5 @@ def test_every_key_that_names_a_file_or_a_model_is_a_path():
     names = {"model_name", "output_dir", "resume_from_checkpoint", "train_data", "dev_data", "path", "guide", "teacher"}
     names |= {"baseline_model", "calibration_data", "data"}
     for cls in (*SCRIPTS.values(), DatasetEntry):
-        for name, (_, key) in configuration.keys_of(cls).items():
+        for name, (_, key) in keys_of(cls).items():
             assert key.path == (name in names), f"{cls.__name__}.{name}"

@@ -11,9 +11,9 @@ import pytest
 import torch
 from datasets import Dataset
 
+from tests.helpers import ROOT
 from training.utils.sampling import GlobalBatchSampler, MixtureBatchSampler, deal
 
-ROOT = Path(__file__).resolve().parents[1]
 ROWS = 8
 
 

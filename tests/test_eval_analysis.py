@@ -1,8 +1,11 @@
 """Baselines, precisions, shortlists, recommendation, published ranks, error analysis, report and model card."""
 
+import dataclasses
 import resource
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from huggingface_hub import ModelCard
 from scipy.stats import spearmanr
@@ -11,20 +14,27 @@ from sklearn.decomposition import PCA as SklearnPCA
 
 from common.errors import RunError
 from common.models import ModelIdentity, hash_folder
-from evaluation.utils.analysis import ModelAnalysis, analyse
-from evaluation.utils.baselines import PCA, baseline_scores, transforms
-from evaluation.utils.calibration import calibration_id, calibration_texts
-from evaluation.utils.error_analysis import pairs_that_move, rank_errors
-from evaluation.utils.model_card import update_model_card
-from evaluation.utils.pairs import PairSet
-from evaluation.utils.published import published_results, rank_among_published
-from evaluation.utils.quantization import Quantizer, bytes_per_vector, hamming_similarity, pareto_front
-from evaluation.utils.recommendation import choices, recommend, retention
-from evaluation.utils.report import Plot, Section, Table, write_report
-from evaluation.utils.report_sections import answer
-from evaluation.utils.shortlist import search, shortlist_rows
-from evaluation.utils.statistics import bootstrap, spearman
-from evaluation.utils.summary import update_summary
+from evaluation.utils.analysis.baselines import PCA, baseline_scores, transforms
+from evaluation.utils.analysis.calibration import calibration_id, calibration_texts
+from evaluation.utils.analysis.error_analysis import pairs_that_move, rank_errors
+from evaluation.utils.analysis.model_analysis import ModelAnalysis, analyse
+from evaluation.utils.analysis.published import published_results, rank_among_published
+from evaluation.utils.analysis.quantization import Quantizer, bytes_per_vector, hamming_similarity, pareto_front
+from evaluation.utils.analysis.recommendation import choices, recommend, retention
+from evaluation.utils.analysis.shortlist import search, shortlist_rows
+from evaluation.utils.report import sections
+from evaluation.utils.report.content import Plot, Section, Table
+from evaluation.utils.report.formatting import escape_markdown
+from evaluation.utils.report.material import Material
+from evaluation.utils.report.model_card import update_model_card
+from evaluation.utils.report.render import write_report
+from evaluation.utils.report.sections import answer
+from evaluation.utils.report.summary import COLUMNS, update_summary
+from evaluation.utils.scoring.pairs import PairSet
+from evaluation.utils.scoring.rows import ScoreRow, set_name
+from evaluation.utils.scoring.scorer import ModelScores
+from evaluation.utils.scoring.similarity import METRICS
+from evaluation.utils.scoring.statistics import bootstrap, spearman
 
 RNG = np.random.default_rng(0)
 
@@ -101,7 +111,7 @@ def estimates_of(pairs, dims):
 
 def test_the_smallest_dimension_that_is_not_below_is_recommended():
     found = choices(estimates_of(made_pairs(), [32, 16, 4]), 32)
-    assert [(c.dim, c.ok) for c in found] == [(4, False), (16, True), (32, True)]
+    assert [(c.dim, c.acceptable) for c in found] == [(4, False), (16, True), (32, True)]
     assert recommend(found).dim == 16
     assert found[0].low <= found[0].difference <= found[0].high < 0 and found[0].p < 0.05
 
@@ -109,14 +119,15 @@ def test_the_smallest_dimension_that_is_not_below_is_recommended():
 def test_of_a_full_width_alone_nothing_is_said_of_smaller_ones():
     model = ModelAnalysis(ModelIdentity("local/m", "1" * 40, ""), [32], [], estimates=estimates_of(made_pairs(), [32]))
     model.dimensions = choices(model.estimates, 32)
-    text = " ".join(answer([model], lambda m: m.identity.name, "").paragraphs)
+    table = pd.DataFrame([{"model": "local/m", "revision": "1" * 40}])
+    text = " ".join(answer.build(Material([model], table)).paragraphs)
     assert "smaller" not in text and "only" in text
 
 
 def test_a_score_whose_full_width_has_none_has_no_retention():
     rows = [row(8, 0.5)]  # at 32 mteb gave NaN
-    found = analyse(ModelIdentity("local/m", "1" * 40, ""), [32, 8], rows, [], None)
-    assert np.isnan(found.rows[0]["retention"])
+    analysis = analyse(ModelIdentity("local/m", "1" * 40, ""), [32, 8], ModelScores(rows))
+    assert np.isnan(analysis.rows[0].retention)
 
 
 def test_nothing_is_recommended_where_the_model_does_not_do_the_task():
@@ -175,8 +186,8 @@ def test_calibration_leaves_out_the_test_texts(tmp_path):
 
 def test_the_report_escapes_everything_and_both_files_say_the_same(tmp_path):
     nasty = '<script>alert("x")</script> | **bold** "مرحبا"'
-    section = Section("answer", "Title & more", [nasty], [Plot("a plot", "<svg width='1'></svg>")],
-                      [Table(["model", "64"], [[nasty, "12.3"]], caption=nasty, note=nasty, picked={0})])  # fmt: skip
+    table = Table(["model", "64"], [[nasty, "12.3"]], caption=nasty, note=nasty, picked={0})
+    section = Section("Title & more", [nasty], [Plot("a plot", "<svg width='1'></svg>")], [table], id="answer")
     write_report(tmp_path, nasty, "sub", [section])
     html, markdown = (tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text()
     assert "<script" not in html and html.count("&lt;script&gt;") == 6 and 'dir="auto"' in html
@@ -187,10 +198,9 @@ def test_the_report_escapes_everything_and_both_files_say_the_same(tmp_path):
     assert (tmp_path / "plots" / "answer-1.svg").exists()
 
 
-def row(dim, score, **more):
-    return {"model": "local/m", "revision": "1", "dtype": "float32", "task": "STS17", "subset": "ar-ar", "dim": dim, "n": 250,
-            "task_type": "STS", "metric": "cosine_spearman", "score": score, "cosine_spearman": score,
-            "dataset_revision": "abc", "mteb_version": "2", **more}  # fmt: skip
+def row(dim, score, dataset_revision="abc", **more):
+    return ScoreRow("local/m", "1", "float32", "STS17", "ar-ar", dim, 250, "STS", "cosine_spearman", score,
+                    dataset_revision=dataset_revision, mteb_version="2", similarity_scores={"cosine_spearman": score}, **more)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -241,3 +251,34 @@ def test_a_summary_without_the_new_columns_is_read(tmp_path):
     table = update_summary(old, [row(64, 0.6, ci_low=0.5, ci_high=0.7)])
     assert list(table["model"]) == ["local/m", "local/old"]
     assert table["ci_low"].isna().tolist() == [False, True]
+
+
+def test_the_summary_has_the_columns_of_a_row():
+    fields = {field.name for field in dataclasses.fields(ScoreRow)} - {"similarity_scores"}
+    assert set(COLUMNS) == fields | set(METRICS) and len(COLUMNS) == len(set(COLUMNS))
+    columns = row(64, 0.5, ci_low=0.4).as_columns()
+    assert columns["cosine_spearman"] == 0.5 and columns["ci_low"] == 0.4 and "p_full" not in columns
+
+
+def test_every_section_module_is_in_the_report_once():
+    modules = {path.stem for path in Path(sections.__file__).parent.glob("*.py")} - {"__init__"}
+    assert sorted(build.__module__.rsplit(".", 1)[1] for build in sections.SECTIONS.values()) == sorted(modules)
+
+
+@pytest.mark.parametrize(
+    ("text", "in_report", "in_terminal"),
+    [
+        ("my_model *new*", "my\\_model \\*new\\*", "my_model *new*"),
+        ("a|b <i> & [c](d)", "a\\|b &lt;i> &amp; \\[c\\](d)", "a\\|b &lt;i> &amp; \\[c](d)"),
+        ("two\n lines \\", "two lines \\\\", "two lines \\"),
+    ],
+)
+def test_markdown_is_escaped_once_for_each_reader(text, in_report, in_terminal):
+    assert escape_markdown(text) == in_report
+    assert escape_markdown(text, keep_emphasis=True) == in_terminal
+
+
+def test_only_the_default_subset_is_not_named():
+    assert set_name("STSBenchmark", "default") == "STSBenchmark"
+    assert set_name("STS17", "ar-ar") == "STS17 ar-ar"
+    assert set_name("T", "default/dev") == "T default/dev"

@@ -8,7 +8,14 @@ from scipy.stats import bootstrap as scipy_bootstrap
 from scipy.stats import spearmanr
 from sklearn.metrics import average_precision_score
 
-from evaluation.utils.statistics import average_precision, bootstrap, mean, mean_estimate, spearman, unpaired_difference
+from evaluation.utils.scoring.statistics import (
+    average_precision,
+    bootstrap,
+    mean,
+    mean_estimate,
+    spearman,
+    unpaired_difference,
+)
 
 
 @pytest.fixture

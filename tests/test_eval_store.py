@@ -5,49 +5,16 @@ import resource
 import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import StaticEmbedding
-from tokenizers import Tokenizer, models, pre_tokenizers
 
 from common.config import load_config
 from common.errors import RunError
 from common.models import ModelIdentity, identify
 from common.packing import pack
-from evaluation.utils import embeddings as module
-from evaluation.utils.embeddings import EmbeddingStore, cache_folder, open_store
 from evaluation.utils.options import MTEBConfig
-from tests.test_packing import tokens_seen
-
-WORDS = [f"word{i}" for i in range(300)]
-
-
-def static_model(seed=0, width=32, **arguments):
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(["[UNK]", *WORDS])}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    weights = np.random.default_rng(seed).standard_normal((len(WORDS) + 1, width)).astype(np.float32)
-    return SentenceTransformer(
-        modules=[StaticEmbedding(tokenizer, embedding_weights=weights)], device="cpu", **arguments
-    )
-
-
-class Counting:
-    """Counts the texts that a model encodes."""
-
-    def __init__(self, model):
-        self.model, self.texts = model, []
-        for name in ("encode", "encode_query", "encode_document"):
-            setattr(model, name, self.counted(getattr(model, name)))
-
-    def counted(self, encode):
-        def wrapped(texts, **arguments):
-            self.texts += list(texts)
-            return encode(texts, **arguments)
-
-        return wrapped
-
-
-def texts_of(n, seed=0):
-    rng = np.random.default_rng(seed)
-    return [" ".join(rng.choice(WORDS, 5)) for _ in range(n)]
+from evaluation.utils.scoring import embeddings as module
+from evaluation.utils.scoring.embeddings import EmbeddingStore, cache_folder, open_store
+from evaluation.utils.scoring.rows import ScoredModel
+from tests.helpers import Counting, static_model, texts_of, tokens_seen
 
 
 def test_each_distinct_text_is_encoded_once_for_all_dimensions_and_calls(tmp_path):
@@ -75,11 +42,11 @@ class iter_again:  # what can be gone through again without being a list
 
 def test_evaluation_pads_nothing(tmp_path, tiny_model):
     config = load_config(MTEBConfig, "", ["--model_name", str(tiny_model)])
-    store, dims = open_store(identify(str(tiny_model)), config, tmp_path, dims_given=False)
+    config.output_dir = str(tmp_path)
+    store = open_store(ScoredModel(identify(str(tiny_model))), config)
     texts = ["one", "one two three", "one two three four five six seven"]
     lengths = [len(ids) for ids in store.model.tokenizer(texts)["input_ids"]]
     assert len(set(lengths)) == 3 and tokens_seen(store.model, texts) == sum(lengths)
-    assert dims[0] == store.width
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -117,7 +84,7 @@ def test_prompts_and_roles_are_kept_apart(tmp_path):
 
 def test_models_revisions_and_precisions_have_folders_of_their_own(tmp_path):
     identities = [ModelIdentity("a/b", "1", ""), ModelIdentity("a/b", "2", ""), ModelIdentity("a/c", "1", "")]
-    folders = {cache_folder(tmp_path, i, dtype) for i in identities for dtype in ("float32", "bfloat16")}
+    folders = {cache_folder(tmp_path, ScoredModel(i, dtype)) for i in identities for dtype in ("float32", "bfloat16")}
     assert len(folders) == 6
 
 

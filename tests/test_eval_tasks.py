@@ -21,12 +21,16 @@ from mteb.abstasks.task_metadata import TaskMetadata
 from common.errors import UsageError
 from common.models import ModelIdentity
 from common.records import RunRecord
-from evaluation.utils.analysis import analyse, compare_with_first
-from evaluation.utils.embeddings import EmbeddingStore, cache_folder
-from evaluation.utils.mteb_scores import MTEBScorer, retrieval_embeddings
-from evaluation.utils.mteb_tasks import choose_tasks, pair_sets, size_of
-from evaluation.utils.outputs import write_outputs
-from tests.test_eval_store import Counting, static_model, texts_of
+from evaluation.utils.analysis.model_analysis import analyse, compare_with_first
+from evaluation.utils.report.outputs import write_outputs
+from evaluation.utils.scoring.embeddings import EmbeddingStore, cache_folder
+from evaluation.utils.scoring.mteb_run import MTEBRun
+from evaluation.utils.scoring.query_scores import corpora_of
+from evaluation.utils.scoring.rows import ScoredModel
+from evaluation.utils.scoring.scorer import ModelScores
+from evaluation.utils.scoring.task_data import pair_sets, size_of
+from evaluation.utils.scoring.tasks import choose_tasks
+from tests.helpers import Counting, static_model, texts_of
 
 DIMS = [32, 8]
 
@@ -120,12 +124,15 @@ class TinyClustering(Loaded, AbsTaskClustering):
 ALL = (TinySTS, TinyPairs, TinyRetrieval, TinyClassification, TinyClustering)
 
 
+def run_of(model, scored_model, folder, dims=DIMS) -> MTEBRun:
+    store = EmbeddingStore(model, cache_folder(folder, scored_model))
+    return MTEBRun(store, scored_model, list(dims), folder)
+
+
 @pytest.fixture
 def scorer(tmp_path):
     model = static_model()
-    identity = ModelIdentity("local/tiny", "a" * 40, "tiny")
-    store = EmbeddingStore(model, cache_folder(tmp_path, identity, "float32"))
-    return MTEBScorer(store, identity, DIMS, "float32", tmp_path)
+    return run_of(model, ScoredModel(ModelIdentity("local/tiny", "a" * 40, "tiny")), tmp_path)
 
 
 @pytest.mark.parametrize("kind", ALL)
@@ -138,19 +145,20 @@ def test_scores_are_those_of_a_truncated_model(kind, scorer):
         expected = mteb.evaluate(plain, kind(), cache=None, show_progress_bar=False, co2_tracker=False,
                                  encode_kwargs={"batch_size": 32})  # fmt: skip
         entry = expected.task_results[0].scores["test"][0]
-        found = [row for row in rows if row["dim"] == dim]
-        assert [row["score"] for row in found] == pytest.approx([entry["main_score"]], abs=1e-5)
-        assert found[0]["n"] == size_of(kind(), "default", "test")
+        at_dim = [row for row in rows if row.dim == dim]
+        assert [row.score for row in at_dim] == pytest.approx([entry["main_score"]], abs=1e-5)
+        assert at_dim[0].n == size_of(kind(), "default", "test")
 
 
 def everything(scorer, tasks, **arguments):
     rows = scorer.score(tasks)
     encoder = scorer.encoder()
-    pairs = [found for task in tasks for found in pair_sets(task, encoder)]
-    queries = {key: found for task in tasks for key, found in scorer.query_estimates(task).items()}
-    searches = [found for task in tasks for found in retrieval_embeddings(task, encoder)]
+    scores = ModelScores(rows, [pairs for task in tasks for pairs in pair_sets(task, encoder)])
+    for task in tasks:
+        scores.query_estimates |= scorer.query_estimates(task)
+        scores.corpora += corpora_of(task, encoder)
     fitted = scorer.store.encode(texts_of(100, 9))
-    return analyse(scorer.identity, DIMS, rows, pairs, lambda: fitted, queries, searches, **arguments)
+    return analyse(scorer.scored_model.identity, DIMS, scores, lambda: fitted, **arguments)
 
 
 def record_in(folder) -> RunRecord:
@@ -160,16 +168,16 @@ def record_in(folder) -> RunRecord:
 def test_intervals_for_pairs_and_queries_and_none_for_others(scorer, tmp_path):
     found = everything(scorer, [kind() for kind in ALL])
     for row in found.rows:
-        if row["task"] in ("TinySTS", "TinyPairs", "TinyRetrieval"):
-            assert row["ci_low"] < row["score"] < row["ci_high"]
-            assert row["diff_full"] == 0 or row["dim"] == 8
+        if row.task in ("TinySTS", "TinyPairs", "TinyRetrieval"):
+            assert row.ci_low < row.score < row.ci_high
+            assert row.diff_full == 0 or row.dim == 8
         else:
-            assert "ci_low" not in row
+            assert row.ci_low is None
     assert found.shortlists["TinyRetrieval"] and found.grid and found.dimensions
-    table = write_outputs(tmp_path, [found], "A <b>title</b>", "some texts", record_in(tmp_path))
+    table = write_outputs(tmp_path, [found], "some <b>texts</b>", record_in(tmp_path))
     assert "TinyClustering" in table
     html = (tmp_path / "report.html").read_text()
-    assert "<b>title" not in html and "http" not in re.sub("http://www.w3.org|http-equiv", "", html)
+    assert "<b>texts" not in html and "http" not in re.sub("http://www.w3.org|http-equiv", "", html)
 
 
 def test_a_second_run_scores_nothing_again_and_intervals_stay(scorer):
@@ -178,8 +186,8 @@ def test_a_second_run_scores_nothing_again_and_intervals_stay(scorer):
     counting = Counting(scorer.store.model)
     second = everything(scorer, tasks)
     assert counting.texts == []
-    assert [r["score"] for r in second.rows] == [r["score"] for r in first.rows]
-    assert [r["ci_low"] for r in second.rows] == [r["ci_low"] for r in first.rows]
+    assert [r.score for r in second.rows] == [r.score for r in first.rows]
+    assert [r.ci_low for r in second.rows] == [r.ci_low for r in first.rows]
 
 
 def test_tasks_share_the_embeddings_of_shared_texts(scorer):
@@ -198,39 +206,36 @@ def test_no_score_is_ever_anothers(tmp_path):
         ("local/a", "1" * 40, 0, "float32"), ("local/b", "1" * 40, 1, "float32"),
         ("local/a", "2" * 40, 2, "float32"), ("local/a", "1" * 40, 3, "bfloat16"),
     ):  # fmt: skip
-        identity = ModelIdentity(name, revision, "")
-        store = EmbeddingStore(static_model(seed), cache_folder(tmp_path, identity, dtype))
-        for row in MTEBScorer(store, identity, DIMS, dtype, tmp_path).score([TinySTS(), TinyRetrieval()]):
-            plain = mteb.evaluate(static_model(seed, truncate_dim=row["dim"]),
-                                  [t for t in (TinySTS(), TinyRetrieval()) if t.metadata.name == row["task"]],
+        scored_model = ScoredModel(ModelIdentity(name, revision, ""), dtype)
+        for row in run_of(static_model(seed), scored_model, tmp_path).score([TinySTS(), TinyRetrieval()]):
+            plain = mteb.evaluate(static_model(seed, truncate_dim=row.dim),
+                                  [t for t in (TinySTS(), TinyRetrieval()) if t.metadata.name == row.task],
                                   cache=None, show_progress_bar=False, co2_tracker=False, encode_kwargs={"batch_size": 32})  # fmt: skip
-            assert row["score"] == pytest.approx(plain.task_results[0].scores["test"][0]["main_score"], abs=1e-5)
-            seen[name, revision, dtype, row["task"], row["dim"]] = row["score"]
+            assert row.score == pytest.approx(plain.task_results[0].scores["test"][0]["main_score"], abs=1e-5)
+            seen[name, revision, dtype, row.task, row.dim] = row.score
     assert len(set(seen.values())) == len(seen) == 16
 
 
 def test_a_changed_prompt_changes_the_score(tmp_path):
-    identity = ModelIdentity("local/a", "1" * 40, "")
+    scored_model = ScoredModel(ModelIdentity("local/a", "1" * 40, ""))
     scores = []
     for prompt in ("", "word1 word2 word3 "):
         model = static_model(prompts={"query": prompt, "document": prompt})
-        store = EmbeddingStore(model, cache_folder(tmp_path, identity, "float32"))
-        scores.append(
-            MTEBScorer(store, identity, [32], "float32", tmp_path / prompt.strip()).score([TinyRetrieval()])[0]["score"]
-        )
+        store = EmbeddingStore(model, cache_folder(tmp_path, scored_model))
+        run = MTEBRun(store, scored_model, [32], tmp_path / prompt.strip())
+        scores.append(run.score([TinyRetrieval()])[0].score)
     assert scores[0] != scores[1]
 
 
 def test_overwrite_gives_the_same_bytes_and_rows_of_other_models_stay(scorer, tmp_path):
-    other = ModelIdentity("local/other", "b" * 40, "other")
-    store = EmbeddingStore(static_model(5), cache_folder(tmp_path, other, "float32"))
-    scored = [everything(MTEBScorer(store, other, DIMS, "float32", tmp_path), [TinySTS()])]
-    write_outputs(tmp_path, scored, "t", "texts", record_in(tmp_path))
+    other = run_of(static_model(5), ScoredModel(ModelIdentity("local/other", "b" * 40, "other")), tmp_path)
+    scored = [everything(other, [TinySTS()])]
+    write_outputs(tmp_path, scored, "texts", record_in(tmp_path))
     contents = []
     for _ in range(2):
         scorer.store.clear()
         scorer.overwrite = True
-        write_outputs(tmp_path, [everything(scorer, [TinySTS()])], "t", "texts", record_in(tmp_path))
+        write_outputs(tmp_path, [everything(scorer, [TinySTS()])], "texts", record_in(tmp_path))
         contents.append((tmp_path / "summary.csv").read_bytes())
     assert contents[0] == contents[1]
     with (tmp_path / "summary.csv").open() as file:
@@ -238,18 +243,17 @@ def test_overwrite_gives_the_same_bytes_and_rows_of_other_models_stay(scorer, tm
 
 
 def test_models_are_compared_with_the_first_in_pairs(scorer, tmp_path):
-    other = ModelIdentity("local/other", "b" * 40, "other")
-    store = EmbeddingStore(static_model(5), cache_folder(tmp_path, other, "float32"))
+    other = run_of(static_model(5), ScoredModel(ModelIdentity("local/other", "b" * 40, "other")), tmp_path)
     found = [
         everything(scorer, [TinySTS()]),
-        everything(MTEBScorer(store, other, DIMS, "float32", tmp_path), [TinySTS()]),
+        everything(other, [TinySTS()]),
     ]
     compare_with_first(found)
-    assert "diff_model" not in found[0].rows[0]
+    assert found[0].rows[0].diff_model is None
     for first, second in zip(found[0].rows, found[1].rows, strict=True):
-        assert second["diff_model"] == pytest.approx(second["score"] - first["score"], abs=1e-5)
-        assert second["diff_model_low"] <= second["diff_model"] <= second["diff_model_high"]
-        assert 0 < second["p_model"] <= 1
+        assert second.diff_model == pytest.approx(second.score - first.score, abs=1e-5)
+        assert second.diff_model_low <= second.diff_model <= second.diff_model_high
+        assert 0 < second.p_model <= 1
 
 
 def test_result_files_of_mteb_bear_the_dimension(scorer, tmp_path):
@@ -277,3 +281,12 @@ def test_choosing_tasks():
     for arguments in ((["STS18"], None, []), ([], "MTEB(Multilingul, v2)", []), ([], None, ["xxx"])):
         with pytest.raises(UsageError):
             choose_tasks(*arguments, [], [])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_scores_are_filed_under_the_same_setting_by_both_scripts(tmp_path, dtype):
+    """The result files of evaluate_sts.py lie in a folder of the name that mteb gives its own."""
+    scored_model = ScoredModel(ModelIdentity("local/a", "1" * 40, ""), dtype)
+    encoder = run_of(static_model(), scored_model, tmp_path).encoder(8)
+    assert encoder.mteb_model_meta.experiment_name == scored_model.experiment_name(8)
+    assert f"{scored_model.columns()['revision']}-{dtype}" == scored_model.folder(tmp_path).name

@@ -17,20 +17,18 @@ from sentence_transformers import SentenceTransformer
 from common.errors import RunError
 from common.models import hash_folder, identify, load_model
 from evaluation.utils.dev_evaluator import MatryoshkaEvaluator
-from evaluation.utils.evaluation_utils import sts_scores
-from evaluation.utils.summary import markdown_table, update_summary
-from evaluation.utils.summary import read_summary as read_summary_strictly
-from tests.conftest import read_jsonl, scored
+from evaluation.utils.report.summary import read_summary as read_summary_strictly
+from evaluation.utils.report.summary import update_summary
+from evaluation.utils.report.table import markdown_table
+from evaluation.utils.scoring.rows import ScoreRow
+from evaluation.utils.scoring.similarity import sts_scores
+from tests.helpers import ROOT, read_jsonl, read_summary, scored
 
 MTEB, STS = "evaluation/evaluate_mteb.py", "evaluation/evaluate_sts.py"
 DIMS = (64, 32, 16)
 FLAGS = ("--dims", *map(str, DIMS))
 SUBSETS = ("ar-ar", "en-ar", "en-en")
 COSINE = "cosine_spearman"
-
-
-def read_summary(folder: Path) -> pd.DataFrame:
-    return pd.read_csv(folder / "summary.csv", dtype={"revision": str}, keep_default_na=False, na_values=[""])
 
 
 def scores_of(folder: Path, **where) -> dict:
@@ -461,16 +459,9 @@ def test_without_network_and_without_cache(cli, tmp_path, script):
 # summary.csv
 
 
-def row(model="a/b", revision="r1", task="T", subset="s", dim=64, **more):
-    return {
-        "model": model,
-        "revision": revision,
-        "dtype": "float32",
-        "task": task,
-        "subset": subset,
-        "dim": dim,
-        "n": 5,
-    } | more
+def row(model="a/b", revision="r1", task="T", subset="s", dim=64, score=0.5, **similarity_scores) -> ScoreRow:
+    return ScoreRow(model, revision, "float32", task, subset, dim, 5, "STS", COSINE, score,
+                    similarity_scores=similarity_scores)  # fmt: skip
 
 
 def test_rows_of_others_stay_and_ones_own_are_replaced(tmp_path):
@@ -529,16 +520,9 @@ def test_a_summary_that_is_cut_off_anywhere_is_never_trusted(tmp_path):
 
 
 def test_the_markdown_table_has_a_column_for_each_dimension():
-    known = {
-        "metric": "cosine_spearman",
-        "ci_low": float("nan"),
-        "ci_high": float("nan"),
-        "p_full": float("nan"),
-        "diff_full": 0.0,
-    }
-    table = pd.DataFrame(
-        [row(score=0.5, **known), row(dim=8, score=0.25, **known), row(revision="r2" * 8, score=0.75, **known)]
-    )
+    rows = [row(score=0.5), row(dim=8, score=0.25), row(revision="r2" * 8, score=0.75)]
+    nothing = {"ci_low": float("nan"), "ci_high": float("nan"), "p_full": float("nan"), "diff_full": 0.0}
+    table = pd.DataFrame([scored_row.as_columns() | nothing for scored_row in rows])
     lines = markdown_table(table).splitlines()
     assert lines[0].split("|")[5:7] == [" 64 ", " 8 "]
     assert "50.00 | 25.00" in lines[2] and "a/b (r1)" in lines[2]
@@ -546,8 +530,6 @@ def test_the_markdown_table_has_a_column_for_each_dimension():
 
 
 def test_sample_is_readable_by_evaluate_sts(call, tiny_model, tmp_path):
-    from tests.conftest import ROOT
-
     path = ROOT / "data/sample/sts_pairs.jsonl"
     done = call(STS, "--model_name", tiny_model, "--data", path, "--dims", "64", "--output_dir", tmp_path)
     assert done.code == 0, done.err

@@ -10,10 +10,10 @@ import pytest
 
 from common.data_files import load_hub_dataset
 from common.errors import RunError
-from common.hub import HUB_NAME, is_passing, try_again
+from common.hub import HUB_NAME, is_temporary, try_again
 from common.models import identify, load_model
-from evaluation.utils.evaluation_utils import get_task, load_task_data
-from tests.conftest import scored, write_dataset
+from evaluation.utils.scoring.tasks import get_task, load_task_data
+from tests.helpers import scored, write_dataset
 
 STS = "evaluation/evaluate_sts.py"
 
@@ -73,12 +73,10 @@ def test_tries_come_to_an_end():
     with pytest.raises(OSError, match="Consistency"):
         try_again(fails, "x")
     assert len(calls) == 5
-    assert not is_passing(ValueError("no"))
+    assert not is_temporary(ValueError("no"))
 
 
-@pytest.mark.parametrize(
-    ("how", "message"), [(500, "status 500"), (429, "status 429"), ("gone", "broke off again and again")]
-)
+@pytest.mark.parametrize(("how", "message"), [(500, "status 500"), (429, "status 429"), ("gone", "broke off")])
 def test_a_hub_that_keeps_failing_ends_in_one_line(hub, fails, fresh_model, tmp_path, how, message):
     with hub.fail(f"/api/models/{fresh_model}", how):
         said = fails(1, message, STS, "--model_name", fresh_model, "--task", "STS17", "--output_dir", tmp_path / "out")
@@ -86,9 +84,7 @@ def test_a_hub_that_keeps_failing_ends_in_one_line(hub, fails, fresh_model, tmp_
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    ("how", "message"), [(500, "status 500"), ("gone", "broke off again"), ("gated", "access is gated")]
-)
+@pytest.mark.parametrize(("how", "message"), [(500, "status 500"), ("gone", "broke off"), ("gated", "gated")])
 def test_a_data_set_that_cannot_be_had_ends_in_one_line(hub, fresh_data, how, message):
     with (
         hub.fail(f"/api/datasets/{fresh_data}" if how != "gated" else f"/{fresh_data}/resolve", how),
@@ -101,18 +97,18 @@ def test_a_data_set_that_cannot_be_had_ends_in_one_line(hub, fresh_data, how, me
 def test_gated_is_told_apart_from_missing_or_private(hub, fails, fresh_model, tmp_path):
     flags = ("--task", "STS17", "--output_dir", tmp_path / "out")
     with hub.fail(f"/{fresh_model}/resolve|/api/models/{fresh_model}", "gated"):
-        said = fails(1, "access is gated", STS, "--model_name", fresh_model, *flags)
+        said = fails(1, "gated", STS, "--model_name", fresh_model, *flags)
     assert fresh_model in said and "hf auth login" in said
     with hub.fail(f"/{fresh_model}/resolve", "gated"):  # as the Hub has it: all may know of it, few may load it
-        assert fresh_model in fails(1, "access is gated", STS, "--model_name", fresh_model, *flags)
-    fails(1, "not found on the Hub, or private", STS, "--model_name", "fresh/nothing", *flags)
+        assert fresh_model in fails(1, "gated", STS, "--model_name", fresh_model, *flags)
+    fails(1, "private", STS, "--model_name", "fresh/nothing", *flags)
 
 
 def test_a_task_s_data_is_tried_again_and_then_explained(hub):
     path = "mteb/sts22-crosslingual-sts"
     with hub.fail(f"/api/datasets/{path}", 503, times=2):
         load_task_data(get_task("STS22", ["ar"], []))
-    with hub.fail(".", "gated"), pytest.raises(RunError, match="task STS22: access is gated.* of mteb/sts22"):
+    with hub.fail(".", "gated"), pytest.raises(RunError, match="STS22.* gated.* mteb/sts22"):
         load_task_data(get_task("STS22", ["ar"], []))
 
 
@@ -126,7 +122,7 @@ def test_with_the_hub_gone_the_cache_serves_and_the_run_says_so(hub, fails, call
         done = call(STS, *flags, tmp_path / "offline")
     assert done.code == 0, done.err
     for what in (f"model {fresh_model}", "dataset mteb/sts17-crosslingual-sts"):
-        lines = [line for line in done.err.splitlines() if f"the Hub does not answer for {what}" in line]
+        lines = [line for line in done.err.splitlines() if what in line and "Hub does not answer" in line]
         assert len(lines) == 1 and "the copy in the cache" in lines[0]
     summaries = [(tmp_path / name / "summary.csv").read_bytes() for name in ("online", "offline")]
     assert summaries[0] == summaries[1]
@@ -140,7 +136,7 @@ def test_with_the_hub_gone_the_cache_serves_and_the_run_says_so(hub, fails, call
 def test_names_that_would_leave_a_folder(name, hub):
     assert not HUB_NAME.fullmatch(name)
     before = len(hub.requests)
-    with pytest.raises(RunError, match="not a name that the Hub has"):
+    with pytest.raises(RunError, match="not a name"):
         load_hub_dataset(name, None, "train")
     assert len(hub.requests) == before
 

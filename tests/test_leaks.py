@@ -8,7 +8,7 @@ import pytest
 from datasets import Dataset
 
 from common.errors import RunError
-from tests.conftest import scored
+from tests.helpers import scored
 from training.utils import leaks
 from training.utils.leaks import drop_leaks, find_leaks, normalise
 from training.utils.options import DatasetEntry

@@ -10,9 +10,9 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer import losses as st
 from torch.nn import functional as F
 
-from common.config import keys_of
+from common.keys import keys_of
 from common.packing import pack
-from tests.conftest import ROOT
+from tests.helpers import ROOT
 from training.utils.losses import BUILDERS, Guide, loss_parameters, make_loss
 from training.utils.matryoshka_loss import MatryoshkaLoss, merge, self_distillation
 from training.utils.options import LOSSES as TABLE

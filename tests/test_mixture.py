@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
 from common.models import hash_folder
-from tests.conftest import ROOT
+from tests.helpers import ROOT
 from training.utils.matryoshka_loss import MatryoshkaLoss
 from training.utils.trainer import MatryoshkaTrainer
 

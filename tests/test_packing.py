@@ -14,6 +14,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling, StaticEm
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
 from common.packing import jagged_attention, pack, packed_attention
+from tests.helpers import tokens_seen
 from training.utils.matryoshka_loss import MatryoshkaLoss
 
 TEXTS = [
@@ -92,18 +93,6 @@ def build(tmp_path_factory, tokenizer):
         return model
 
     return make
-
-
-def tokens_seen(model: SentenceTransformer, texts: list[str]) -> int:
-    """How many positions the first layer's matrix products work on."""
-    seen = []
-    layer = next(
-        m for n, m in model[0].auto_model.named_modules() if isinstance(m, torch.nn.Linear) and "embedding" not in n
-    )
-    handle = layer.register_forward_hook(lambda module, inputs, output: seen.append(output[..., 0].numel()))
-    model.encode(texts, batch_size=64)
-    handle.remove()
-    return sum(seen)
 
 
 def loss_and_gradients(model: SentenceTransformer, loss: type, columns=COLUMNS):

@@ -11,7 +11,7 @@ import pytest
 from benchmarks.recipes import ROWS as TABLE
 from benchmarks.recipes import resolve
 from common.config import load_config, read_json
-from tests.conftest import ROOT
+from tests.helpers import ROOT
 from training.utils.option_checks import check_mixture, check_training
 from training.utils.options import HybridConfig, MatryoshkaNLIConfig
 

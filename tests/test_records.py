@@ -11,10 +11,11 @@ import sys
 from importlib import metadata
 
 import pytest
+import torch
 
 from common.errors import RunError, UsageError, one_line, run
-from common.records import RunRecord, command_line, git_state, versions, write_atomically
-from tests.conftest import ROOT
+from common.records import RunRecord, command_line, git_state, hardware, versions, write_atomically
+from tests.helpers import ROOT
 
 
 def test_a_record_says_what_the_run_was_made_with(tmp_path):
@@ -31,6 +32,18 @@ def test_a_record_says_what_the_run_was_made_with(tmp_path):
     assert found["versions"]["torch"] == metadata.version("torch")
     assert found["versions"]["python"] == platform.python_version()
     assert found["hardware"]["cores"] >= 1 and found["hardware"]["cpu"]
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64" or sys.platform != "linux", reason="not x86-64 Linux")
+def test_the_record_has_the_processor_s_extensions():
+    expected = {
+        "avx2": torch.cpu._is_avx2_supported(),
+        "avx512f": torch.cpu._is_avx512_supported(),
+        "avx512_bf16": torch.cpu._is_avx512_bf16_supported(),
+        "amx_tile": torch.cpu._is_amx_tile_supported(),
+    }
+    recorded = hardware()["cpu_features"]
+    assert {name: name in recorded for name in expected} == expected
 
 
 def test_versions_are_of_the_packages_that_scores_depend_on():

@@ -12,7 +12,7 @@ from importlib import metadata
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.helpers import ROOT
 
 REQUIRED = [
     "training/matryoshka_nli.py",
@@ -136,6 +136,21 @@ def test_two_utils_packages_import_in_one_session():
 def test_evaluation_does_not_import_training():
     for path in (ROOT / "evaluation").rglob("*.py"):
         assert not re.search(r"^\s*(from|import) training\b", path.read_text(encoding="utf-8"), re.M), path
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").glob("*.py")), ids=lambda path: path.name)
+def test_tests_import_from_tests_only_what_is_there_to_be_shared(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            imported = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            imported = [alias.name for alias in node.names]
+        else:
+            continue
+        for name in imported:
+            assert not re.match(r"tests\.(test_|conftest)", name), (
+                f"line {node.lineno} imports {name}: use tests/helpers.py"
+            )
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())

@@ -13,12 +13,22 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
 
 from common.models import hash_folder
-from evaluation.utils.embeddings import EmbeddingStore
-from tests.conftest import ROOT, scored
-from tests.test_eval_store import Counting, static_model, texts_of
-from tests.test_evaluation import read_summary
+from evaluation.utils.scoring.embeddings import EmbeddingStore
+from tests.helpers import (
+    ROOT,
+    Counting,
+    no_nan,
+    pairs_of,
+    read_summary,
+    scored,
+    static_model,
+    texts_of,
+    write_dataset,
+    write_pairs,
+)
 
 MTEB, STS = "evaluation/evaluate_mteb.py", "evaluation/evaluate_sts.py"
 QUICK = ("--calibration_data", "none", "--dims", "64", "16")
@@ -30,19 +40,6 @@ def static(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("static") / "model"
     static_model().save_pretrained(str(folder))
     return folder
-
-
-def write_pairs(path: Path, rows: list[dict]) -> Path:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-def pairs_of(n: int = 40, subset: str = "default", seed: int = 0) -> list[dict]:
-    texts, scores = texts_of(2 * n, seed), np.random.default_rng(seed).random(n)
-    return [
-        {"sentence1": texts[2 * i], "sentence2": texts[2 * i + 1], "score": float(score), "subset": subset}
-        for i, score in enumerate(scores)
-    ]
 
 
 def of(static, data, out, *more):
@@ -297,18 +294,6 @@ def test_twice_the_same_command_gives_the_same_bytes(call, static, tmp_path):
 # No number
 
 
-def no_nan(out: Path) -> None:
-    for path in out.rglob("*"):
-        if path.suffix in (".csv", ".json", ".md", ".html"):
-            text = path.read_text(encoding="utf-8").lower()
-            for word in ("nan", "infinity"):
-                assert not [
-                    w
-                    for w in text.replace(",", " ").replace(">", " ").replace("<", " ").split()
-                    if w.strip('":|*') == word
-                ], path
-
-
 BAD_SETS = {
     "constant": ([row | {"score": 2.5} for row in pairs_of(5)], "every score is 2.5"),
     "few": (pairs_of(2), "2 scored pairs; a correlation needs at least 3"),
@@ -345,8 +330,6 @@ def test_a_set_without_a_score_is_explained_and_the_others_are_scored(call, fail
 @pytest.mark.slow
 def test_a_task_with_a_constant_subset_is_explained(call, tiny_model, hub, pairs, tmp_path):
     """mteb writes NaN for such a subset."""
-    from tests.conftest import write_dataset
-
     folder = hub.root / "datasets/mteb/sts17-crosslingual-sts"
     aside = tmp_path / "aside"
     shutil.move(folder, aside)
@@ -382,3 +365,29 @@ def test_a_prefix_without_information_has_no_score_and_the_full_width_keeps_its_
     assert np.isfinite(found.loc[32, "score"]) and np.isnan(found.loc[8, "score"])
     assert "every pair has the same similarity" in found.loc[8, "note"]
     no_nan(out)
+
+
+# Failures while scoring
+
+
+@pytest.mark.parametrize("script", [MTEB, STS])
+def test_the_processes_that_encode_end_when_scoring_fails(call, tiny_model, tmp_path, monkeypatch, script):
+    """A model that gives NaN, on two devices: the run ends in one line and leaves no process behind."""
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    weights = load_file(folder / "model.safetensors")
+    name = next(key for key in weights if key.endswith("LayerNorm.weight"))
+    broken = weights | {name: torch.full_like(weights[name], torch.nan)}
+    save_file(broken, folder / "model.safetensors", {"format": "pt"})
+    pools, start = [], SentenceTransformer.start_multi_process_pool
+
+    def recorded(model, *arguments):
+        pools.append(start(model, *arguments))
+        return pools[-1]
+
+    monkeypatch.setattr(SentenceTransformer, "start_multi_process_pool", recorded)
+    task = ("--task" if script == STS else "--tasks", "STS17")
+    result = call(script, "--model_name", folder, *task, "--subsets", "en-en", "--device", "cpu", "cpu", "--dims", "64",
+                  "--output_dir", tmp_path / "out")  # fmt: skip
+    assert result.code == 1 and "NaN" in result.err
+    assert [len(pool["processes"]) for pool in pools] == [2]
+    assert not any(process.is_alive() for process in pools[0]["processes"])

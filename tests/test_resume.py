@@ -21,10 +21,9 @@ from safetensors.torch import load_file
 from common.errors import RunError
 from common.records import RunRecord, read_record
 from evaluation.utils.dev_evaluator import MatryoshkaEvaluator
-from tests.conftest import ROOT, classes, triplets
-from tests.test_training import HYBRID, NLI, finished, last_state, record_of, weights_of, write
-from training.utils.checkpoints import MANIFEST, checkpoints, damage, find_checkpoint, seal
-from training.utils.model_utils import check_unchanged
+from tests.helpers import HYBRID, NLI, ROOT, classes, finished, last_state, record_of, triplets, weights_of, write
+from training.utils.checkpoints import MANIFEST, checkpoints, find_checkpoint, seal, why_unusable
+from training.utils.run_folder import check_unchanged
 
 RESUME = ("--resume_from_checkpoint", "latest")
 # logged between two checkpoints, several epochs, one of which ends at a checkpoint (step 6)
@@ -105,7 +104,7 @@ def resume(call, command: tuple, folder: Path) -> str:
     """Do what a user does: repeat the command, and where it says so, with the flag that it names; give back the log."""
     done = call(*command, "--output_dir", folder)
     if done.code != 0:
-        assert "holds an unfinished run" in done.err or "before it had a whole checkpoint" in done.err, done.err
+        assert "holds an unfinished run" in done.err or "before it had a complete checkpoint" in done.err, done.err
         flags = RESUME if "unfinished" in done.err else ("--overwrite_output_dir",)
         done = call(*command, "--output_dir", folder, *flags)
     finished(done, folder)
@@ -198,7 +197,7 @@ def flip(path: Path) -> None:
 
 DAMAGE = {
     "truncated weights": (lambda c: truncate(c / "model.safetensors"), r"model.safetensors has \d+ bytes instead of"),
-    "a flipped bit": (lambda c: flip(c / "optimizer.pt"), "optimizer.pt is not what was written"),
+    "a flipped bit": (lambda c: flip(c / "optimizer.pt"), "optimizer.pt is corrupt"),
     "a missing file": (lambda c: (c / "rng_state.pth").unlink(), "rng_state.pth is missing"),
     "no manifest": (lambda c: (c / "manifest.json").unlink(), "it is not complete"),
     "an empty folder": (lambda c: (shutil.rmtree(c), c.mkdir()), "it is not complete"),
@@ -215,11 +214,11 @@ def test_a_damaged_checkpoint_is_passed_over(whole, tmp_path, caplog, harm, said
     assert find_checkpoint(folder, "latest") == newest
     harm(newest)
     assert find_checkpoint(folder, "latest") == older
-    assert re.search(f"{newest} is passed over: .*{said}", caplog.text)
+    assert re.search(f"{newest} is skipped: .*{said}", caplog.text)
     with pytest.raises(RunError, match=f"not a checkpoint|{said}"):
         find_checkpoint(folder, str(newest))
     harm(older)
-    with pytest.raises(RunError, match="no whole checkpoint to resume from: start the run anew"):
+    with pytest.raises(RunError, match="no usable checkpoint to resume from: start again"):
         find_checkpoint(folder, "latest")
 
 
@@ -227,7 +226,7 @@ def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_to_the_same_weights(ca
     folder = unfinished(whole(HYBRID), tmp_path / "run")
     flip(checkpoints(folder)[-1] / "trainer_state.json")
     log = resume(call, runs[HYBRID], folder)
-    assert "checkpoint-9 is passed over: trainer_state.json is not what was written" in log
+    assert "checkpoint-9 is skipped: trainer_state.json is corrupt" in log
     assert_same_run(folder, whole(HYBRID))
 
 
@@ -246,7 +245,7 @@ def test_the_best_checkpoint_may_be_lost(call, runs, whole, tmp_path):
     truncate(best / "model.safetensors")
     log = resume(call, runs[NLI], folder)
     assert f"removing {best}: model.safetensors has" in log
-    assert f"the best checkpoint so far, {best}, is left out of the choice" in log
+    assert f"the best checkpoint so far, {best}, can no longer be chosen" in log
     final, kept = weights_of(folder / "final"), weights_of(last)
     assert all(torch.equal(final[key], kept[key]) for key in kept)
 
@@ -262,8 +261,8 @@ def test_a_run_without_a_whole_checkpoint_says_what_to_do(fails, runs, whole, tm
     for path in checkpoints(folder):
         (path / MANIFEST).unlink()
     at = (*runs[NLI], "--output_dir", folder)
-    fails(1, "before it had a whole checkpoint: start it anew with --overwrite_output_dir", *at)
-    fails(1, "no whole checkpoint to resume from: start the run anew, with --overwrite_output_dir", *at, *RESUME)
+    fails(1, "before it had a complete checkpoint: start it again with --overwrite_output_dir", *at)
+    fails(1, "no usable checkpoint to resume from: start again, with --overwrite_output_dir", *at, *RESUME)
 
 
 def test_a_run_that_died_before_its_first_checkpoint_is_simply_started(call, runs, whole, tmp_path):
@@ -279,15 +278,15 @@ def test_a_checkpoint_that_cannot_be_read_is_damaged(tmp_path):
     """A folder in place of a file, a file in place of the folder."""
     checkpoint = tmp_path / "checkpoint-3"
     checkpoint.write_text("")
-    assert "not complete" in damage(checkpoint)
+    assert "not complete" in why_unusable(checkpoint)
     checkpoint.unlink()
     checkpoint.mkdir()
     (checkpoint / "trainer_state.json").write_text("{}")
     seal(checkpoint)
-    assert damage(checkpoint) is None
+    assert why_unusable(checkpoint) is None
     (checkpoint / "trainer_state.json").unlink()
     (checkpoint / "trainer_state.json").mkdir()
-    assert "trainer_state.json is missing" in damage(checkpoint)
+    assert "trainer_state.json is missing" in why_unusable(checkpoint)
 
 
 # The same settings
@@ -308,7 +307,7 @@ def test_a_run_goes_on_with_the_settings_that_it_began_with(fails, runs, whole, 
     folder = unfinished(whole(NLI), tmp_path / "run")
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
     message = fails(1, said, *runs[NLI], *flags, "--output_dir", folder, *RESUME)
-    assert f"{folder}/run.json: the run to resume began otherwise" in message
+    assert f"{folder}/run.json: cannot resume: these settings changed" in message
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
 
 
@@ -376,13 +375,13 @@ def test_a_signal_saves_a_checkpoint_and_tells_how_to_go_on(call, runs, tmp_path
     found, log = interrupt(start(*command, tmp_path / "a run"), number, "step 2 of")
     assert found == code
     last = log.rstrip().splitlines()[-1]
-    name, step = re.match(rf"(SIG\w+): stopped after step (\d+) of {steps}; go on with: python ", last).groups()
+    name, step = re.match(rf"(SIG\w+): stopped after step (\d+) of {steps}; resume with: python ", last).groups()
     assert name == number.name and 2 <= int(step) < steps
     (saved,) = checkpoints(tmp_path / "a run")
-    assert saved.name == f"checkpoint-{step}" and damage(saved) is None
+    assert saved.name == f"checkpoint-{step}" and why_unusable(saved) is None
     assert "Traceback" not in log
 
-    python, path, *args = shlex.split(last.partition("go on with: ")[2])
+    python, path, *args = shlex.split(last.partition("resume with: ")[2])
     finished(call(str(Path(path).relative_to(ROOT)), *args), tmp_path / "a run")
     finished(call(*command, tmp_path / "whole"), tmp_path / "whole")
     found, wanted = (weights_of(tmp_path / run / "final") for run in ("a run", "whole"))
@@ -406,7 +405,7 @@ def test_a_signal_behind_the_last_step_ends_the_run_too(call, runs, whole, tmp_p
     for number, handler in before.items():
         signal.signal(number, handler)
     steps = last_state(expected)["max_steps"]
-    assert done.code == 143 and f"stopped after step {steps} of {steps}; go on with" in done.err, done.err
+    assert done.code == 143 and f"stopped after step {steps} of {steps}; resume with" in done.err, done.err
     assert not (folder / "final").exists()
     finished(call(*runs[NLI], "--output_dir", folder, *RESUME), folder)
     assert_same_run(folder, expected)
@@ -466,9 +465,9 @@ def test_two_processes_stop_at_the_same_step_and_go_on(runs, tmp_path):
         return subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=ROOT)
 
     _, log = interrupt(launch("broken"), signal.SIGTERM, "step 30 of")
-    assert "go on with: torchrun --nproc_per_node 2 training/hybrid_training.py" in log
+    assert "resume with: torchrun --nproc_per_node 2 training/hybrid_training.py" in log
     (saved,) = checkpoints(tmp_path / "broken")
-    assert damage(saved) is None and 30 <= int(saved.name.split("-")[1]) < 80
+    assert why_unusable(saved) is None and 30 <= int(saved.name.split("-")[1]) < 80
     assert {path.name for path in saved.glob("rng_state*")} == {"rng_state_0.pth", "rng_state_1.pth"}
     for process in (launch("broken", *RESUME), launch("whole")):
         log = process.communicate(timeout=300)[1]

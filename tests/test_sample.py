@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.helpers import ROOT
 
 PARTS = ("premise", "entailment", "neutral", "contradiction")
 SUBSETS = ("ar-ar", "en-ar", "en-en")

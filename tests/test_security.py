@@ -18,9 +18,7 @@ from safetensors.torch import load_file
 from common.errors import RunError, Stopped, run
 from common.models import identify, load_model, local_name
 from common.redact import redact, redact_values
-from tests.conftest import ROOT
-from tests.test_eval_store import static_model
-from tests.test_results import pairs_of, write_pairs
+from tests.helpers import ROOT, pairs_of, static_model, write_pairs
 
 STS, NLI, HYBRID = "evaluation/evaluate_sts.py", "training/matryoshka_nli.py", "training/hybrid_training.py"
 TOKEN = "hf_AbCdEfGhIjKlMnOpQrStUvWxYz"

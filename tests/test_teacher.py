@@ -76,11 +76,11 @@ def test_damaged_targets_are_set_aside_and_made_anew(tiny_model, harm, loads, ca
         path.write_bytes(path.read_bytes()[:-700] if harm == "truncated" else b"")
     found = add_targets(rows, str(tiny_model), 64)
     assert np.array_equal(found.with_format("numpy")["label"][:], expected) and len(loads) == 2
-    assert f"{path} is damaged" in caplog.text and path.with_name(f"{path.name}.damaged").exists()
+    assert str(path) in caplog.text and path.with_name(f"{path.name}.damaged").exists()
 
 
 def test_a_teacher_of_another_width(rows, tiny_model, hub):
-    with pytest.raises(RunError, match="has 64 dimensions and the model 768: distill needs equal widths"):
+    with pytest.raises(RunError, match="64 .* 768.* distill"):
         add_targets(rows, str(tiny_model), 768)
 
 

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from benchmarks.train_memory import growth, measure, sample
-from tests.conftest import ROOT, triplets
-from tests.test_training import write
+from tests.helpers import ROOT, triplets, write
 from training.utils.model_utils import cpu_has_bfloat16
 from training.utils.trainer import trim_heap
 

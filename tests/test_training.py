@@ -14,40 +14,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
-from tests.conftest import ROOT, triplets
+from tests.helpers import HYBRID, NLI, ROOT, finished, last_state, record_of, triplets, weights_of, write
 
-NLI, HYBRID = "training/matryoshka_nli.py", "training/hybrid_training.py"
 DEFAULT_DIMS = [768, 512, 256, 128, 64]
 ARABERT = "aubmindlab/bert-base-arabertv02"
 # so fast that the dev scores move in a few steps
 FAST = ("--per_device_train_batch_size", "16", "--learning_rate", "1e-3", "--precision", "fp32")
 
 
-def record_of(folder: Path) -> dict:
-    return json.loads((folder / "run.json").read_text(encoding="utf-8"))
-
-
-def weights_of(model: Path) -> dict[str, torch.Tensor]:
-    return load_file(next(model.rglob("model.safetensors")))
-
-
 def card_of(model: Path) -> str:
     return (model / "README.md").read_text(encoding="utf-8")
-
-
-def last_state(folder: Path) -> dict:
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    return json.loads((found[-1] / "trainer_state.json").read_text())
-
-
-def finished(done, folder: Path, cwd: Path = ROOT) -> Path:
-    """The final model of a run that went well: its path is the last line of standard output, alone."""
-    assert done.code == 0, done.err
-    assert "Traceback" not in done.err
-    final = Path(done.out.splitlines()[-1])
-    assert done.out == f"{final}\n"
-    assert (cwd / final).resolve() == (folder / "final").resolve()
-    return folder / "final"
 
 
 def assert_prefixes(final: Path, dims: list[int]) -> None:
@@ -233,19 +209,6 @@ def test_the_heads_are_in_every_checkpoint_and_not_in_the_final_model(hybrid):
 @pytest.fixture
 def rows(groups) -> list[dict]:
     return triplets(groups[:24], "ar")
-
-
-def write(path: Path, rows: list[dict]) -> Path:
-    import pandas as pd
-
-    frame = pd.DataFrame(rows)
-    if path.suffix == ".jsonl":
-        frame.to_json(path, orient="records", lines=True, force_ascii=False)
-    elif path.suffix == ".parquet":
-        frame.to_parquet(path)
-    else:
-        frame.to_csv(path, index=False, sep="\t" if path.suffix == ".tsv" else ",")
-    return path
 
 
 def test_triplets_of_ones_own_in_csv(cli, tmp_path, rows, tiny_model):
@@ -489,7 +452,7 @@ def test_mini_batches_of_no_use(fails, call, tmp_path, rows, tiny_model):
     ("arguments", "message"),
     [
         ({"weight_decy": 0.1}, "unknown key 'weight_decy'; did you mean weight_decay?"),
-        ({"seed": 1}, "'seed' has a place of its own at the top of the file"),
+        ({"seed": 1}, "'seed' is a key of the configuration itself"),
         ({"lr_scheduler_type": "no such"}, "no such"),
         ({"adam_beta1": "x"}, "adam_beta1' must be a number"),
         ({"bf16": True}, "'bf16' has no effect here: give --precision"),
@@ -558,7 +521,7 @@ def test_weights_with_nan_end_the_run(fails, tmp_path, rows, tiny_model, dev):
 def test_an_unknown_tracker(fails, tmp_path, rows, tiny_model):
     data = write(tmp_path / "mine.csv", rows)
     flags = ("--train_data", data, "--dev_data", "none", *FAST, "--output_dir", tmp_path / "run")
-    fails(2, "--report_to no_such: no such tracker is installed", NLI, tiny_model, *flags, "--report_to", "no_such")
+    fails(2, "--report_to no_such: this tracker is not installed", NLI, tiny_model, *flags, "--report_to", "no_such")
     assert not (tmp_path / "run/run.json").exists()
 
 

@@ -17,9 +17,8 @@ import pytest
 import torch
 
 from common.records import write_atomically
-from tests.conftest import ROOT, classes, triplets
-from tests.test_training import HYBRID, NLI, finished, weights_of, write
-from training.utils.checkpoints import checkpoints, damage
+from tests.helpers import HYBRID, NLI, ROOT, classes, finished, triplets, weights_of, write
+from training.utils.checkpoints import checkpoints, why_unusable
 
 FLAGS = ("--precision", "fp32", "--per_device_train_batch_size", "8", "--dev_data", "none", "--eval_steps", "2")
 
@@ -80,7 +79,7 @@ def test_numbers_that_are_not_finite_end_the_run(
     premises = [re.findall(r"\w+", group["premise_en"].lower())[:2] for group in groups[:48]]
     assert words in premises, message
     (kept,) = checkpoints(tmp_path / "run")
-    assert message.endswith(f"the last good checkpoint is {kept}") and damage(kept) is None
+    assert message.endswith(f"the last complete checkpoint is {kept}") and why_unusable(kept) is None
     assert all(weight.isfinite().all() for weight in weights_of(kept).values())
 
 
@@ -175,10 +174,12 @@ def test_a_full_disk_leaves_the_earlier_checkpoint_and_a_run_to_resume(call, dat
     size = (whole / "checkpoint-4" / file).stat().st_size - 5000
     message = only_error(limited(size, *command, folder, "--resume_from_checkpoint", "latest"))
     assert f"{folder}/checkpoint-4 could not be written (" in message
-    assert f"the last good checkpoint is {folder}/checkpoint-2, and whole; make room and go on with: python " in message
-    assert [path.name for path in checkpoints(folder)] == ["checkpoint-2"] and damage(folder / "checkpoint-2") is None
+    assert f"the last complete checkpoint is {folder}/checkpoint-2; make room and resume with: python " in message
+    assert [path.name for path in checkpoints(folder)] == ["checkpoint-2"] and why_unusable(
+        folder / "checkpoint-2"
+    ) is None
 
-    _python, path, *args = shlex.split(message.partition("go on with: ")[2])
+    _python, path, *args = shlex.split(message.partition("resume with: ")[2])
     finished(call(str(Path(path).relative_to(ROOT)), *args), folder)
     found, wanted = weights_of(folder / "final"), weights_of(whole / "final")
     assert all(torch.equal(found[key], wanted[key]) for key in wanted)
@@ -201,8 +202,8 @@ def test_a_disk_that_is_really_full(call, cli, data, tmp_path, static_flags):
         done = cli(*command, disk / "run")
         assert done.code == 1 and "Traceback" not in done.err, done.err[-3000:]
         line = done.err.rstrip().splitlines()[-1]
-        assert "checkpoint-4 could not be written (no space left on the disk): the last good checkpoint is " in line
-        assert [damage(path) for path in checkpoints(disk / "run")] == [None]
+        assert "checkpoint-4 could not be written (no space left on the disk): the last complete checkpoint is " in line
+        assert [why_unusable(path) for path in checkpoints(disk / "run")] == [None]
         subprocess.run(["mount", "-o", f"remount,size={4 * one}", disk], check=True)
         finished(cli(*command, disk / "run", "--resume_from_checkpoint", "latest"), disk / "run")
         found, wanted = weights_of(disk / "run/final"), weights_of(tmp_path / "whole/final")

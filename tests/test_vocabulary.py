@@ -11,7 +11,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from common.errors import RunError
-from tests.conftest import sentence_model, write_bert
+from tests.helpers import sentence_model, write_bert
 from training.utils.vocabulary import (
     ROUNDS,
     align,

@@ -4,8 +4,8 @@
     python training/hybrid_training.py --config configs/quickstart.json
     python training/hybrid_training.py MODEL --config my_mixture.json
 
-Which data sets, which loss, how often each is drawn: in the configuration's "datasets", by name. Every loss is applied at
-every dimension; a classification loss has a head for each, which is left out of the final model. The path of the final
+The configuration's "datasets" names the data sets, with the loss of each and how often it is drawn. Every loss is applied
+at every dimension; a classification loss has a head for each, which is no part of the final model. The path of the final
 model is the last line of standard output.
 """
 
@@ -41,19 +41,28 @@ def main(argv: list[str] | None = None) -> None:
     from training.utils.crosslingual import with_translations
     from training.utils.data_loading import load_training_data
     from training.utils.dev_data import load_development_data
+    from training.utils.final_model import finish
     from training.utils.leaks import drop_leaks
-    from training.utils.losses import make_loss
-    from training.utils.model_utils import choose_precision, load_base_model, prepare_run_folder, run_folder
+    from training.utils.losses import fit_weights, make_loss
+    from training.utils.model_utils import choose_precision, load_base_model, texts_of
     from training.utils.prefix_map import add_prefix_map
-    from training.utils.runs import finish, fit_weights, pairs_of, start_record, texts_of
+    from training.utils.run_folder import (
+        clear_run_folder,
+        make_record,
+        prepare_run_folder,
+        run_folder,
+        write_beginning,
+    )
     from training.utils.teacher import add_targets
-    from training.utils.trainer import MatryoshkaTrainer, make_training_arguments
+    from training.utils.trainer import MatryoshkaTrainer
+    from training.utils.training_arguments import check_training_arguments, make_training_arguments
 
     folder = run_folder(config, "hybrid_training")
+    check_training_arguments(config, folder)
     checkpoint = prepare_run_folder(folder, config)
     set_seed(config.seed)
 
-    # 2. The data: sets to choose the best checkpoint on, and for each entry of the mixture a data set that shares nothing with them
+    # 2. The data: the mixture, and dev and test sets; training rows that share a sentence with those are removed
     train_datasets = DatasetDict(
         {
             name: with_translations(load_training_data(entry, config.max_train_samples), entry)
@@ -65,23 +74,24 @@ def main(argv: list[str] | None = None) -> None:
     kept, leaks = drop_leaks(entries, dev_sets | test_sets, config.keep_leaks)
     train_datasets = DatasetDict(kept)
 
-    # 3. The model
-    data = train_datasets.values()
-    model = load_base_model(config, texts_of(*data), pairs_of(*data))
+    # 3. The model, packed so that no work goes into padding
+    model = load_base_model(config, *train_datasets.values())
+    precision = choose_precision(config.precision, model)
+    pack(model, train_dtype=precision)
 
-    # 4. The dimensions: those named that the model has, and its full width
+    # 4. The dimensions: the configured ones that the model has, and its full width
     width = model.get_embedding_dimension()
     dims = fit_dims("--matryoshka_dims", config.matryoshka_dims, width, config.is_set("matryoshka_dims"))
     weights = fit_weights(config, dims)
 
-    # 5. What a teacher makes of the data sets to distil from
+    # 5. A teacher's embeddings of the data sets to distil from
     for name, entry in config.datasets.items():
         if "teacher" in LOSSES[entry.loss].keys:
             teacher = entry.teacher or config.model_name
             same_width = width if entry.target == "embeddings" else None
             train_datasets[name] = add_targets(train_datasets[name], teacher, same_width, **loading_options(config))
 
-    # 6. The losses: for each data set the one that fits it, at every dimension
+    # 6. The losses: for each data set its own, at every dimension
     losses = {
         name: make_loss(
             model,
@@ -99,25 +109,35 @@ def main(argv: list[str] | None = None) -> None:
     # 7. The evaluator: dev scores at every dimension, and their mean
     evaluator = MatryoshkaEvaluator(dev_sets, dims) if dev_sets else None
 
-    # 8. The training arguments, and how the data sets take turns
+    # 8. The training arguments, and how the data sets are mixed
     metric = evaluator.primary_metric if evaluator else None
-    precision = choose_precision(config.precision, model)
-    pack(model, train_dtype=precision)
     args = make_training_arguments(config, folder, precision, metric)
     weights_of_sets = [entry.weight for entry in config.datasets.values()]
-    turns = config.multi_dataset_batch_sampler if None in weights_of_sets else weights_of_sets
+    mixing = config.multi_dataset_batch_sampler if None in weights_of_sets else weights_of_sets
+
+    # 9. The folder of the run: with --overwrite_output_dir an earlier run is removed here, then this one's record is written
     entries = {name: (entry, train_datasets[name]) for name, entry in config.datasets.items()}
-    record = start_record(folder, config, model, dims, entries, dev_sets | test_sets, leaks | {"dev_sets": dev_check})
+    record = make_record(folder, config, model, dims, entries, dev_sets | test_sets, leaks | {"dev_sets": dev_check})
+    clear_run_folder(folder, config)
+    write_beginning(record, model, config)
 
-    # 9. Train
+    # 10. Train
     trainer = MatryoshkaTrainer(
-        model=model, args=args, train_dataset=train_datasets, loss=losses, evaluator=evaluator, turns=turns
+        model=model,
+        args=args,
+        train_dataset=train_datasets,
+        loss=losses,
+        evaluator=evaluator,
+        mixing=mixing,
+        early_stopping_patience=config.early_stopping_patience,
     )
-    result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    result = trainer.train(resume_from_checkpoint=checkpoint)
 
-    # 10. Rotate the prefixes where that is wanted, score the final model, save it with its card, and say where it is
+    # 11. Rotate the embeddings so that prefixes keep more of the similarities
     if config.prefix_map:
-        add_prefix_map(trainer.model, texts_of(*data), dims, weights, config.seed)
+        add_prefix_map(trainer.model, texts_of(train_datasets.values()), dims, weights, config.seed)
+
+    # 12. Score the final model, save it with its card, and print its path
     finish(trainer, result, record, config, dims, dev_sets, test_sets)
 
 

@@ -38,18 +38,27 @@ def main(argv: list[str] | None = None) -> None:
     from evaluation.utils.dev_evaluator import MatryoshkaEvaluator
     from training.utils.data_loading import NLI_TRIPLETS, load_training_data
     from training.utils.dev_data import load_development_data
+    from training.utils.final_model import finish
     from training.utils.leaks import drop_leaks
-    from training.utils.losses import make_loss
-    from training.utils.model_utils import choose_precision, load_base_model, prepare_run_folder, run_folder
+    from training.utils.losses import fit_weights, make_loss
+    from training.utils.model_utils import choose_precision, load_base_model, texts_of
     from training.utils.prefix_map import add_prefix_map
-    from training.utils.runs import finish, fit_weights, pairs_of, start_record, texts_of
-    from training.utils.trainer import MatryoshkaTrainer, make_training_arguments
+    from training.utils.run_folder import (
+        clear_run_folder,
+        make_record,
+        prepare_run_folder,
+        run_folder,
+        write_beginning,
+    )
+    from training.utils.trainer import MatryoshkaTrainer
+    from training.utils.training_arguments import check_training_arguments, make_training_arguments
 
     folder = run_folder(config, "matryoshka_nli")
+    check_training_arguments(config, folder)
     checkpoint = prepare_run_folder(folder, config)
     set_seed(config.seed)
 
-    # 2. The data: scored pairs to choose the best checkpoint on, and triplets (or pairs) that share nothing with them
+    # 2. The data: triplets (or pairs), and dev and test sets; training rows that share a sentence with those are removed
     if config.train_data is not None:
         entry = DatasetEntry(config.train_data, "mnrl", scale=config.scale)
     else:
@@ -59,11 +68,13 @@ def main(argv: list[str] | None = None) -> None:
     kept, leaks = drop_leaks({entry.path: (entry, train_dataset)}, dev_sets | test_sets, config.keep_leaks)
     train_dataset = kept[entry.path]
 
-    # 3. The model
-    model = load_base_model(config, texts_of(train_dataset), pairs_of(train_dataset))
+    # 3. The model, packed so that no work goes into padding
+    model = load_base_model(config, train_dataset)
     model.model_card_data.language = [config.language]
+    precision = choose_precision(config.precision, model)
+    pack(model, train_dtype=precision)
 
-    # 4. The dimensions: those named that the model has, and its full width
+    # 4. The dimensions: the configured ones that the model has, and its full width
     width = model.get_embedding_dimension()
     dims = fit_dims("--matryoshka_dims", config.matryoshka_dims, width, config.is_set("matryoshka_dims"))
     weights = fit_weights(config, dims)
@@ -78,19 +89,30 @@ def main(argv: list[str] | None = None) -> None:
 
     # 7. The training arguments
     metric = evaluator.primary_metric if evaluator else None
-    precision = choose_precision(config.precision, model)
-    pack(model, train_dtype=precision)
     args = make_training_arguments(config, folder, precision, metric)
+
+    # 8. The folder of the run: with --overwrite_output_dir an earlier run is removed here, then this one's record is written
     entries = {entry.path: (entry, train_dataset)}
-    record = start_record(folder, config, model, dims, entries, dev_sets | test_sets, leaks | {"dev_sets": dev_check})
+    record = make_record(folder, config, model, dims, entries, dev_sets | test_sets, leaks | {"dev_sets": dev_check})
+    clear_run_folder(folder, config)
+    write_beginning(record, model, config)
 
-    # 8. Train
-    trainer = MatryoshkaTrainer(model=model, args=args, train_dataset=train_dataset, loss=loss, evaluator=evaluator)
-    result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    # 9. Train
+    trainer = MatryoshkaTrainer(
+        model=model,
+        args=args,
+        train_dataset=train_dataset,
+        loss=loss,
+        evaluator=evaluator,
+        early_stopping_patience=config.early_stopping_patience,
+    )
+    result = trainer.train(resume_from_checkpoint=checkpoint)
 
-    # 9. Rotate the prefixes where that is wanted, score the final model, save it with its card, and say where it is
+    # 10. Rotate the embeddings so that prefixes keep more of the similarities
     if config.prefix_map:
-        add_prefix_map(trainer.model, texts_of(train_dataset), dims, weights, config.seed)
+        add_prefix_map(trainer.model, texts_of([train_dataset]), dims, weights, config.seed)
+
+    # 11. Score the final model, save it with its card, and print its path
     finish(trainer, result, record, config, dims, dev_sets, test_sets)
 
 

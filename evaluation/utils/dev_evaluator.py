@@ -10,7 +10,7 @@ import numpy as np
 from sentence_transformers.base.evaluation import BaseEvaluator
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator, TranslationEvaluator
 
-from evaluation.utils.evaluation_utils import sts_scores
+from evaluation.utils.scoring.similarity import sts_scores
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -53,6 +53,11 @@ class MatryoshkaEvaluator(BaseEvaluator):
                 line.primary_metric = f"{key}_{kind_of(rows)}"
                 self._card[name, dim] = line
 
+    @property
+    def metrics(self) -> list[str]:
+        """The names of the metrics that a best checkpoint can be chosen on: the mean, and one for each set and dimension."""
+        return [self.primary_metric, *(line.primary_metric for line in self._card.values())]
+
     def __call__(
         self, model: SentenceTransformer, output_path: str | None = None, epoch: float = -1, steps: int = -1
     ) -> dict[str, float]:
@@ -63,18 +68,18 @@ class MatryoshkaEvaluator(BaseEvaluator):
             for dim in self.dims:
                 if is_scored(rows):
                     scores = sts_scores(first[:, :dim], second[:, :dim], rows["score"])
-                    found = {f"{kind}_cosine": scores[f"cosine_{kind}"] for kind in ("pearson", "spearman")}
+                    at_dim = {f"{kind}_cosine": scores[f"cosine_{kind}"] for kind in ("pearson", "spearman")}
                 else:
-                    found = translation_accuracy(first[:, :dim], second[:, :dim], rows["source"], rows["target"])
-                found = {f"{name}-{dim}_{kind}": score for kind, score in found.items()}
-                metrics |= found
+                    at_dim = translation_accuracy(first[:, :dim], second[:, :dim], rows["source"], rows["target"])
+                at_dim = {f"{name}-{dim}_{kind}": score for kind, score in at_dim.items()}
+                metrics |= at_dim
                 if hasattr(model, "model_card_data"):
-                    model.model_card_data.set_evaluation_metrics(self._card[name, dim], found, epoch, steps)
+                    model.model_card_data.set_evaluation_metrics(self._card[name, dim], at_dim, epoch, steps)
         metrics[self.primary_metric] = float(np.mean([metrics[line.primary_metric] for line in self._card.values()]))
         return metrics
 
     def _embed(self, model: SentenceTransformer, *columns: list[str]) -> list[np.ndarray]:
-        """The embeddings of each column, ``[rows, width]``; a text that stands several times is encoded once."""
+        """The embeddings of each column, ``[rows, width]``; a duplicated text is encoded once."""
         index = {text: row for row, text in enumerate(dict.fromkeys(text for column in columns for text in column))}
         embeddings = (
             model.encode(list(index), batch_size=self.batch_size, show_progress_bar=False, convert_to_tensor=True)
@@ -87,13 +92,13 @@ class MatryoshkaEvaluator(BaseEvaluator):
         return [embeddings[[index[text] for text in column]] for column in columns]
 
     def log(self, metrics: dict[str, float], prefix: str = "") -> None:
-        """Say the scores in a line for each set."""
+        """Log the scores, a line for each set."""
         for name, rows in self.sets.items():
             scores = ", ".join(
                 f"{dim}: {100 * metrics[f'{prefix}{self._card[name, dim].primary_metric}']:.2f}" for dim in self.dims
             )
-            what = "Spearman" if is_scored(rows) else "translations found"
-            logger.info("%s, %s × 100: %s", name, what, scores)
+            metric = "Spearman" if is_scored(rows) else "translations found"
+            logger.info("%s, %s × 100: %s", name, metric, scores)
 
 
 def is_scored(rows: dict[str, list[Any]]) -> bool:
@@ -122,11 +127,11 @@ def translation_accuracy(
 
     def accuracy(queries: np.ndarray, answers: np.ndarray, texts: Sequence[str]) -> float:
         nearest = [
-            int(found)
+            int(row)
             for start in range(0, len(queries), ROWS)
-            for found in (queries[start : start + ROWS] @ answers.T).argmax(axis=1)
+            for row in (queries[start : start + ROWS] @ answers.T).argmax(axis=1)
         ]
-        return float(np.mean([texts[row] == texts[found] for row, found in enumerate(nearest)]))
+        return float(np.mean([texts[row] == texts[answer] for row, answer in enumerate(nearest)]))
 
     forth, back = accuracy(first, second, target), accuracy(second, first, source)
     return {"src2trg_accuracy": forth, "trg2src_accuracy": back, "mean_accuracy": (forth + back) / 2}

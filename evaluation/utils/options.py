@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from common.config import Config, Key
+from common.config import Config
+from common.keys import Key
 
 STS_TASKS = ("STS17", "STS22", "STS22.v2", "STSBenchmark")
 
@@ -17,43 +18,43 @@ class EvalConfig(Config):
     model_name: Annotated[list[str], Key("models to score: names on the Hub or folders on disk", path=True)]
     subsets: Annotated[list[str], Key("subsets to score; a task that has none of them keeps its default ones")]
     dims: Annotated[
-        list[int], Key("dimensions to score; the full width is always added, and defaults above it are left out")
+        list[int], Key("dimensions to score; the full width is always added, and defaults above it are dropped")
     ]
     output_dir: Annotated[
-        str, Key("folder for summary.csv, table.md, plot.png, run.json and the result files", path=True)
+        str, Key("folder for the report, summary.csv, table.md, plot.png, run.json and the result files", path=True)
     ]
-    trust_remote_code: Annotated[bool, Key("run Python code that a model brings along: only if you have read it")]
+    trust_remote_code: Annotated[bool, Key("run Python code that comes with a model; only if you have read it")]
     allow_pickle: Annotated[
         bool,
-        Key("read pickled weights, which can run any code, where a model has no safetensors: only if you trust it"),
+        Key("read pickled weights, which can run any code, where a model has no safetensors; only if you trust it"),
     ]
     batch_size: Annotated[int, Key("texts in a forward pass", minimum=1)]
     device: Annotated[
-        list[str], Key("devices to encode on, each with a process of its own if there are several: cuda:0 cuda:1")
+        list[str], Key("devices to encode on, such as cuda:0 cuda:1; with several, each has its own process")
     ]
     dtype: Annotated[
         str, Key("precision of the weights and the forward pass", choices=("float32", "bfloat16", "float16"))
     ]
     baseline_model: Annotated[
         str | None,
-        Key("a model to compare with, scored beside the others: an untrained or non-Matryoshka twin", path=True),
+        Key("a model to compare with, such as an untrained or non-Matryoshka twin; scored like the others", path=True),
     ]
     calibration_data: Annotated[
         str | None,
         Key(
             "texts that are not the test set, for PCA and quantisation: a file, or a Hub data set as path:config:split; "
-            "none leaves out baselines, precisions and shortlists",
+            "without it there are no baselines, precisions and shortlists",
             path=True,
         ),
     ]
     update_model_card: Annotated[bool, Key("write the scores into the model-index of each local model's README.md")]
-    overwrite: Annotated[bool, Key("redo what has been done before, encoding included")]
+    overwrite: Annotated[bool, Key("compute everything again, including the embeddings")]
 
 
 @dataclass
 class MTEBConfig(EvalConfig):
     tasks: Annotated[list[str], Key("mteb tasks to score, by name")]
-    benchmark: Annotated[str | None, Key("all text tasks of an mteb benchmark instead, by its name")]
+    benchmark: Annotated[str | None, Key("score all text tasks of this mteb benchmark instead")]
     languages: Annotated[
         list[str],
         Key(
@@ -69,7 +70,7 @@ class STSConfig(EvalConfig):
     data: Annotated[
         str | None,
         Key(
-            "your own pairs instead: CSV, TSV, JSONL or Parquet with sentence1, sentence2, score and, if you like, subset",
+            "your own pairs instead: CSV, TSV, JSONL or Parquet with the columns sentence1, sentence2, score and optionally subset",
             path=True,
         ),
     ]

@@ -1,4 +1,4 @@
-"""Checkpoints that a run can trust: each ends with a manifest of its files, without which it is not whole."""
+"""Checkpoints that a run can trust: each ends with a manifest of its files, without which it is incomplete."""
 
 from __future__ import annotations
 
@@ -22,13 +22,24 @@ STATE = "trainer_state.json"
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a run's folder, oldest first, whole or not."""
-    found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+    """The checkpoints in a run's folder, oldest first, complete or not."""
+    paths = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    return sorted(paths, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+
+
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a run's folder that have all of their files, oldest first."""
+    return [path for path in checkpoints(folder) if why_unusable(path, contents=False) is None]
+
+
+def describe_last_checkpoint(folder: Path) -> str:
+    """What an error message says of the checkpoint to go back to."""
+    complete = complete_checkpoints(folder)
+    return f"the last complete checkpoint is {complete[-1]}" if complete else "there is no checkpoint yet"
 
 
 def seal(checkpoint: Path) -> None:
-    """Write the manifest, once all else is on the disk: ``{file: {"bytes": ..., "sha256": ...}}``."""
+    """Write the manifest, once every other file is on the disk: ``{file: {"bytes": ..., "sha256": ...}}``."""
     files = {}
     for path in sorted(path for path in checkpoint.rglob("*") if path.is_file()):
         _sync(path)
@@ -38,11 +49,11 @@ def seal(checkpoint: Path) -> None:
     _sync(checkpoint.parent)
 
 
-def damage(checkpoint: Path, contents: bool = True) -> str | None:
-    """What is wrong with a checkpoint, or None where it is as it was written.
+def why_unusable(checkpoint: Path, contents: bool = True) -> str | None:
+    """Why a checkpoint is incomplete or corrupt, or None where it is as it was written.
 
     Args:
-        contents: Read every file; without this only names and sizes are compared.
+        contents: Read every file; otherwise only names and sizes are compared.
     """
     if not (checkpoint / MANIFEST).is_file():
         return f"it is not complete (no {MANIFEST})"
@@ -58,7 +69,7 @@ def damage(checkpoint: Path, contents: bool = True) -> str | None:
             if path.stat().st_size != size:
                 return f"{name} has {path.stat().st_size} bytes instead of {size}"
             if contents and _sha256(path) != digest:
-                return f"{name} is not what was written"
+                return f"{name} is corrupt"
     except OSError as error:
         return f"it cannot be read ({error.strerror})"
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -67,40 +78,40 @@ def damage(checkpoint: Path, contents: bool = True) -> str | None:
 
 
 def is_latest(wanted: str) -> bool:
-    """Whether ``--resume_from_checkpoint`` names no checkpoint, but the newest."""
+    """Whether ``--resume_from_checkpoint`` asks for the newest checkpoint instead of naming one."""
     return wanted.lower() in ("latest", "true")
 
 
 def find_checkpoint(folder: Path, wanted: str) -> Path:
-    """The checkpoint to resume from: the newest whole one of ``folder`` for ``latest``, else the path that is ``wanted``.
+    """The checkpoint to resume from: the newest usable one of ``folder`` for ``latest``, else the path that is ``wanted``.
 
     Raises:
-        RunError: There is none, or it is damaged.
+        RunError: There is none, or it is incomplete or corrupt.
     """
-    found = checkpoints(folder)
+    paths = checkpoints(folder)
     if not is_latest(wanted):
         if not (Path(wanted) / STATE).is_file():
-            listed = f"; {folder} has {', '.join(path.name for path in found)}" if found else ""
+            listed = f"; {folder} has {', '.join(path.name for path in paths)}" if paths else ""
             raise RunError(f"--resume_from_checkpoint {wanted} is not a checkpoint{listed}")
-        if reason := damage(Path(wanted)):
-            raise RunError(f"--resume_from_checkpoint {wanted}: {reason}; 'latest' takes the newest that is whole")
+        if reason := why_unusable(Path(wanted)):
+            raise RunError(f"--resume_from_checkpoint {wanted}: {reason}; 'latest' takes the newest usable one")
         return Path(wanted)
-    for path in reversed(found):
-        reason = damage(path)
+    for path in reversed(paths):
+        reason = why_unusable(path)
         if reason is None:
             return path
-        logger.warning("%s is passed over: %s", path, reason)
-    if found:
+        logger.warning("%s is skipped: %s", path, reason)
+    if paths:
         raise RunError(
-            f"{folder} has no whole checkpoint to resume from: start the run anew, with --overwrite_output_dir instead of --resume_from_checkpoint"
+            f"{folder} has no usable checkpoint to resume from: start again, with --overwrite_output_dir instead of --resume_from_checkpoint"
         )
     raise RunError(f"{folder} has no checkpoint to resume from: run the command without --resume_from_checkpoint")
 
 
-def remove_damaged(folder: Path) -> None:
-    """Remove checkpoints that are not whole, so that none is counted, or kept, in place of one that is."""
+def remove_incomplete(folder: Path) -> None:
+    """Remove incomplete checkpoints, so that none is counted, or kept, in place of a complete one."""
     for path in checkpoints(folder):
-        if reason := damage(path, contents=False):
+        if reason := why_unusable(path, contents=False):
             logger.info("removing %s: %s", path, reason)
             shutil.rmtree(path)
 
@@ -111,7 +122,7 @@ def _sha256(path: Path) -> str:
 
 
 def _sync(path: Path) -> None:
-    """Bring a file, or the names in a folder, onto the disk."""
+    """Flush a file, or the names in a folder, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -120,7 +131,7 @@ def _sync(path: Path) -> None:
 
 
 def resume_command() -> str:
-    """This command, with the flag that makes it go on from the latest checkpoint."""
+    """This command, with the flag that resumes from the latest checkpoint."""
     flag, words = "--resume_from_checkpoint", sys.argv[1:]
     words = [
         word

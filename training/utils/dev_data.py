@@ -16,8 +16,9 @@ import numpy as np
 from common.data_files import check_scores, check_texts, is_file_name, load_hub_dataset, number
 from common.errors import RunError, UsageError, one_line
 from evaluation.utils.dev_evaluator import is_scored
-from evaluation.utils.evaluation_utils import load_pairs, pairwise_similarities
-from evaluation.utils.statistics import Estimate, bootstrap, mean, mean_estimate, paired_mean, spearman
+from evaluation.utils.scoring.pairs import load_pairs
+from evaluation.utils.scoring.similarity import pairwise_similarities
+from evaluation.utils.scoring.statistics import Estimate, bootstrap, mean, mean_estimate, paired_mean, spearman
 from training.utils.data_loading import TRANSLATIONS, load_dev_sets, map_columns
 from training.utils.leaks import BENCHMARK, normalise
 from training.utils.options import SCORED, DevEntry

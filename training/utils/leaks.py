@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.data_files import is_file_name
 from common.errors import RunError, one_line
-from evaluation.utils.evaluation_utils import load_pairs
+from evaluation.utils.scoring.pairs import load_pairs
 
 if TYPE_CHECKING:
     import numpy as np

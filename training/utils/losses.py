@@ -13,11 +13,11 @@ import torch
 from sentence_transformers.sentence_transformer import losses as st
 from torch import Tensor, nn
 
-from common.errors import RunError, one_line
+from common.errors import RunError, UsageError, one_line
 from common.models import load_model
 from common.packing import pack
 from training.utils.matryoshka_loss import MatryoshkaLoss
-from training.utils.options import DatasetEntry
+from training.utils.options import DatasetEntry, TrainingConfig
 from training.utils.processes import get_world_size
 from training.utils.similarity_distillation import SimilarityDistillLoss
 
@@ -187,6 +187,22 @@ def make_loss(
     """
     inner = BUILDERS[entry.loss](LossInputs(model, entry, dataset, dims, mini_batch_size, loading_options))
     return MatryoshkaLoss(model, inner, dims, weights, self_distillation_weight=self_distillation_weight)
+
+
+def fit_weights(config: TrainingConfig, dims: list[int]) -> list[float] | None:
+    """The weights of ``dims``, configured for ``matryoshka_dims`` in their order; a full width that was added weighs 1.
+
+    Raises:
+        UsageError: Self-distillation is on, and no dimension below the full width is there to learn.
+    """
+    if config.self_distillation_weight and len(dims) == 1:
+        raise UsageError(
+            f"--self_distillation_weight needs a dimension below the full width of {dims[0]}: add one to --matryoshka_dims"
+        )
+    if config.matryoshka_weights is None:
+        return None
+    configured = dict(zip(config.matryoshka_dims, config.matryoshka_weights, strict=True))
+    return [configured.get(dim, 1.0) for dim in dims]
 
 
 def loss_parameters(loss: nn.Module | dict[str, nn.Module], model: nn.Module) -> dict[str, Tensor]:

@@ -134,7 +134,7 @@ class MatryoshkaLoss(st.MatryoshkaLoss):
 
 
 def self_distillation(embeddings: Tensor, dims: Sequence[int], weights: Sequence[float]) -> Tensor:
-    """What the similarities at full width teach those at each prefix: a scalar.
+    """The loss by which the similarities at full width teach those at each prefix: a scalar.
 
     The cosine similarities of a text with each other text of the batch, times 20, are a distribution (softmax). The loss is
     the Kullback-Leibler divergence from the one at full width, through which no gradient flows, to that at a prefix, mean over
@@ -149,7 +149,7 @@ def self_distillation(embeddings: Tensor, dims: Sequence[int], weights: Sequence
     def log_probabilities(prefix: Tensor) -> Tensor:  # [texts, texts - 1]
         prefix = F.normalize(prefix.float(), dim=-1)
         texts = len(prefix)
-        # less the diagonal: in one row, each of its numbers is followed by `texts` others; a mask would make a GPU wait
+        # without the diagonal: in one row, each of its numbers is followed by `texts` others; a mask would make a GPU wait
         others = (prefix @ prefix.T).flatten()[1:].view(texts - 1, texts + 1)[:, :-1].reshape(texts, texts - 1)
         return (SELF_DISTILLATION_SCALE * others).log_softmax(dim=-1)
 
@@ -157,8 +157,8 @@ def self_distillation(embeddings: Tensor, dims: Sequence[int], weights: Sequence
     total = embeddings.new_zeros(())
     for dim, weight in zip(dims, weights, strict=True):
         if dim < embeddings.shape[-1]:
-            found = log_probabilities(embeddings[:, :dim])
-            total = total + weight * F.kl_div(found, target, reduction="batchmean", log_target=True)
+            learner = log_probabilities(embeddings[:, :dim])
+            total = total + weight * F.kl_div(learner, target, reduction="batchmean", log_target=True)
     return total
 
 
@@ -198,7 +198,7 @@ def merge(columns: list[dict[str, Any]]) -> dict[str, Any] | None:
 
 @contextmanager
 def already_embedded(model: nn.Module) -> Iterator[None]:
-    """While this lasts, calling ``model`` on features gives them back: the wrapped loss finds its embeddings in them."""
+    """While this lasts, ``model`` returns the features that it is called with: the wrapped loss reads its embeddings from them."""
     own = model.__dict__.get("forward")
     model.forward = lambda features, **_: features
     try:

@@ -11,6 +11,8 @@ def check_training(config: TrainingConfig) -> None:
     """Raise :class:`UsageError` where two keys contradict each other."""
     if config.max_steps == 0:
         raise UsageError("--max_steps must be at least 1, or -1 for all of num_train_epochs")
+    if config.early_stopping_patience is not None and config.dev_data == ["none"]:
+        raise UsageError("--early_stopping_patience needs dev data to stop on: with --dev_data none there is none")
     if config.model_name == STATIC:
         check_static(config)
     if config.matryoshka_weights is not None and len(config.matryoshka_weights) != len(config.matryoshka_dims):

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
-from common.config import Config, Key
+from common.config import Config
+from common.keys import Key
 
 DIRECTIONS = ("query_to_doc", "doc_to_query", "query_to_query", "doc_to_doc")
 STATIC = "static"  # the model_name that means static embeddings from nothing
@@ -81,73 +82,72 @@ class TrainingConfig(Config):
 
     model_name: Annotated[
         str,
-        Key(
-            "the model to start from: a name on the Hub, a folder, or 'static' for static embeddings from nothing",
-            path=True,
-        ),
+        Key("the model to start from: a name on the Hub, a folder, or 'static' for new static embeddings", path=True),
     ]
     trust_remote_code: Annotated[
-        bool, Key("run Python code that a model (a guide, a teacher) brings along: only if you have read it")
+        bool, Key("run Python code that comes with a model (also a guide or a teacher); only if you have read it")
     ]
     allow_pickle: Annotated[
         bool,
-        Key("read pickled weights, which can run any code, where a model has no safetensors: only if you trust it"),
+        Key("read pickled weights, which can run any code, where a model has no safetensors; only if you trust it"),
     ]
     matryoshka_dims: Annotated[
-        list[int], Key("dimensions to train; the full width is always added, and defaults above it are left out")
+        list[int], Key("dimensions to train; the full width is always added, and defaults above it are dropped")
     ]
     matryoshka_weights: Annotated[
         list[float] | None,
-        Key("weight of the loss at each of matryoshka_dims, in that order; all 1 by default", above=0),
+        Key("weight of the loss at each of matryoshka_dims, in the same order; 1 by default", above=0),
     ]
     output_dir: Annotated[
         str | None,
-        Key(
-            "folder of the run: checkpoints, run.json and the final model; output/<script>-<model> by default",
-            path=True,
-        ),
+        Key("folder for checkpoints, run.json and the final model; output/<script>-<model> by default", path=True),
     ]
     overwrite_output_dir: Annotated[bool, Key("replace an earlier run in output_dir")]
-    resume_from_checkpoint: Annotated[
-        str | None, Key("'latest', or the path of a checkpoint, to go on from", path=True)
-    ]
-    num_train_epochs: Annotated[float, Key("epochs to train", above=0)]
+    resume_from_checkpoint: Annotated[str | None, Key("resume from this checkpoint: a path, or 'latest'", path=True)]
+    num_train_epochs: Annotated[float, Key("number of training epochs", above=0)]
     max_steps: Annotated[int, Key("stop after this many steps; -1 for all of num_train_epochs", minimum=-1)]
-    per_device_train_batch_size: Annotated[int, Key("rows in a step's batch", minimum=2)]
+    per_device_train_batch_size: Annotated[int, Key("rows in a batch, on each device", minimum=2)]
     mini_batch_size: Annotated[
         int | None,
         Key(
-            "rows that mnrl and gist embed at a time (GradCache), so that memory does not grow with the batch",
+            "rows that mnrl and gist embed at a time (GradCache): memory then depends on these, not on the batch",
             minimum=1,
         ),
     ]
-    gradient_accumulation_steps: Annotated[int, Key("batches whose gradients make one step", minimum=1)]
+    gradient_accumulation_steps: Annotated[int, Key("batches whose gradients are added up for one step", minimum=1)]
     learning_rate: Annotated[float, Key("peak learning rate", above=0)]
-    warmup_steps: Annotated[float, Key("steps of rising learning rate; below 1 a share of all steps", minimum=0)]
+    warmup_steps: Annotated[
+        float, Key("steps over which the learning rate rises to its peak (below 1: a fraction of the run)", minimum=0)
+    ]
     self_distillation_weight: Annotated[
         float,
         Key(
-            "weight of one more loss, by which the similarities at full width teach those at each smaller dimension; 0 for none",
+            "weight of the self-distillation loss, by which the similarities at full width teach those at each smaller dimension; 0 for none",
             minimum=0,
         ),
     ]
-    max_train_samples: Annotated[int | None, Key("use the first so many rows of each data set", minimum=1)]
+    max_train_samples: Annotated[int | None, Key("use only the first N rows of each data set", minimum=1)]
     max_seq_length: Annotated[
-        int | None, Key("cut texts to so many tokens; the model's own limit by default", minimum=1)
+        int | None, Key("truncate texts to N tokens; the model's own limit by default", minimum=1)
     ]
     normalize_arabic: Annotated[
-        bool, Key("drop Arabic diacritics and the tatweel, and unify the forms of alef; saved in the model's tokenizer")
+        bool,
+        Key(
+            "remove Arabic diacritics and the tatweel, and unify the forms of alef; becomes part of the model's tokenizer"
+        ),
     ]
     extend_vocabulary: Annotated[
         int,
         Key(
-            "word pieces to add for words of the training texts that the tokenizer breaks into letters; 0 for none",
+            "add up to N word pieces for words of the training texts that the tokenizer splits into letters; 0 for none",
             minimum=0,
         ),
     ]
     align_vocabulary: Annotated[
         bool,
-        Key("start the added word pieces from their translations, where the training data has some; else from letters"),
+        Key(
+            "initialise the added word pieces from their translations in the training data, where there are any, instead of their letters"
+        ),
     ]
     prune_vocabulary: Annotated[
         bool,
@@ -160,16 +160,16 @@ class TrainingConfig(Config):
         ),
     ]
     precision: Annotated[
-        str, Key("arithmetic of training; auto takes bf16 or fp16 where the hardware is fast at it", choices=PRECISIONS)
+        str, Key("precision of training; auto uses bf16 or fp16 where the hardware is fast at it", choices=PRECISIONS)
     ]
-    static_embedding_dim: Annotated[int, Key("width of a model_name 'static'", minimum=1)]
+    static_embedding_dim: Annotated[int, Key("width of new static embeddings", minimum=1)]
     static_vocab_size: Annotated[
-        int, Key("word pieces of a model_name 'static', learnt from the training texts", minimum=100)
+        int, Key("vocabulary size of new static embeddings, learnt from the training texts", minimum=100)
     ]
     dev_data: Annotated[
         list[str],
         Key(
-            "what the best checkpoint is chosen on: auto (the STS set of --language, in a mixture en), en, ar, en-ar (translations found), files of scored pairs or of translations, data sets on the Hub as path:config:split, or none; pairs of the test sets are removed",
+            "what the best checkpoint is chosen on: auto (the STS set of --language, or en for a mixture), en, ar, en-ar (translation retrieval), files of scored pairs or of translations, data sets on the Hub as path:config:split, or none; pairs of the test sets are removed",
             path=True,
         ),
     ]
@@ -184,16 +184,19 @@ class TrainingConfig(Config):
     ]
     eval_steps: Annotated[
         float,
-        Key("steps between two looks at the dev set, each with a checkpoint; below 1 a share of all steps", above=0),
+        Key("evaluate and save every N steps (below 1: a fraction of the run)", above=0),
     ]
-    logging_steps: Annotated[float, Key("steps between two reports of the loss; below 1 a share of all steps", above=0)]
-    save_total_limit: Annotated[int, Key("checkpoints to keep", minimum=1)]
-    seed: Annotated[int, Key("seed of everything random", minimum=0)]
-    report_to: Annotated[str, Key("tracker to report to: none, tensorboard, wandb, ...")]
+    logging_steps: Annotated[float, Key("report the loss every N steps (below 1: a fraction of the run)", above=0)]
+    early_stopping_patience: Annotated[
+        int | None, Key("stop when the mean dev score has not risen for N evaluations in a row", minimum=1)
+    ]
+    save_total_limit: Annotated[int, Key("keep this many checkpoints", minimum=1)]
+    seed: Annotated[int, Key("random seed", minimum=0)]
+    report_to: Annotated[str, Key("tracker to report to: none, all, tensorboard, wandb, ...")]
     push_to_hub: Annotated[bool, Key("upload the final model to the Hub")]
-    hub_model_id: Annotated[str | None, Key("the Hub's name for the uploaded model")]
+    hub_model_id: Annotated[str | None, Key("name of the uploaded model on the Hub")]
     training_arguments: Annotated[
-        dict[str, Any], Key("any other argument of SentenceTransformerTrainingArguments (in a file only)")
+        dict[str, Any], Key("any other arguments of SentenceTransformerTrainingArguments (only in a file)")
     ]
 
 
@@ -203,7 +206,7 @@ class MatryoshkaNLIConfig(TrainingConfig):
     train_data: Annotated[
         str | None,
         Key(
-            "your own triplets or pairs: CSV, TSV, JSONL or Parquet with anchor, positive and, if you like, negative",
+            "your own triplets or pairs: CSV, TSV, JSONL or Parquet with the columns anchor, positive and optionally negative",
             path=True,
         ),
     ]
@@ -212,17 +215,18 @@ class MatryoshkaNLIConfig(TrainingConfig):
 
 @dataclass
 class DatasetEntry:
-    """A data set of a mixture: where it is, how to read it, which loss it has, how often it is drawn."""
+    """A data set of a mixture: where it is, how to read it, which loss it is trained with, how often it is drawn."""
 
     path: Annotated[str, Key("a data set on the Hub, or a file", path=True)]
-    loss: Annotated[str, Key("the loss that fits it", choices=tuple(LOSSES))]
-    name: Annotated[str | None, Key("the data set's configuration on the Hub")] = None
-    split: Annotated[str, Key("its split")] = "train"
-    columns: Annotated[dict[str, str] | None, Key("what each column is for the loss, and its name in the data set")] = (
+    loss: Annotated[str, Key("the loss to train with", choices=tuple(LOSSES))]
+    name: Annotated[str | None, Key("the configuration (subset) on the Hub")] = None
+    split: Annotated[str, Key("the split on the Hub")] = "train"
+    columns: Annotated[dict[str, str] | None, Key("for each column that the loss reads, its name in the data set")] = (
         None
     )
     weight: Annotated[
-        float | None, Key("how often it is drawn, relative to the others; by its size if none has a weight", above=0)
+        float | None,
+        Key("how often it is drawn relative to the others; without weights, in proportion to its size", above=0),
     ] = None
     score_range: Annotated[
         list[float] | None,
@@ -235,14 +239,14 @@ class DatasetEntry:
     directions: Annotated[
         list[str] | None,
         Key(
-            "what mnrl contrasts: query_to_doc (always, and alone by default), doc_to_query, query_to_query, doc_to_doc",
+            "what mnrl contrasts: query_to_doc (always, and by default only this), doc_to_query, query_to_query, doc_to_doc",
             choices=DIRECTIONS,
         ),
     ] = None
     guide: Annotated[
         str | None,
         Key(
-            "the model that finds the false negatives of gist; by default the model to train as it is before training",
+            "the model that identifies false negatives for gist; by default the model to train, as it is before training",
             path=True,
         ),
     ] = None
@@ -271,7 +275,7 @@ class DatasetEntry:
         list[str] | None,
         Key("which texts of a row 'translations' replaces: first, others or all", choices=("first", "others", "all")),
     ] = None
-    max_train_samples: Annotated[int | None, Key("use the first so many rows", minimum=1)] = None
+    max_train_samples: Annotated[int | None, Key("use only the first N rows", minimum=1)] = None
 
     def __post_init__(self) -> None:
         if self.translate is None and self.translations is not None:
@@ -292,7 +296,7 @@ class HybridConfig(TrainingConfig):
     multi_dataset_batch_sampler: Annotated[
         str,
         Key(
-            "how the data sets take turns when none has a weight: proportional to their size, or round_robin",
+            "how the data sets are mixed when none has a weight: proportional to their size, or round_robin",
             choices=("proportional", "round_robin"),
         ),
     ] = "proportional"

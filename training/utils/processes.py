@@ -1,8 +1,13 @@
-"""The processes that train together, one for each device: how many, and which this is."""
+"""The processes that train together, one for each device: how many, which one this is, and what they agree on."""
 
 from __future__ import annotations
 
+import functools
 import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 
 def get_world_size() -> int:
@@ -13,3 +18,49 @@ def get_world_size() -> int:
 def is_first_process() -> bool:
     """Whether this process is the one that writes to disk and to the log."""
     return int(os.environ.get("RANK", "0")) == 0
+
+
+@functools.cache
+def _cpu_group() -> torch.distributed.ProcessGroup:
+    import torch
+
+    return torch.distributed.new_group(backend="gloo")  # what the processes agree on never waits for a GPU
+
+
+def largest_over_processes(number: float) -> float:
+    """The largest of a number over the processes, all of which must call this."""
+    if get_world_size() == 1:
+        return number
+    import torch
+
+    largest = torch.tensor(float(number))
+    torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX, group=_cpu_group())
+    return largest.item()
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """A value of each process, in the order of the processes, all of which must call this."""
+    if get_world_size() == 1:
+        return [value]
+    import torch
+
+    values: list[Any] = [None] * get_world_size()
+    torch.distributed.all_gather_object(values, value, group=_cpu_group())
+    return values
+
+
+def mean_over_processes(tensor: torch.Tensor) -> torch.Tensor:
+    """The mean of a tensor over the processes, computed in place."""
+    if get_world_size() > 1:
+        import torch
+
+        torch.distributed.all_reduce(tensor)
+        tensor /= get_world_size()
+    return tensor
+
+
+def wait_for_all_processes() -> None:
+    if get_world_size() > 1:
+        import torch
+
+        torch.distributed.barrier()

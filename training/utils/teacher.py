@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from common.errors import RunError, one_line
 from common.models import identify, load_model
 from common.packing import pack
-from common.records import set_aside
+from common.records import quarantine
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -49,17 +49,17 @@ def add_targets(dataset: Dataset, teacher: str, width: int | None, **loading_opt
     folder = Path(config.HF_DATASETS_CACHE) / "teachers"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{key}.arrow"
-    model = None if _is_whole(path, len(dataset)) else pack(load_model(teacher, identity, **loading_options).eval())
+    model = None if _is_complete(path, len(dataset)) else pack(load_model(teacher, identity, **loading_options).eval())
     if model is not None and width is not None and model.get_embedding_dimension() != width:
         raise RunError(
             f"the teacher {teacher} has {model.get_embedding_dimension()} dimensions and the model {width}: distill needs equal widths, unless its 'target' is similarities"
         )
 
     def embed(batch: dict[str, list[str]]) -> dict[str, np.ndarray]:
-        found = model.encode(batch["sentence"], batch_size=BATCH, show_progress_bar=False)
-        if not np.isfinite(found).all():
+        embeddings = model.encode(batch["sentence"], batch_size=BATCH, show_progress_bar=False)
+        if not np.isfinite(embeddings).all():
             raise RunError(f"the teacher {teacher} gives NaN or infinite embeddings")
-        return {"label": found.astype(np.float32)}
+        return {"label": embeddings.astype(np.float32)}
 
     logger.info("teacher %s: %d targets%s", identity.label, len(dataset), " from the cache" if model is None else "")
     return dataset.map(
@@ -73,18 +73,18 @@ def add_targets(dataset: Dataset, teacher: str, width: int | None, **loading_opt
     )
 
 
-def _is_whole(path: Path, rows: int) -> bool:
-    """Whether the targets of so many rows lie at ``path``; a damaged file is set aside."""
+def _is_complete(path: Path, rows: int) -> bool:
+    """Whether the file at ``path`` has a target for each row; a corrupt file is put in quarantine."""
     import pyarrow as pa
     from datasets import Dataset
 
     if not path.exists():
         return False
     try:
-        found = len(Dataset.from_file(str(path)))
-        reason = None if found == rows else f"{found} rows instead of {rows}"
+        rows_on_disk = len(Dataset.from_file(str(path)))
+        reason = None if rows_on_disk == rows else f"{rows_on_disk} rows instead of {rows}"
     except (pa.ArrowException, OSError) as error:
         reason = one_line(error, 100)
     if reason is not None:
-        set_aside(path, reason)
+        quarantine(path, reason)
     return reason is None

@@ -46,7 +46,7 @@ def normalize_arabic(model: SentenceTransformer) -> None:
     rules = [normalizers.Replace(Regex(MARKS), "")]
     rules += [normalizers.Replace(letter, plain) for letter, plain in VARIANTS.items()]
     backend.normalizer = normalizers.Sequence([*rules, *([backend.normalizer] if backend.normalizer else [])])
-    _keep_whole(model)
+    _save_as_it_is(model)
 
 
 def extend_vocabulary(
@@ -76,7 +76,7 @@ def extend_vocabulary(
     state = json.loads(backend.to_str())
     if state["model"]["type"] != "WordPiece" or state["model"]["continuing_subword_prefix"] != CONTINUES:
         raise RunError(
-            f"--extend_vocabulary needs a WordPiece tokenizer, as BERT's; this model's is {state['model']['type']}: leave it out"
+            f"--extend_vocabulary needs a WordPiece tokenizer, as BERT's; this model's is {state['model']['type']}: omit the flag"
         )
     before = _unpadded(backend)
     in_letters = words_in_letters(before)
@@ -88,7 +88,7 @@ def extend_vocabulary(
     added = list(vocabulary)[old:]
     if not added:
         raise RunError(
-            "--extend_vocabulary: the tokenizer breaks no word of the training texts into letters: leave it out"
+            "--extend_vocabulary: the tokenizer breaks no word of the training texts into letters: omit the flag"
         )
     model.tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))
 
@@ -102,10 +102,10 @@ def extend_vocabulary(
         start = np.stack([vectors[encoding.ids].mean(axis=0) for encoding in broken])
         aligned = np.zeros(len(added), dtype=bool)
         if translations:
-            found = align(_unpadded(model.tokenizer.backend_tokenizer), translations)[old:, :old]
-            total = np.asarray(found.sum(axis=1)).ravel()
+            alignment = align(_unpadded(model.tokenizer.backend_tokenizer), translations)[old:, :old]
+            total = np.asarray(alignment.sum(axis=1)).ravel()
             aligned = total > 0
-            mean = (found @ vectors)[aligned] / total[aligned, None]
+            mean = (alignment @ vectors)[aligned] / total[aligned, None]
             # a mean of many vectors is shorter than each, and the model expects words as long as those it knows
             length = np.linalg.norm(vectors, axis=1).mean()
             start[aligned] = mean * (length / np.linalg.norm(mean, axis=1, keepdims=True))
@@ -160,8 +160,8 @@ def learn_pieces(words: Iterable[str], size: int) -> list[str]:
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     learner = Tokenizer(models.BPE())
-    mark = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
-    learner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), mark])
+    metaspace = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
+    learner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), metaspace])
     learner.train_from_iterator(words, trainers.BpeTrainer(vocab_size=size, show_progress=False))
     pieces = sorted(learner.get_vocab().items(), key=lambda item: item[1])
     marked = (piece[1:] if piece.startswith("▁") else CONTINUES + piece for piece, _ in pieces)
@@ -171,7 +171,7 @@ def learn_pieces(words: Iterable[str], size: int) -> list[str]:
 def align(tokenizer: Tokenizer, pairs: list[tuple[str, str]]):
     """How surely each token is a translation of each other one: IBM Model 1 (Brown et al., 1993, https://aclanthology.org/J93-2003).
 
-    The expected counts of a token ``e`` of the first sentence being there because of ``f`` in the second, as found by expectation
+    The expected counts of a token ``e`` of the first sentence being there because of ``f`` in the second, as computed by expectation
     maximisation, give p(e | f) and p(f | e); their geometric mean is large only where both are.
 
     Args:
@@ -217,8 +217,8 @@ def _backend(model: SentenceTransformer, flag: str) -> Tokenizer:
     return backend
 
 
-def _keep_whole(model: SentenceTransformer) -> None:
-    """Make the model's tokenizer one that is loaded as it was saved: transformers rebuilds BERT's from its vocabulary alone."""
+def _save_as_it_is(model: SentenceTransformer) -> None:
+    """Replace the model's tokenizer with one that is loaded as it was saved: transformers rebuilds BERT's from its vocabulary alone."""
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = model.tokenizer

@@ -1,0 +1,90 @@
+"""The command line of a configuration: a flag for each key that a flag can hold."""
+
+from __future__ import annotations
+
+import argparse
+import typing
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+from common.errors import UsageError
+from common.keys import Key, describe, keys_of, without_none
+
+
+def parse_bool(text: str) -> bool:
+    if text.lower() in ("true", "yes", "1"):
+        return True
+    if text.lower() in ("false", "no", "0"):
+        return False
+    raise argparse.ArgumentTypeError(f"must be true or false, not {text!r}")
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> typing.NoReturn:
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+def flag_type(hint: Any, optional: bool) -> Any:
+    def convert(text: str) -> Any:
+        if optional and text.lower() in ("none", "null"):
+            return None
+        try:
+            return int(text) if hint is int else float(text) if hint is float else text
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"must be {describe(hint)}, not {text!r}") from None
+
+    return convert
+
+
+def make_parser(cls: type, defaults: dict[str, Any], description: str, positional: str | None) -> Parser:
+    """A parser with one flag for each key of ``cls`` that a flag can hold; objects go into a configuration file."""
+    parser = Parser(
+        description=description,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,  # a flag that is absent leaves no trace
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="a JSON file with any of the keys below, and those that only a file can hold",
+    )
+    for name, (hint, key) in keys_of(cls).items():
+        inner, optional = without_none(hint)
+        default = defaults.get(name)
+        shown = "none" if default is None else " ".join(map(str, default)) if isinstance(default, list) else default
+        text = f"{key.help} (default: {shown})".replace("%", "%%")
+        if name == positional:
+            parser.add_argument("positional", nargs="?", metavar=name.upper(), help=f"the same as --{name}")
+        if inner is bool:
+            parser.add_argument(f"--{name}", type=parse_bool, nargs="?", const=True, metavar="true|false", help=text)
+        elif get_origin(inner) is list:
+            item = get_args(inner)[0]
+            parser.add_argument(
+                f"--{name}", type=flag_type(item, optional), nargs="+", metavar=name.upper().rstrip("S"), help=text
+            )
+        elif inner in (int, float, str):
+            choices = f"{{{','.join(key.choices)}}}" if key.choices else name.upper()
+            parser.add_argument(f"--{name}", type=flag_type(inner, optional), metavar=choices, help=text)
+    return parser
+
+
+def settle_switches(keys: dict[str, tuple[Any, Key]], argv: list[str]) -> list[str]:
+    """``--switch`` alone means true, and does not take the bare MODEL behind it for its value."""
+    switches = {f"--{name}" for name, (hint, _) in keys.items() if without_none(hint)[0] is bool}
+    settled: list[str] = []
+    for index, text in enumerate(argv):
+        if index and argv[index - 1] in switches and _is_bool(text):
+            settled[-1] += f"={text}"
+        else:
+            settled.append(text)
+    return [f"{text}=true" if text in switches else text for text in settled]
+
+
+def _is_bool(text: str) -> bool:
+    try:
+        parse_bool(text)
+    except argparse.ArgumentTypeError:
+        return False
+    return True

@@ -1,0 +1,145 @@
+"""The keys of a configuration: what a dataclass says of each, and whether a value is one that the key may have."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import json
+import math
+import os
+import re
+import types
+import typing
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+
+from common.errors import UsageError
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """What a key has besides its type: a help text, the values that are allowed, and the lower bound of a number.
+
+    With ``path`` the value is, or may be, a path: :func:`resolve_path` resolves it, here and nowhere else.
+    """
+
+    help: str
+    choices: tuple[str, ...] | None = None
+    minimum: float | None = None
+    above: float | None = None
+    path: bool = False
+
+
+@functools.cache
+def keys_of(cls: type) -> dict[str, tuple[Any, Key]]:
+    """The type and the :class:`Key` of each field of a configuration class that has a :class:`Key`."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    annotated = {f.name: hints[f.name] for f in dataclasses.fields(cls) if get_origin(hints[f.name]) is Annotated}
+    return {name: get_args(hint)[:2] for name, hint in annotated.items()}
+
+
+def without_none(hint: Any) -> tuple[Any, bool]:
+    """``int | None`` gives ``(int, True)``."""
+    if get_origin(hint) in (Union, types.UnionType):
+        inner = [a for a in get_args(hint) if a is not type(None)]
+        return inner[0], True
+    return hint, False
+
+
+def describe(hint: Any) -> str:
+    hint, optional = without_none(hint)
+    if get_origin(hint) is list:
+        text = f"a list of {describe(get_args(hint)[0]).split(' ', 1)[-1]}s"
+    else:
+        text = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}.get(hint, "an object")
+    return f"{text} or null" if optional else text
+
+
+def suggest(name: str, known: typing.Iterable[str], prefix: str = "") -> str:
+    close = difflib.get_close_matches(name.replace("-", "_"), list(known), n=1, cutoff=0.6)
+    return f"; did you mean {prefix}{close[0]}?" if close else ""
+
+
+def check_value(where: str, value: Any, hint: Any, key: Key | None = None) -> Any:
+    """``value`` as the type ``hint`` asks for it.
+
+    Raises:
+        UsageError: The value is of another type, not one of the choices, or too small.
+    """
+    inner, optional = without_none(hint)
+    wrong = UsageError(f"{where} must be {describe(hint)}, not {json.dumps(value, ensure_ascii=False, default=str)}")
+    if value is None:
+        if optional:
+            return None
+        raise wrong
+    if dataclasses.is_dataclass(inner):
+        return build(where, inner, value)
+    if get_origin(inner) is list:
+        if not isinstance(value, list):
+            raise wrong
+        return [check_value(f"{where}, item {i}", v, get_args(inner)[0], key) for i, v in enumerate(value, 1)]
+    if get_origin(inner) is dict:
+        if not isinstance(value, dict):
+            raise wrong
+        return {name: check_value(f"{where}.{name}", v, get_args(inner)[1]) for name, v in value.items()}
+    if inner is Any:
+        return value
+    if inner is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, inner) or (inner is not bool and isinstance(value, bool)):
+        raise wrong
+    if isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):
+        raise UsageError(f"{where} holds a character that is not allowed in text: {value!r}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise wrong
+    if key is not None:
+        if key.choices is not None and value not in key.choices:
+            raise UsageError(
+                f"{where} must be one of {', '.join(key.choices)}, not {value!r}{suggest(str(value), key.choices)}"
+            )
+        if key.minimum is not None and value < key.minimum:
+            raise UsageError(f"{where} must be at least {key.minimum:g}, not {value:g}")
+        if key.above is not None and value <= key.above:
+            raise UsageError(f"{where} must be above {key.above:g}, not {value:g}")
+        if key.path:
+            return resolve_path(where, value)
+    return value
+
+
+def resolve_path(where: str, path: str) -> str:
+    """``path`` with a leading ``~`` or ``~user`` replaced by the home folder; names on the Hub stay as they are.
+
+    A shell does this only for a bare word: not in ``--output_dir=~/runs``, and not in a configuration file. Libraries do it for
+    some of their arguments and not for others, which would split a run into two folders.
+
+    Raises:
+        UsageError: The path is empty, or there is no such user.
+    """
+    if not path.strip():
+        raise UsageError(f"{where} must not be empty")
+    resolved = os.path.expanduser(path)
+    if resolved.startswith("~"):
+        user = resolved.partition("/")[0]
+        raise UsageError(f"{where}: there is no home folder for {user!r}; write ./{path} for a folder of that name")
+    return resolved
+
+
+def build(where: str, cls: type[T], values: Any) -> T:
+    """An instance of a dataclass from a JSON object; keys with a default in the class are optional."""
+    if not isinstance(values, dict):
+        raise UsageError(f"{where} must be an object, not {json.dumps(values, default=str)}")
+    keys = keys_of(cls)
+    for name in values:
+        if name not in keys:
+            raise UsageError(f"{where} has an unknown key {name!r}{suggest(name, keys)}")
+    required = [
+        f.name
+        for f in dataclasses.fields(cls)
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
+    for name in required:
+        if name not in values:
+            raise UsageError(f"{where} lacks the key {name!r}")
+    return cls(**{name: check_value(f"{where}: {name!r}", value, *keys[name]) for name, value in values.items()})

@@ -1,0 +1,66 @@
+"""Texts that are not the test set: what principal components and quantisation ranges are fitted on."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+from common.config import ROOT
+from common.data_files import is_file_name, load_hub_dataset, read_rows
+from common.errors import RunError, UsageError
+
+logger = logging.getLogger(__name__)
+
+LIMIT = 10_000  # texts
+SKIPPED_COLUMNS = ("topic", "subset", "label")
+
+
+def calibration_file(name: str) -> Path | None:
+    """The file that ``name`` means, relative to the working directory or else to the repository; None for a Hub data set."""
+    for path in (Path(name), ROOT / name):
+        if path.is_file():
+            return path
+    return Path(name) if is_file_name(name) else None
+
+
+def calibration_id(name: str) -> str:
+    """``name``, with a hash of the content where it is a file. Raises :class:`UsageError` where there is no such file."""
+    path = calibration_file(name)
+    if path is None:
+        return name
+    if not path.is_file():
+        raise UsageError(f"--calibration_data {name}: no such file")
+    return f"{name} sha1:{hashlib.sha1(path.read_bytes()).hexdigest()}"
+
+
+def calibration_texts(name: str, test_texts: Iterable[str] = ()) -> list[str]:
+    """At most 10,000 distinct texts of a file, or of a data set on the Hub as ``path``, ``path:config`` or
+    ``path:config:split``, without those that are also in the test sets.
+
+    Raises:
+        RunError: It cannot be read, or holds fewer than 2 texts.
+    """
+    path = calibration_file(name)
+    if path is not None:
+        rows = read_rows(path)
+    else:
+        source, config, split = [*name.split(":"), "", ""][:3]
+        rows = load_hub_dataset(source, config or None, split or "train")
+    columns = [c for c, f in rows.features.items() if getattr(f, "dtype", "") in ("string", "large_string")]
+    columns = [column for column in columns if column not in SKIPPED_COLUMNS] or columns
+    texts: dict[str, None] = {}
+    for start in range(0, len(rows), LIMIT):
+        batch = rows[start : start + LIMIT]
+        texts |= dict.fromkeys(text for row in zip(*(batch[c] for c in columns), strict=True) for text in row if text)
+        if len(texts) >= LIMIT:
+            break
+    distinct = list(texts)[:LIMIT]
+    tested = set(test_texts)
+    kept = [text for text in distinct if text not in tested]
+    if len(kept) < len(distinct):
+        logger.warning("%s: %d texts are in the test sets too, and are left out", name, len(distinct) - len(kept))
+    if len(kept) < 2:
+        raise RunError(f"calibration_data {name}: fewer than 2 texts to fit on")
+    return kept

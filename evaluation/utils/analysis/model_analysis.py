@@ -1,0 +1,181 @@
+"""Everything that is learnt of one model besides its scores: intervals, baselines, precisions, shortlists, errors."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from common.models import ModelIdentity
+from evaluation.utils.analysis.baselines import baseline_scores, transforms
+from evaluation.utils.analysis.error_analysis import pairs_that_move, rank_errors
+from evaluation.utils.analysis.quantization import Quantizer, hamming_similarity
+from evaluation.utils.analysis.recommendation import Choice, choices, retention
+from evaluation.utils.analysis.shortlist import MAX_QUERIES, shortlist_rows
+from evaluation.utils.scoring.pairs import PairSet
+from evaluation.utils.scoring.rows import ScoreRow, set_name
+from evaluation.utils.scoring.scorer import ModelScores
+from evaluation.utils.scoring.statistics import SEED, Estimate, Estimates, bootstrap
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class ModelAnalysis:
+    """What is known of one model.
+
+    Attributes:
+        dims: Largest first, the full width.
+        rows: One for each task, subset and dimension, with or without a score.
+        baseline: The model is there to compare with.
+        languages: For each task and subset the ISO 639-3 codes of its texts.
+        estimates: For each task and subset with an interval, and each dimension and precision.
+        dimensions, grid: Choices of a dimension; of a dimension and precision. Fewest bytes first.
+        baselines, shortlists, errors, moved: Rows of the modules of these names.
+    """
+
+    identity: ModelIdentity
+    dims: list[int]
+    rows: list[ScoreRow]
+    baseline: bool = False
+    languages: dict[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)
+    estimates: Estimates = field(default_factory=dict)
+    dimensions: list[Choice] = field(default_factory=list)
+    grid: list[Choice] = field(default_factory=list)
+    baselines: list[dict[str, Any]] = field(default_factory=list)
+    shortlists: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    errors: list[dict[str, Any]] = field(default_factory=list)
+    moved: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+
+    @property
+    def width(self) -> int:
+        return self.dims[0]
+
+    @property
+    def scored_rows(self) -> list[ScoreRow]:
+        return [row for row in self.rows if row.score is not None]
+
+
+def pair_estimates(pairs: PairSet, dims: list[int], quantizer: Quantizer | None) -> dict[tuple[int, str], Estimate]:
+    """The main score's estimate at each dimension, and at each precision where there is a quantizer."""
+    columns: dict[tuple[int, str], np.ndarray] = {}
+    for dim in dims:
+        columns[dim, "float32"] = pairs.similarity(pairs.first[:, :dim], pairs.second[:, :dim])
+        if quantizer is not None:
+            first, second = (quantizer.restore(quantizer(side, dim, "int8")) for side in (pairs.first, pairs.second))
+            columns[dim, "int8"] = pairs.similarity(first, second)
+            first, second = (quantizer(side, dim, "binary") for side in (pairs.first, pairs.second))
+            columns[dim, "binary"] = hamming_similarity(first, second).astype(np.float64)
+    estimates = bootstrap(pairs.statistic(list(columns.values())), len(pairs.gold), sample=pairs.sample)
+    return dict(zip(columns, estimates, strict=True))
+
+
+def analyse(
+    identity: ModelIdentity,
+    dims: list[int],
+    scores: ModelScores,
+    calibration: Callable[[], np.ndarray] | None = None,
+    baseline: bool = False,
+) -> ModelAnalysis:
+    """Analyse the scores of one model.
+
+    Args:
+        dims: Largest first, the full width.
+        scores: Its rows gain intervals, differences to the full width, and retention. Without corpora of retrieval tasks, the
+            texts of the pairs are searched for the shortlists.
+        calibration: Gives the full-width embeddings of texts that are not the test set, shape ``[m, width]``; without it
+            there are no baselines, precisions and shortlists.
+        baseline: The model is there to compare with.
+    """
+    pairs, corpora = scores.pairs, scores.corpora
+    analysis = ModelAnalysis(identity, dims, scores.rows, baseline, languages={p.key: p.languages for p in pairs})
+    calibration_embeddings = calibration() if calibration is not None and (pairs or corpora) else None
+    quantizer = methods = None
+    if calibration_embeddings is not None:
+        quantizer, methods = Quantizer(calibration_embeddings), transforms(calibration_embeddings, SEED)
+    for pair_set in tqdm(pairs, desc=f"analysing {identity.name}", unit="set", disable=len(pairs) < 2):
+        analysis.estimates[pair_set.key] = pair_estimates(pair_set, dims, quantizer)
+        analysis.baselines += baseline_scores(pair_set, dims, methods) if methods else []
+        analysis.errors += rank_errors(pair_set, dims)
+        if dims[-1] < dims[0]:
+            analysis.moved[set_name(*pair_set.key)] = pairs_that_move(pair_set, dims[-1])
+    analysis.estimates |= scores.query_estimates
+    _add_intervals(analysis)
+    if quantizer is not None:
+        of_pairs = {p.key: analysis.estimates[p.key] for p in pairs if p.key in analysis.estimates}
+        analysis.grid = choices(of_pairs, analysis.width)
+    analysis.dimensions = [c for c in choices(analysis.estimates, analysis.width) if c.precision == "float32"]
+    if calibration_embeddings is not None:
+        for name, queries, corpus in corpora or _corpus_of_pairs(pairs):
+            own = np.full(len(queries), -1) if corpora else _own_rows(queries, corpus)
+            if len(corpus) > 20:
+                analysis.shortlists[name] = shortlist_rows(
+                    queries[:MAX_QUERIES], corpus, own[:MAX_QUERIES], dims, calibration_embeddings, name
+                )
+    return analysis
+
+
+def _corpus_of_pairs(pairs: list[PairSet]) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """All distinct texts of the sets as a corpus, and each as a query for the others."""
+    rows: dict[str, np.ndarray] = {}
+    for pair_set in pairs:
+        for texts, embeddings in ((pair_set.sentence1, pair_set.first), (pair_set.sentence2, pair_set.second)):
+            for text, embedding in zip(texts, embeddings, strict=True):
+                rows.setdefault(text, embedding)
+    if not rows:
+        return []
+    corpus = np.stack(list(rows.values()))
+    step = max(1, len(corpus) // MAX_QUERIES)
+    return [("the texts of the pairs", corpus[::step], corpus)]
+
+
+def _own_rows(queries: np.ndarray, corpus: np.ndarray) -> np.ndarray:
+    """The row of the corpus that each query of :func:`_corpus_of_pairs` is itself."""
+    return np.arange(len(queries)) * max(1, len(corpus) // MAX_QUERIES)
+
+
+def _add_intervals(analysis: ModelAnalysis) -> None:
+    """The summary's columns of an interval, for the rows whose estimate is their score."""
+    rows = analysis.scored_rows
+    full_scores = {row.set_key: row.score for row in rows if row.dim == analysis.width}
+    for row in rows:
+        # mteb may have no score for the full width
+        row.retention = retention(row.score, full_scores.get(row.set_key, math.nan))
+        estimate = analysis.estimates.get(row.set_key, {}).get((row.dim, "float32"))
+        if estimate is None:
+            continue
+        if not math.isclose(estimate.value, row.score, abs_tol=1e-4):
+            logger.warning(
+                "%s %s: no interval, since mteb's %s is measured in another way", row.task, row.subset, row.metric
+            )
+            del analysis.estimates[row.set_key]
+            continue
+        row.ci_low, row.ci_high = _rounded(*estimate.interval())
+        difference = estimate - analysis.estimates[row.set_key][analysis.width, "float32"]
+        row.diff_full, row.p_full = _rounded(difference.value, difference.p_value())
+        row.diff_full_low, row.diff_full_high = _rounded(*difference.interval())
+
+
+def _rounded(*numbers: float) -> list[float]:
+    """Six digits: what a bootstrap can tell, and the same on every machine."""
+    return [round(number, 6) for number in numbers]
+
+
+def compare_with_first(analyses: list[ModelAnalysis]) -> None:
+    """Compare each further model with the first at each dimension, the full width with the full width."""
+    first = analyses[0]
+    for analysis in analyses[1:]:
+        for row in analysis.scored_rows:
+            ours = analysis.estimates.get(row.set_key, {})
+            theirs = first.estimates.get(row.set_key, {})
+            other_dim = first.width if row.dim == analysis.width else row.dim
+            if (row.dim, "float32") in ours and (other_dim, "float32") in theirs:
+                difference = ours[row.dim, "float32"] - theirs[other_dim, "float32"]
+                row.compared_with = f"{first.identity.name}@{first.identity.revision}"
+                row.diff_model, row.p_model = _rounded(difference.value, difference.p_value())
+                row.diff_model_low, row.diff_model_high = _rounded(*difference.interval())

@@ -1,0 +1,54 @@
+"""Published scores of the Arabic field, and where a score stands among them.
+
+``evaluation/published_results.csv`` holds the cosine Spearman correlation of 56 models on the Arabic and English subsets of
+STS17, STS22 and STS22.v2. Source ``mteb-results`` is https://github.com/embeddings-benchmark/results (CC0) at commit f4cc6c8,
+file ``results/<model with / as __>/<revision>/<task>.json``; ``model-card`` is the model's page on the Hugging Face Hub.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import pandas as pd
+
+FILE = Path(__file__).resolve().parents[2] / "published_results.csv"
+
+
+@cache
+def published_results() -> pd.DataFrame:
+    """Columns ``model, task, subset, cosine_spearman, revision, mteb_version, source``; one row for each of the first three."""
+    return pd.read_csv(FILE, dtype={"revision": str, "mteb_version": str}, keep_default_na=False)
+
+
+def rank_among_published(
+    task: str, subset: str, score: float, low: float, high: float, model: str = ""
+) -> dict[str, int | float] | None:
+    """The rank of a score among the published ones of other models.
+
+    Args:
+        score, low, high: The score, from -1 to 1, and its interval.
+        model: The model's own published score is left out.
+
+    Returns:
+        ``rank`` (1 is best), ``best`` and ``worst`` (the ranks at the ends of the interval), ``of`` (the number of models,
+        this one included) and ``own`` (its own published score, NaN without); None where nothing is published.
+    """
+    table = published_results()
+    table = table[(table["task"] == task) & (table["subset"] == subset)]
+    own = table.loc[table["model"] == model, "cosine_spearman"]
+    others = table.loc[table["model"] != model, "cosine_spearman"]
+    if others.empty:
+        return None
+    ranks = {name: 1 + int((others > value).sum()) for name, value in (("rank", score), ("best", high), ("worst", low))}
+    return ranks | {"of": len(others) + 1, "own": float(own.iloc[0]) if len(own) else float("nan")}
+
+
+def neighbours(task: str, subset: str, score: float, each_side: int = 3) -> pd.DataFrame:
+    """The published scores nearest above and below, with the best one and GATE-AraBert-v1's, best first."""
+    table = published_results()
+    table = table[(table["task"] == task) & (table["subset"] == subset)].sort_values("cosine_spearman", ascending=False)
+    place = int((table["cosine_spearman"] > score).sum())
+    near = table.iloc[max(0, place - each_side) : place + each_side]
+    known = table[table["model"].str.endswith("/GATE-AraBert-v1")]
+    return pd.concat([table.head(1), known, near]).drop_duplicates().sort_values("cosine_spearman", ascending=False)

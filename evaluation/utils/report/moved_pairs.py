@@ -1,0 +1,52 @@
+"""``errors.html``: the pairs whose rank truncation changes most. It quotes the test sets, so it is a file of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from evaluation.utils.report.content import Section, Table
+from evaluation.utils.report.material import Material
+from evaluation.utils.report.render import write_html
+
+
+def moved_pairs_sections(material: Material) -> list[Section]:
+    """A section for each model and test set, with the pairs as :func:`error_analysis.pairs_that_move` gives them."""
+    sections: list[Section] = []
+    for model in material.models:
+        smallest = model.dims[-1]
+        columns = [
+            "sentence 1",
+            "sentence 2",
+            "gold score",
+            "gold rank",
+            f"rank at {model.width}",
+            f"rank at {smallest}",
+            "order",
+        ]
+        for name, moved in model.moved.items():
+            rows = [
+                [
+                    pair["sentence1"],
+                    pair["sentence2"],
+                    f"{pair['gold']:g}",
+                    f"{pair['gold_rank']:.0f}",
+                    f"{pair['full_rank']:.0f}",
+                    f"{pair['cut_rank']:.0f}",
+                    "worse" if pair["hurt"] else "better",
+                ]
+                for pair in moved
+            ]
+            title = f"{material.name(model)}, {name}: from {model.width} to {smallest} dimensions"
+            table = Table(columns, rows, text_columns=2)
+            sections.append(Section(title, tables=[table], id=f"moved-{len(sections)}"))
+    return sections
+
+
+def write_moved_pairs(output_dir: Path, material: Material) -> None:
+    """Write ``errors.html``, or remove it where there is no smaller dimension or no task of pairs."""
+    sections = moved_pairs_sections(material)
+    if not sections:
+        (output_dir / "errors.html").unlink(missing_ok=True)
+        return
+    subtitle = "Ranks are percent of the pairs of a set: 100 for the most similar, 0 for the least."
+    write_html(output_dir / "errors.html", "Pairs that truncation moves most", subtitle, sections)

@@ -1,0 +1,220 @@
+"""The report's plots, as SVG that takes its text colour from the page, so that it reads on light and dark; and ``plot.png``."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+INK = "#010203"  # stands for the page's text colour
+COLORS = ("#3b82d6", "#e07b39", "#3a9d6e", "#b05cc6", "#c9a227", "#d1495b", "#6b7f99", "#8c6d46")
+MARKERS = "osD^vP*X"
+
+
+@contextmanager
+def _figure(width: float, height: float, columns: int = 1, rows: int = 1) -> Iterator[tuple[Any, Any, list[str]]]:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    ink = dict.fromkeys(
+        ["text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color"], INK
+    )
+    settings = ink | {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "report",
+        "font.family": "sans-serif",
+        "font.size": 10,
+        "text.parse_math": False,
+    }
+    svg: list[str] = []
+    with plt.rc_context(settings):
+        figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False)
+        figure.patch.set_alpha(0)
+        for axis in axes.flat:
+            axis.patch.set_alpha(0)
+            axis.grid(alpha=0.15)
+            axis.spines[["top", "right"]].set_visible(False)
+        try:
+            yield figure, list(axes.flat), svg
+            figure.tight_layout()
+            text = io.StringIO()
+            figure.savefig(
+                text, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None, "Creator": None}
+            )
+            svg.append(_clean(text.getvalue()))
+        finally:
+            plt.close(figure)
+
+
+def _clean(svg: str) -> str:
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    return re.sub(r'(<svg[^>]*?) (?:height|width)="[^"]*pt"([^>]*?) (?:height|width)="[^"]*pt"', r"\1\2", svg, count=1)
+
+
+def _handles(axes: Iterable[Any]) -> dict[str, Any]:
+    """The legend's entries, each label once."""
+    handles: dict[str, Any] = {}
+    for axis in axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    return handles
+
+
+def _legend(figure: Any, axes: list[Any]) -> None:
+    """Below the plot, where it hides nothing."""
+    handles = _handles(axes)
+    wide = max(map(len, handles)) > 24
+    figure.legend(handles.values(), handles.keys(), frameon=False, fontsize=8.5, loc="upper center",
+                  bbox_to_anchor=(0.5, 0.02), ncols=1 if wide else min(4, len(handles)))  # fmt: skip
+
+
+def _dimension_axis(axis: Any, dims: list[int]) -> None:
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(dims, [str(dim) for dim in dims])
+    axis.minorticks_off()
+
+
+def _least_span(axis: Any, span: float) -> None:
+    """A smaller span would make mountains of what is noise."""
+    low, high = axis.get_ylim()
+    if high - low < span:
+        axis.set_ylim((low + high - span) / 2, (low + high + span) / 2)
+
+
+Line = list[tuple[int, float, float, float]]  # (dimension, score, low, high), × 100
+
+
+@dataclass(frozen=True)
+class Look:
+    """How lines are drawn; the number of a line picks its colour and marker."""
+
+    colors: tuple[str, ...]
+    markers: str
+    line: dict[str, float] = field(default_factory=dict)
+
+
+IN_REPORT = Look(COLORS, MARKERS, {"linewidth": 1.8, "markersize": 5})
+IN_PNG = Look(tuple(f"C{number}" for number in range(10)), "o")
+
+
+def draw_scores(axis: Any, title: str, lines: dict[str, Line], dims: list[int], look: Look) -> None:
+    """Score against dimension with intervals, one line for each model.
+
+    Args:
+        lines: For each model its points; a model without points takes a number, so that it keeps its colour in other plots.
+        dims: The dimensions of the axis.
+    """
+    for number, (label, points) in enumerate(lines.items()):
+        if points:
+            x, y, low, high = (list(values) for values in zip(*sorted(points), strict=True))
+            color, marker = look.colors[number % len(look.colors)], look.markers[number % len(look.markers)]
+            axis.plot(x, y, marker=marker, color=color, label=label, **look.line)
+            axis.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
+    _dimension_axis(axis, dims)
+    _least_span(axis, 10)
+    axis.set_title(title, fontsize=11)
+
+
+def score_plot(title: str, lines: dict[str, Line], ylabel: str, published: dict[str, float] | None = None) -> str:
+    """The report's plot of the scores on one test set, as SVG; ``published`` scores of other models are drawn where they lie
+    among these."""
+    with _figure(5, 3.4) as (figure, axes, svg):
+        axis = axes[0]
+        dims = sorted({point[0] for points in lines.values() for point in points})
+        draw_scores(axis, title, lines, dims, IN_REPORT)
+        bottom, top = axis.get_ylim()
+        for name, score in (published or {}).items():
+            if bottom < score < top:
+                axis.axhline(score, color=INK, alpha=0.4, linestyle=":", linewidth=1)
+                axis.annotate(name, (max(dims), score), textcoords="offset points", xytext=(0, 2), fontsize=7.5,
+                              ha="right", alpha=0.8)  # fmt: skip
+        axis.set_xlabel("dimension")
+        axis.set_ylabel(ylabel)
+        _legend(figure, axes)
+    return svg[0]
+
+
+def save_score_panels(path: Path, panels: list[tuple[str, dict[str, Line]]], ylabel: str, xlabel: str) -> None:
+    """``plot.png``: a panel with the scores on each test set, under its name."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    matplotlib.rcParams["text.parse_math"] = False  # a name with dollar signs is a name
+
+    columns = 2 if len(panels) in (2, 4) else min(3, len(panels))
+    lines = -(-len(panels) // columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(4.2 * columns + 0.8, 3.4 * lines + 0.7), squeeze=False)
+    dims = sorted({point[0] for _, panel in panels for points in panel.values() for point in points})
+    for axis, (title, panel) in zip(axes.flat, panels, strict=False):
+        draw_scores(axis, title, panel, dims, IN_PNG)
+        axis.grid(alpha=0.3)
+    for axis in list(axes.flat)[len(panels) :]:
+        axis.set_visible(False)
+    for row in axes:
+        row[0].set_ylabel(ylabel)
+    figure.supxlabel(xlabel, fontsize=11)
+    handles = _handles(axes.flat)
+    figure.legend(
+        handles.values(), handles.keys(), loc="upper center", ncols=min(3, len(handles)), frameon=False, fontsize=9
+    )
+    figure.tight_layout(rect=(0, 0, 1, 1 - 0.3 / figure.get_figheight() * (1 + (len(handles) - 1) // 3)))
+    temporary = path.with_name(f".{path.name}.partial.png")
+    figure.savefig(temporary, dpi=150)
+    temporary.replace(path)
+    plt.close(figure)
+
+
+def pareto_plot(title: str, points: list[dict[str, Any]], front: list[dict[str, Any]]) -> str:
+    """Score against bytes a vector, a mark for each dimension and precision, a line through the Pareto front."""
+    with _figure(6.4, 3.8) as (figure, axes, svg):
+        axis = axes[0]
+        for number, precision in enumerate(dict.fromkeys(point["precision"] for point in points)):
+            chosen = [point for point in points if point["precision"] == precision]
+            axis.scatter([p["bytes"] for p in chosen], [p["score"] for p in chosen], color=COLORS[number],
+                         marker=MARKERS[number], label=precision, s=34, zorder=3)  # fmt: skip
+            for point in chosen:
+                axis.annotate(str(point["dim"]), (point["bytes"], point["score"]), textcoords="offset points",
+                              xytext=(4, 5), fontsize=8)  # fmt: skip
+        axis.plot([p["bytes"] for p in front], [p["score"] for p in front], color=INK, alpha=0.45, linestyle="--",
+                  linewidth=1, label="Pareto front")  # fmt: skip
+        axis.set_xscale("log", base=2)
+        ticks = [
+            2**k for k in range(3, 15) if min(p["bytes"] for p in points) <= 2**k <= max(p["bytes"] for p in points)
+        ]
+        axis.set_xticks(ticks, [str(tick) for tick in ticks])
+        axis.minorticks_off()
+        axis.set_xlabel("bytes a vector")
+        axis.set_ylabel("mean score × 100")
+        axis.set_title(title, fontsize=11)
+        _legend(figure, axes)
+    return svg[0]
+
+
+def shortlist_plot(title: str, rows: list[dict[str, Any]]) -> str:
+    """Recall of the full search against the size of the shortlist."""
+    with _figure(6.4, 3.8) as (figure, axes, svg):
+        dims = sorted({row["dim"] for row in rows}, reverse=True)
+        for dim in dims:
+            for precision, style in (("float32", "-"), ("binary", ":")):
+                line = [row for row in rows if row["dim"] == dim and row["precision"] == precision]
+                if line:
+                    axes[0].plot([r["k"] for r in line], [100 * r["recall"] for r in line], style, marker="o", markersize=4,
+                                 color=COLORS[dims.index(dim) % len(COLORS)], label=f"{dim} {precision}")  # fmt: skip
+        sizes = sorted({row["k"] for row in rows})
+        axes[0].set_xscale("log")
+        axes[0].set_xticks(sizes, [str(size) for size in sizes])
+        axes[0].minorticks_off()
+        axes[0].set_xlabel("texts in the shortlist (k)")
+        axes[0].set_ylabel("recall of the full search, %")
+        axes[0].set_title(title, fontsize=11)
+        _legend(figure, axes)
+    return svg[0]

@@ -1,0 +1,60 @@
+"""``report.html``, a single file with the plots inside, and ``report.md`` with the same content.
+
+What they say comes from ``sections/``; here it is only written.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from common.records import write_atomically
+from evaluation.utils.report.content import Section
+from evaluation.utils.report.formatting import escape_markdown
+
+TEMPLATES = Path(__file__).resolve().parents[2] / "templates"
+
+
+def render(template: str, **content: object) -> str:
+    """A template of ``evaluation/templates``, everything escaped for what it becomes."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    html = template.endswith(".html.j2")
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=html,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["cell"] = escape_markdown
+    return environment.get_template(template).render(**content)
+
+
+def write_html(path: Path, title: str, subtitle: str, sections: list[Section]) -> None:
+    """Write one self-contained HTML file."""
+    write_atomically(path, render("report.html.j2", title=title, subtitle=subtitle, sections=sections))
+
+
+def write_report(
+    output_dir: Path, title: str, subtitle: str, sections: list[Section], section_ids: Iterable[str] = ()
+) -> None:
+    """Write ``report.html`` and ``report.md``, and the plots that the latter shows under ``plots/``.
+
+    Args:
+        section_ids: The sections that an earlier report may have had: their plots are removed.
+    """
+    for old in (output_dir / "plots").glob("*.svg"):
+        if re.fullmatch(rf"({'|'.join(section_ids)})-\d+\.svg", old.name):
+            old.unlink()
+    for section in sections:
+        for number, plot in enumerate(section.plots, 1):
+            plot.file = f"plots/{section.id}-{number}.svg"
+            alone = plot.svg.replace("currentColor", "#1c2330").replace("<svg ", '<svg style="background:#fff" ', 1)
+            write_atomically(output_dir / plot.file, alone)
+    write_html(output_dir / "report.html", title, subtitle, sections)
+    markdown = render("report.md.j2", title=title, subtitle=subtitle, sections=sections)
+    # the template puts ↵ where a line ends, so that it can be laid out as it reads
+    text = "".join(line.strip() for line in markdown.splitlines()).replace("↵", "\n")
+    write_atomically(output_dir / "report.md", text.strip() + "\n")

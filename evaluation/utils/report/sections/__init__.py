@@ -1,0 +1,49 @@
+"""The report's sections: a module each, whose ``build`` takes the report's material and returns a section, or None where it
+has nothing to say. A new section is a new module and a line in ``SECTIONS``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from evaluation.utils.report.content import Section
+from evaluation.utils.report.material import Material
+from evaluation.utils.report.sections import (
+    answer,
+    baselines,
+    errors,
+    languages,
+    method,
+    models,
+    precision,
+    published,
+    scores,
+    shortlist,
+    unscored,
+)
+
+# In the order of the report, by the id that links to the section and names the files of its plots
+SECTIONS: dict[str, Callable[[Material], Section | None]] = {
+    "answer": answer.build,
+    "unscored": unscored.build,
+    "scores": scores.build,
+    "models": models.build,
+    "languages": languages.build,
+    "published": published.build,
+    "baselines": baselines.build,
+    "precision": precision.build,
+    "shortlist": shortlist.build,
+    "errors": errors.build,
+    "made": method.build,
+}
+
+
+def build_sections(material: Material) -> list[Section]:
+    """All sections that have something to say, in order."""
+    sections: list[Section] = []
+    for name, build in SECTIONS.items():
+        section = build(material)
+        if section is not None:
+            section.id = name
+            sections.append(section)
+    return sections

@@ -1,0 +1,58 @@
+"""The prefix against other ways to make an embedding smaller."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from evaluation.utils.analysis.baselines import DRAWS
+from evaluation.utils.analysis.recommendation import retention, sets_that_count
+from evaluation.utils.report import plots
+from evaluation.utils.report.content import Plot, Section, Table
+from evaluation.utils.report.formatting import join, number
+from evaluation.utils.report.material import Material
+from evaluation.utils.scoring.rows import set_name
+
+
+def build(material: Material) -> Section | None:
+    section = Section("Against other ways to make an embedding smaller")
+    for model in material.models:
+        sets = sets_that_count(model.estimates, model.width)
+        table = pd.DataFrame([row for row in model.baselines if (row["task"], row["subset"]) in sets])
+        if table.empty or len(model.dims) < 2:
+            continue
+        label = material.label(model)
+        means = table.groupby(["method", "dim"], sort=False)["score"].mean()
+        methods = list(dict.fromkeys(table["method"]))
+        full = means["prefix", model.width]
+        rows = [
+            [
+                method,
+                *(
+                    f"{number(means[method, dim])} ({number(retention(means[method, dim], full), 1)}%)"
+                    for dim in model.dims
+                ),
+            ]
+            for method in methods
+        ]
+        lines = {
+            method: [(dim, *[100 * means[method, dim]] * 3) for dim in model.dims]  # without an interval
+            for method in methods
+        }
+        section.plots.append(Plot(f"{label}: baselines", plots.score_plot(label, lines, "mean score × 100")))
+        section.tables.append(
+            Table(
+                ["method", *map(str, model.dims)],
+                rows,
+                f"{label}: mean of {join(set_name(*key) for key in sets)}",
+                picked={methods.index("prefix")},
+            )
+        )
+    if not section.tables:
+        return None
+    section.paragraphs.append(
+        "Matryoshka training orders the dimensions, so that the first ones (prefix) can stand alone. What any embedding gives "
+        f"without it: its principal components (PCA, centred, fitted on {material.calibration}, not on the test sets), a random "
+        f"projection, or randomly chosen dimensions (means of {DRAWS} draws). Retention in brackets is against the full embedding "
+        "as it is."
+    )
+    return section

@@ -1,0 +1,34 @@
+"""Which pairs truncation moves away from their gold order, by score band and length."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from evaluation.utils.report.content import Section, Table
+from evaluation.utils.report.material import Material
+from evaluation.utils.scoring.rows import set_name
+
+
+def build(material: Material) -> Section | None:
+    section = Section("Where truncation hurts")
+    for model in material.models:
+        table = pd.DataFrame(model.errors)
+        if table.empty or model.baseline or len(model.dims) < 2:
+            continue
+        smallest = model.dims[-1]
+        columns = ["pairs", "n", *map(str, model.dims), f"change at {smallest}"]
+        for (task, subset), of_set in table.groupby(["task", "subset"], sort=False):
+            rows: list[list[str]] = []
+            for (_, value), of_group in of_set.groupby(["group", "value"], sort=False):
+                error = dict(zip(of_group["dim"], of_group["error"], strict=True))
+                change = f"{error[smallest] - error[model.width]:+.1f}".replace("-", "−")
+                errors = [f"{error[dim]:.1f}" for dim in model.dims]
+                rows.append([value, str(of_group["pairs"].iloc[0]), *errors, change])
+            section.tables.append(Table(columns, rows, f"{material.label(model)}, {set_name(task, subset)}"))
+    if not section.tables:
+        return None
+    section.paragraphs.append(
+        "How far the rank of a pair by similarity is from its rank by gold score, on average, in percent of the pairs of the set: "
+        "0 is the gold order, 33 a random one. The pairs whose rank changes most are quoted in errors.html beside this report."
+    )
+    return section

@@ -1,0 +1,67 @@
+"""Where the full-width scores stand among the published ones of the Arabic field."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from evaluation.utils.analysis.published import neighbours, rank_among_published
+from evaluation.utils.report.content import Section, Table
+from evaluation.utils.report.formatting import number
+from evaluation.utils.report.material import Material
+from evaluation.utils.scoring.rows import ScoreRow, set_name
+
+SOURCES = (
+    "Sources: mteb-results is the CC0 results repository of MTEB (github.com/embeddings-benchmark/results, commit f4cc6c8); "
+    "model-card is the model's own page on the Hugging Face Hub."
+)
+
+
+def build(material: Material) -> Section | None:
+    section = Section("Among the published scores of the Arabic field")
+    ranks: list[list[str]] = []
+    tables: list[Table] = []
+    first = next((m for m in material.models if not m.baseline), material.models[0])
+    for model in material.models:
+        label = material.label(model)
+        for row in model.scored_rows:
+            if row.dim != model.width or pd.isna(row.ci_low):
+                continue
+            rank = rank_among_published(row.task, row.subset, row.score, row.ci_low, row.ci_high, row.model)
+            if rank is None:
+                continue
+            ranks.append(
+                [
+                    label,
+                    set_name(*row.set_key),
+                    number(row.score),
+                    "" if pd.isna(rank["own"]) else number(rank["own"]),
+                    f"{rank['rank']} of {rank['of']}",
+                    f"{rank['best']} to {rank['worst']}",
+                ]
+            )
+            if model is first:
+                tables.append(_nearest(row, label))
+    if not ranks:
+        return None
+    section.paragraphs.append(
+        "Ranks at full width, 1 for the best. The last column takes the rank at both ends of the score's interval: published "
+        "scores bear such intervals too."
+    )
+    columns = ["model", "set", "score here", "its published score", "rank", "rank by interval"]
+    section.tables = [Table(columns, ranks, text_columns=2), *tables]
+    section.tables[-1].note = SOURCES
+    return section
+
+
+def _nearest(row: ScoreRow, label: str) -> Table:
+    """The best published scores of a test set and those nearest to a row's, with the row in between."""
+    near = neighbours(row.task, row.subset, row.score)
+    scores = [(r.cosine_spearman, r.model, r.source) for r in near.itertuples() if r.model != row.model]
+    scores = sorted([*scores, (row.score, f"→ {label}, measured here", "this run")], reverse=True)
+    return Table(
+        ["model", "source", "score"],
+        [[name, source, number(score)] for score, name, source in scores],
+        f"The best and the nearest on {set_name(*row.set_key)}",
+        text_columns=2,
+        picked={i for i, (_, _, source) in enumerate(scores) if source == "this run"},
+    )

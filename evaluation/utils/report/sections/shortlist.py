@@ -1,0 +1,46 @@
+"""Searching with short vectors and rescoring with full ones: recall, and bytes read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from evaluation.utils.analysis.shortlist import TOP
+from evaluation.utils.report import plots
+from evaluation.utils.report.content import Plot, Section, Table
+from evaluation.utils.report.formatting import number
+from evaluation.utils.report.material import Material
+
+
+def build(material: Material) -> Section | None:
+    section = Section("Shortlist and rescore: search short, rank long")
+    for model in material.models:
+        for corpus_name, shortlists in model.shortlists.items():
+            if not shortlists or model.baseline:
+                continue
+            label = material.label(model)
+            section.plots.append(Plot(f"{label}: recall of a shortlist", plots.shortlist_plot(label, shortlists)))
+            section.tables.append(_table(shortlists, model.dims, f"{label}: recall, %, searching {corpus_name}"))
+    if not section.tables:
+        return None
+    section.paragraphs.append(
+        f"Search with the first dimensions (or their signs), then rescore the best k with the full vectors. Recall is the share of "
+        f"the full search's {TOP} nearest texts that come back. GB read: what one query reads of an index of a million vectors by "
+        "exhaustive search, short vectors first and then the largest shortlist in full; the last column holds that against a full search. "
+        "Recall falls with the size of the corpus: measure yours with a retrieval task."
+    )
+    return section
+
+
+def _table(shortlists: list[dict[str, Any]], dims: list[int], caption: str) -> Table:
+    sizes = sorted({row["k"] for row in shortlists})
+    rows: list[list[str]] = []
+    for dim in dims:
+        for precision in ("float32", "binary"):
+            by_size = {r["k"]: r for r in shortlists if r["dim"] == dim and r["precision"] == precision}
+            if by_size:
+                largest = by_size[sizes[-1]]
+                recalls = [number(by_size[k]["recall"], 1) for k in sizes]
+                cost = [f"{largest['bytes'] / 1e9:.3f}", f"{largest['saving']:.3g}×"]
+                rows.append([str(dim), precision, *recalls, *cost])
+    columns = ["dimension", "precision", *(f"k = {k}" for k in sizes), "GB read", "less by"]
+    return Table(columns, rows, caption, text_columns=2)

@@ -1,0 +1,10 @@
+"""The test sets without a score, and why."""
+
+from __future__ import annotations
+
+from evaluation.utils.report.content import Section
+from evaluation.utils.report.material import Material
+
+
+def build(material: Material) -> Section | None:
+    return Section("Without a score", material.unscored) if material.unscored else None

@@ -1,0 +1,94 @@
+"""What mteb evaluates: the first ``dim`` numbers of embeddings that were encoded once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from mteb.models import ModelMeta
+from mteb.models.abs_encoder import AbsEncoder
+
+from evaluation.utils.scoring.embeddings import EmbeddingStore
+from evaluation.utils.scoring.rows import ScoredModel
+
+if TYPE_CHECKING:
+    from mteb.abstasks.task_metadata import TaskMetadata
+    from mteb.types import PromptType
+    from torch import Tensor
+    from torch.utils.data import DataLoader
+
+SIMILARITY_BLOCK = 4096  # rows that are compared at once
+
+
+class _Texts:
+    """The texts of a data loader, one after another, any number of times."""
+
+    def __init__(self, loader: DataLoader):
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[str]:
+        for batch in self.loader:
+            yield from batch["text"]
+
+
+class TruncatedEncoder(AbsEncoder):
+    """An encoder for mteb that gives the raw prefix of each embedding, as ``SentenceTransformer(truncate_dim=dim)`` does.
+
+    mteb files results by name, revision and experiment; the dimension is part of the experiment, so that no model and no
+    dimension is ever given the score of another.
+    """
+
+    def __init__(self, store: EmbeddingStore, scored_model: ScoredModel, dim: int):
+        self.store, self.dim, self.model = store, dim, store.model
+        self.mteb_model_meta = ModelMeta.create_empty(
+            overwrites={
+                "name": scored_model.identity.name,
+                "revision": scored_model.identity.revision,
+                "embed_dim": dim,
+                "experiment_kwargs": scored_model.experiment(dim),
+            }
+        )
+        self.model_prompts, _ = self.validate_task_to_prompt_name(
+            {name: text for name, text in (self.model.prompts or {}).items() if text} or None,
+            raise_for_invalid_keys=False,
+        )
+
+    def encode(
+        self,
+        inputs: DataLoader,
+        *,
+        task_metadata: TaskMetadata,
+        hf_split: str,
+        hf_subset: str,
+        prompt_type: PromptType | None = None,
+        **kwargs: Any,
+    ) -> np.ndarray:
+        """Float32 array of shape ``[n, dim]`` for the texts that ``inputs`` yields."""
+        return self.embed(_Texts(inputs), task_metadata, prompt_type)
+
+    def embed(self, texts: Iterable[str], task_metadata: TaskMetadata, prompt_type: PromptType | None) -> np.ndarray:
+        """Float32 array of shape ``[n, dim]``, with the prompt that the model has for this task."""
+        prompt, role = self.prompt_and_role(task_metadata, prompt_type)
+        return self.store.encode(texts, self.dim, prompt=prompt, role=role)
+
+    def prompt_and_role(
+        self, task_metadata: TaskMetadata, prompt_type: PromptType | None
+    ) -> tuple[str | None, str | None]:
+        """How the texts of a task are encoded: the prompt and the role."""
+        name = self.get_prompt_name(task_metadata, prompt_type)
+        prompt = self.model_prompts[name] if name and self.model_prompts else None
+        return prompt, prompt_type.value if prompt_type else None
+
+    def similarity(self, embeddings1: Any, embeddings2: Any) -> Tensor:
+        """Tensor of shape ``[n1, n2]``, a block of columns at a time: a corpus is normalised without a second copy of it."""
+        import torch
+
+        blocks = [
+            self.model.similarity(embeddings1, np.array(embeddings2[start : start + SIMILARITY_BLOCK]))
+            for start in range(0, len(embeddings2), SIMILARITY_BLOCK)
+        ]
+        return torch.cat(blocks, dim=1)
+
+    def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Tensor:
+        return self.model.similarity_pairwise(embeddings1, embeddings2)

@@ -1,0 +1,115 @@
+"""Scored pairs: read from a task or a user's file, and held with their embeddings to be measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.data_files import file_hash, read_pairs
+from common.errors import UsageError
+from evaluation.utils.options import STS_TASKS
+from evaluation.utils.scoring.similarity import pairwise_similarities
+from evaluation.utils.scoring.statistics import Statistic, average_precision, spearman
+from evaluation.utils.scoring.tasks import check_subsets, get_task, load_task_data
+
+
+@dataclass(frozen=True)
+class PairSet:
+    """The pairs of one task and subset.
+
+    Attributes:
+        languages: ISO 639-3 codes of the texts; several in a cross-lingual set.
+        kind: ``spearman`` (gold scores) or ``average_precision`` (labels 0 and 1).
+        gold: Shape ``[n]``.
+        first, second: Full-width embeddings of ``sentence1`` and ``sentence2``, shape ``[n, width]``.
+    """
+
+    task: str
+    subset: str
+    languages: tuple[str, ...]
+    kind: str
+    sentence1: list[str]
+    sentence2: list[str]
+    gold: np.ndarray
+    first: np.ndarray
+    second: np.ndarray
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.task, self.subset
+
+    @property
+    def sample(self) -> str:
+        """Names the resamples, so that all models and dimensions are measured on the same ones."""
+        return f"{self.task} {self.subset}"
+
+    def statistic(self, similarities: Sequence[np.ndarray]) -> Statistic:
+        """What the bootstrap measures on ``k`` columns of similarities, each of shape ``[n]``."""
+        return (spearman if self.kind == "spearman" else average_precision)(self.gold, similarities)
+
+    def similarity(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """Similarities of the pairs' embeddings, shape ``[n]``: cosine; for labels, that of the four which scores best,
+        as mteb's ``max_ap`` does."""
+        similarities = pairwise_similarities(first, second)
+        if self.kind == "spearman":
+            return similarities["cosine"]
+        scores = self.statistic(list(similarities.values()))(np.ones((len(self.gold), 1)))[:, 0]
+        return list(similarities.values())[int(np.argmax(scores))]
+
+    def score(self, first: np.ndarray, second: np.ndarray) -> float:
+        """The main score of embeddings of the pairs, from -1 (or 0) to 1; NaN where it is undefined."""
+        return float(self.statistic([self.similarity(first, second)])(np.ones((len(self.gold), 1)))[0, 0])
+
+
+def main_language(languages: Sequence[str]) -> str:
+    """``ara``, ``eng`` or another code for a set of one language, ``cross-lingual`` for one of several."""
+    return languages[0] if len(languages) == 1 else "cross-lingual"
+
+
+def languages_of_name(subset: str) -> tuple[str, ...]:
+    """The languages that a subset's name states: ``("ara",)`` for ``ar-ar``, ``("ara", "eng")`` for ``en-ar``, else none."""
+    codes = {"ar": "ara", "en": "eng"}
+    parts = subset.lower().split("-")
+    return tuple(sorted({codes[part] for part in parts})) if all(part in codes for part in parts) else ()
+
+
+def load_pairs(
+    task_name: str | None, data: str | None, wanted: list[str], defaults: list[str], explicit: bool
+) -> tuple[str, dict[str, dict[str, list[Any]]], str]:
+    """The scored pairs of an mteb STS task, or of a user's file; their scores may be such that no correlation is defined.
+
+    Args:
+        explicit: Whether the user named the subsets ``wanted``: then a subset that is not there is an error.
+
+    Returns:
+        The task's name (for a file, its own, never a task's), for each subset its ``sentence1``, ``sentence2`` and
+        ``score`` lists, and the revision of the data (for a file, a hash of it).
+    """
+    if data is not None:
+        subsets = read_pairs(Path(data), check=False)
+        if explicit:
+            if missing := [name for name in wanted if name not in subsets]:
+                raise UsageError(f"{data}: no subset {missing[0]!r}; found {', '.join(subsets)}")
+            subsets = {name: subsets[name] for name in wanted}
+        name = Path(data).stem
+        return Path(data).name if name in STS_TASKS else name, subsets, file_hash(data)
+    assert task_name is not None
+    task = get_task(task_name, wanted, defaults)
+    if explicit:
+        check_subsets(wanted, [task])
+    load_task_data(task)
+    subsets = {}
+    for subset in task.hf_subsets:
+        splits = task.dataset[subset] if task.metadata.is_multilingual else task.dataset
+        split = splits[task.eval_splits[0]]
+        first, second = task.column_names
+        subsets[subset] = {
+            "sentence1": list(split[first]),
+            "sentence2": list(split[second]),
+            "score": list(split["score"]),
+        }
+    return task_name, subsets, task.metadata.dataset["revision"]

@@ -1,0 +1,299 @@
+"""Plain functions that several test files use: rows, files and tiny models to write; results, records and weights to read.
+
+Libraries are imported where they are used: conftest.py imports this file before it has pointed them at the tests' Hub.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from transformers import BertTokenizerFast
+
+ROOT = Path(__file__).resolve().parents[1]
+NLI, HYBRID = "training/matryoshka_nli.py", "training/hybrid_training.py"
+TRIPLET = ("premise", "entailment", "contradiction")
+WORDS = [f"word{i}" for i in range(300)]
+
+
+def read_jsonl(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def write(path: Path, rows: list[dict]) -> Path:
+    import pandas as pd
+
+    frame = pd.DataFrame(rows)
+    if path.suffix == ".jsonl":
+        frame.to_json(path, orient="records", lines=True, force_ascii=False)
+    elif path.suffix == ".parquet":
+        frame.to_parquet(path)
+    else:
+        frame.to_csv(path, index=False, sep="\t" if path.suffix == ".tsv" else ",")
+    return path
+
+
+def write_pairs(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def read_summary(folder: Path) -> pd.DataFrame:
+    import pandas as pd
+
+    return pd.read_csv(folder / "summary.csv", dtype={"revision": str}, keep_default_na=False, na_values=[""])
+
+
+def record_of(folder: Path) -> dict:
+    return json.loads((folder / "run.json").read_text(encoding="utf-8"))
+
+
+def last_state(folder: Path) -> dict:
+    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    return json.loads((checkpoints[-1] / "trainer_state.json").read_text())
+
+
+def weights_of(model: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(next(model.rglob("model.safetensors")))
+
+
+def finished(done, folder: Path, cwd: Path = ROOT) -> Path:
+    """The final model of a run that went well: its path is the last line of standard output, alone."""
+    assert done.code == 0, done.err
+    assert "Traceback" not in done.err
+    final = Path(done.out.splitlines()[-1])
+    assert done.out == f"{final}\n"
+    assert (cwd / final).resolve() == (folder / "final").resolve()
+    return folder / "final"
+
+
+def no_nan(out: Path) -> None:
+    for path in out.rglob("*"):
+        if path.suffix in (".csv", ".json", ".md", ".html"):
+            text = path.read_text(encoding="utf-8").lower()
+            for word in ("nan", "infinity"):
+                assert not [
+                    w
+                    for w in text.replace(",", " ").replace(">", " ").replace("<", " ").split()
+                    if w.strip('":|*') == word
+                ], path
+
+
+def says(message: str, wanted: str) -> bool:
+    """Whether a message holds each part of ``wanted``, which " … " separates: what it must name, whatever words lie between."""
+    return all(part in message for part in wanted.split(" … "))
+
+
+def triplets(groups: list[dict], language: str) -> list[dict]:
+    keys = ("anchor", "positive", "negative")
+    return [{k: g[f"{part}_{language}"] for k, part in zip(keys, TRIPLET, strict=True)} for g in groups]
+
+
+def classes(groups: list[dict], language: str = "en") -> list[dict]:
+    parts = ("entailment", "neutral", "contradiction")
+    return [
+        {"premise": g[f"premise_{language}"], "hypothesis": g[f"{part}_{language}"], "label": label}
+        for g in groups
+        for label, part in enumerate(parts)
+    ]
+
+
+def scored(pairs: list[dict], subset: str, of: slice, scale: float = 1.0, shift: float = 0.0, **more) -> list[dict]:
+    """Every seventh pair comes next, so that a slice has scores of all kinds."""
+    chosen = [p for p in pairs if p["subset"] == subset]
+    chosen = [p for start in range(7) for p in chosen[start::7]][of]
+    return [
+        {"sentence1": p["sentence1"], "sentence2": p["sentence2"], "score": shift + scale * p["score"], **more}
+        for p in chosen
+    ]
+
+
+def texts_of(n, seed=0):
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    return [" ".join(rng.choice(WORDS, 5)) for _ in range(n)]
+
+
+def pairs_of(n: int = 40, subset: str = "default", seed: int = 0) -> list[dict]:
+    import numpy as np
+
+    texts, scores = texts_of(2 * n, seed), np.random.default_rng(seed).random(n)
+    return [
+        {"sentence1": texts[2 * i], "sentence2": texts[2 * i + 1], "score": float(score), "subset": subset}
+        for i, score in enumerate(scores)
+    ]
+
+
+def write_dataset(folder: Path, configs: dict[str, dict[str, list[dict]]]) -> None:
+    """A data set repository: ``{config: {split: rows}}`` as Parquet, declared in its card."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    card = ["---", "configs:"]
+    for config, splits in configs.items():
+        card += [f"- config_name: {config}", "  data_files:"]
+        for split, rows in splits.items():
+            path = folder / config / f"{split}-00000-of-00001.parquet"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pq.write_table(pa.Table.from_pylist(rows), path)
+            card += [f"  - split: {split}", f"    path: {path.relative_to(folder).as_posix()}"]
+    (folder / "README.md").write_text("\n".join([*card, "---", ""]))
+
+
+def write_datasets(folder: Path, groups: list[dict], pairs: list[dict]) -> None:
+    parts = {"train": groups[:96], "dev": groups[96:126], "test": groups[126:156]}
+    write_dataset(
+        folder / "sentence-transformers/all-nli",
+        {
+            "triplet": {split: triplets(rows, "en") for split, rows in parts.items()},
+            "pair-class": {split: classes(rows) for split, rows in parts.items()},
+        },
+    )
+    # the first 60 pairs of each subset are STS17, and the next 50 Arabic ones STS22
+    sts_parts = {"train": slice(176, 252), "validation": slice(96, 136), "test": slice(136, 176)}
+    arabic_sts_parts = {"train": slice(150, 246), "validation": slice(110, 150)}
+    write_dataset(
+        folder / "sentence-transformers/stsb",
+        {"default": {split: scored(pairs, "en-en", of, 1 / 5) for split, of in sts_parts.items()}},
+    )
+    write_dataset(
+        folder / "mteb/stsbenchmark-sts",
+        {"default": {split: scored(pairs, "en-en", of) for split, of in sts_parts.items()}},
+    )
+    arabic = folder / "Omartificial-Intelligence-Space"
+    splits = {"train": "train", "dev": "validation"}
+    write_dataset(
+        arabic / "Arabic-NLi-Triplet", {"default": {splits[s]: triplets(parts[s], "ar") for s in ("train", "dev")}}
+    )
+    write_dataset(
+        arabic / "Arabic-NLi-Pair-Class",
+        {"default": {splits[s]: classes(parts[s], "ar") for s in ("train", "dev")}},
+    )
+    write_dataset(
+        arabic / "Arabic-stsb",
+        {"default": {split: scored(pairs, "ar-ar", of, 1 / 5) for split, of in arabic_sts_parts.items()}},
+    )
+    parallel = [{"english": g["premise_en"], "non_english": g["premise_ar"]} for g in groups]
+    write_dataset(
+        folder / "sentence-transformers/parallel-sentences-tatoeba",
+        {"en-ar": {"train": parallel[156:252], "dev": parallel[252:292]}},
+    )
+    sts17 = [row for lang in ("ar-ar", "en-ar", "en-en") for row in scored(pairs, lang, slice(0, 60), lang=lang)]
+    write_dataset(folder / "mteb/sts17-crosslingual-sts", {"default": {"test": sts17}})
+    sts22 = scored(pairs, "ar-ar", slice(60, 110), 3 / 5, 1, lang="ar")
+    write_dataset(folder / "mteb/sts22-crosslingual-sts", {"default": {"test": sts22}})
+
+
+def write_bert(path: Path, tokenizer: BertTokenizerFast) -> None:
+    """A tiny BERT with random weights."""
+    from transformers import BertConfig, BertModel
+
+    tokenizer.save_pretrained(path)
+    BertModel(
+        BertConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=128,
+            max_position_embeddings=128,
+        )
+    ).save_pretrained(path)
+
+
+def sentence_model(bert: Path) -> SentenceTransformer:
+    """A transformer with mean pooling."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+    transformer = Transformer(str(bert))
+    return SentenceTransformer(modules=[transformer, Pooling(transformer.get_embedding_dimension())], device="cpu")
+
+
+def write_models(folder: Path, texts: list[str]) -> None:
+    import torch
+    from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer
+    from transformers import BertTokenizerFast, RobertaConfig, RobertaModel, RobertaTokenizerFast
+
+    torch.manual_seed(0)
+    roberta = folder / "distilroberta-base"
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(
+        texts, vocab_size=1500, show_progress=False, special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    )
+    RobertaTokenizerFast(tokenizer_object=bpe._tokenizer, model_max_length=128).save_pretrained(roberta)
+    RobertaModel(
+        RobertaConfig(
+            vocab_size=bpe.get_vocab_size(),
+            num_hidden_layers=1,
+            intermediate_size=64,
+            max_position_embeddings=130,
+            type_vocab_size=1,
+        )
+    ).save_pretrained(roberta)
+
+    bert = folder / "aubmindlab/bert-base-arabertv02"
+    wordpiece = BertWordPieceTokenizer(strip_accents=False, lowercase=False)
+    wordpiece.train_from_iterator(texts, vocab_size=1500, show_progress=False)
+    write_bert(bert, BertTokenizerFast(tokenizer_object=wordpiece._tokenizer, model_max_length=128))
+    sentence_model(bert).save_pretrained(str(folder / "tiny/sentence-bert"))
+
+    english = folder / "tiny/english-bert"  # its tokenizer breaks Arabic into letters
+    letters = sorted({letter for text in texts for letter in text if "\u0600" <= letter <= "\u06ff"})
+    wordpiece = BertWordPieceTokenizer(lowercase=True)
+    wordpiece.train_from_iterator((text for text in texts if text.isascii()), vocab_size=1000, show_progress=False)
+    pieces = [*wordpiece.get_vocab(), *letters, *(f"##{letter}" for letter in letters)]
+    write_bert(english, BertTokenizerFast(vocab={piece: i for i, piece in enumerate(pieces)}, model_max_length=128))
+    sentence_model(english).save_pretrained(str(folder / "sentence-transformers/all-MiniLM-L6-v2"))
+
+
+def static_model(seed=0, width=32, **arguments):
+    import numpy as np
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(["[UNK]", *WORDS])}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    weights = np.random.default_rng(seed).standard_normal((len(WORDS) + 1, width)).astype(np.float32)
+    return SentenceTransformer(
+        modules=[StaticEmbedding(tokenizer, embedding_weights=weights)], device="cpu", **arguments
+    )
+
+
+class Counting:
+    """Counts the texts that a model encodes."""
+
+    def __init__(self, model):
+        self.model, self.texts = model, []
+        for name in ("encode", "encode_query", "encode_document"):
+            setattr(model, name, self.counted(getattr(model, name)))
+
+    def counted(self, encode):
+        def wrapped(texts, **arguments):
+            self.texts += list(texts)
+            return encode(texts, **arguments)
+
+        return wrapped
+
+
+def tokens_seen(model: SentenceTransformer, texts: list[str]) -> int:
+    """How many positions the first layer's matrix products work on."""
+    import torch
+
+    seen = []
+    layer = next(
+        m for n, m in model[0].auto_model.named_modules() if isinstance(m, torch.nn.Linear) and "embedding" not in n
+    )
+    handle = layer.register_forward_hook(lambda module, inputs, output: seen.append(output[..., 0].numel()))
+    model.encode(texts, batch_size=64)
+    handle.remove()
+    return sum(seen)

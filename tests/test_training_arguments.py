@@ -1,0 +1,68 @@
+"""What the libraries refuse of a configuration is one line, before any data is loaded and before anything is written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from common.config import load_config
+from common.errors import UsageError
+from training.utils.options import MatryoshkaNLIConfig
+from training.utils.training_arguments import check_training_arguments
+
+
+def check(tmp_path: Path, arguments: dict, dev_data: list[str]) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"training_arguments": arguments, "dev_data": dev_data}))
+    config = load_config(MatryoshkaNLIConfig, "", ["--config", str(file)], positional="model_name")
+    check_training_arguments(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (
+            {"lr_scheduler_type": "warmup_stable_decay"},
+            ("warmup_stable_decay", "lr_scheduler_kwargs", "num_decay_steps"),
+        ),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, ("cosine_with_min_lr", "min_lr")),
+        ({"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"pwer": 2}}, ("polynomial", "pwer")),
+        ({"lr_scheduler_type": "no-such"}, ("no-such", "cosine")),
+        ({"lr_scheduler_kwargs": "x"}, ("lr_scheduler_kwargs",)),
+        ({"optim": "adamw_bnb_8bit"}, ("adamw_bnb_8bit", "bitsandbytes")),
+        ({"optim": "schedule_free_adamw"}, ("schedule_free_adamw", "schedulefree")),
+        ({"optim": "no-such"}, ("no-such", "adafactor")),
+        ({"optim_args": "rubbish"}, ("optim",)),
+        ({"adam_beta1": 2.0}, ("beta",)),
+        ({"accelerator_config": {"no_such": 1}}, ("no_such",)),
+        ({"accelerator_config": "no-such.json"}, ("no-such.json",)),
+        ({"deepspeed": "no-such.json"}, ("training_arguments",)),
+        ({"eval_strategy": "epoch"}, ("eval_strategy", "dev")),
+        ({"save_strategy": "epoch"}, ("save", "eval")),
+        ({"dataloader_prefetch_factor": 2}, ("dataloader_num_workers",)),
+    ],
+)
+def test_arguments_that_the_libraries_refuse_are_one_line(tmp_path, arguments, named):
+    dev_data = ["none"] if "eval_strategy" in arguments else ["en"]
+    with pytest.raises(UsageError) as refusal:
+        check(tmp_path, arguments, dev_data)
+    message = str(refusal.value)
+    assert message.startswith("training_arguments") and len(message.splitlines()) == 1
+    assert all(word in message for word in named), message
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"lr_scheduler_type": "cosine"},
+        {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"num_decay_steps": 10}},
+        {"lr_scheduler_type": "reduce_lr_on_plateau"},
+        {"optim": "adafactor"},
+        {"metric_for_best_model": "sts-dev-64_spearman_cosine"},
+    ],
+)
+def test_arguments_that_the_libraries_take_pass(tmp_path, arguments):
+    check(tmp_path, arguments, ["en"])

@@ -1,0 +1,272 @@
+"""What a training run does at the library's events: it reports, checks that numbers are finite, and stops at a signal."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from common.errors import EXIT_FAILURE, EXIT_SIGNAL, RunError, Stopped, end_at_once_next_time, on_signal
+from evaluation.utils.dev_evaluator import MatryoshkaEvaluator
+from training.utils.checkpoints import describe_last_checkpoint, resume_command, why_unusable
+from training.utils.losses import loss_parameters
+from training.utils.processes import gather_objects, is_first_process, largest_over_processes, mean_over_processes
+
+if TYPE_CHECKING:
+    from training.utils.trainer import MatryoshkaTrainer
+
+logger = logging.getLogger(__name__)
+
+
+class Progress(ProgressCallback):
+    """A progress bar on standard error; the reports are lines of the log."""
+
+    def on_log(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+
+class LossReport(TrainerCallback):
+    """Reports the mean loss since the last report, at each dimension, and of each data set where there are several."""
+
+    def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
+        self._sums: dict[str, torch.Tensor] = {}
+        self._counts: dict[str, int] = defaultdict(int)
+
+    def add(self, dataset_name: str | None, components: dict[int | str, torch.Tensor]) -> None:
+        """Count the losses of a batch in."""
+        prefix = f"loss_{dataset_name}_" if dataset_name else "loss_"
+        for dim, value in components.items():
+            key = f"{prefix}{dim}"
+            self._sums[key] = self._sums.get(key, 0) + value
+            self._counts[key] += 1
+
+    def take_means(self) -> dict[str, float]:
+        """The mean of each loss since the last call, over all processes."""
+        names = list(self._sums)  # the processes share each step's data set, so they have the same names
+        if not names:
+            return {}
+        means = mean_over_processes(torch.stack([self._sums[name] / self._counts[name] for name in names]))
+        self._reset()
+        return {name: round(value, 4) for name, value in zip(names, means.tolist(), strict=True)}
+
+    def save(self, path: Path, total_loss: torch.Tensor, since_step: int) -> None:
+        """Write the sums since the last report, so that a resumed run reports the same means.
+
+        Args:
+            total_loss: The sum of the losses since ``since_step``, the step of the last report.
+        """
+        names = list(self._sums)
+        sums = mean_over_processes(torch.stack([total_loss, *(self._sums[name].float() for name in names)]))
+        total, *values = sums.tolist()
+        losses = {name: [value, self._counts[name]] for name, value in zip(names, values, strict=True)}
+        if is_first_process():
+            state = {"since_step": since_step, "loss": total, "losses": losses}
+            path.write_text(json.dumps(state), encoding="utf-8")
+
+    def load(self, path: Path, device: torch.device) -> tuple[float, int]:
+        """Read what :meth:`save` wrote; returns the total loss and the step that it is summed from."""
+        state = json.loads(path.read_text(encoding="utf-8"))
+        for name, (value, count) in state["losses"].items():
+            self._sums[name] = torch.tensor(value, device=device)
+            self._counts[name] = count
+        return state["loss"], state["since_step"]
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs=None, **_: Any
+    ) -> None:
+        if not state.is_world_process_zero or "loss" not in logs:
+            return
+        parts: dict[str, float] = defaultdict(float)
+        for key, value in logs.items():
+            if key.startswith("loss_"):
+                name, _, dim = key.removeprefix("loss_").rpartition("_")
+                parts[name or dim] += value  # a data set's, summed over the dimensions: the trackers have them all
+        listed = ", ".join(f"{name}: {value:.3f}" for name, value in parts.items())
+        logger.info("step %d of %d, loss %.4f (%s)", state.global_step, state.max_steps, logs["loss"], listed)
+
+
+class DevReport(TrainerCallback):
+    """Reports the scores of the dev sets after each evaluation."""
+
+    def __init__(self, evaluator: Any):
+        self.evaluator = evaluator
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics=None, **_: Any
+    ) -> None:
+        if isinstance(self.evaluator, MatryoshkaEvaluator) and state.is_world_process_zero:
+            self.evaluator.log(metrics, prefix="eval_")
+
+
+class EarlyStopping(TrainerCallback):
+    """Ends training when the dev score has not risen for ``patience`` evaluations in a row.
+
+    The library's own callback counts in an attribute that no checkpoint keeps. This one reads the history, which every
+    checkpoint has, so that a resumed run ends at the same step.
+    """
+
+    def __init__(self, patience: int):
+        self.patience = patience
+
+    def is_due(self, args: TrainingArguments, state: TrainerState) -> bool:
+        metric = f"eval_{args.metric_for_best_model.removeprefix('eval_')}"
+        scores = [entry[metric] for entry in state.log_history if metric in entry]
+        return bool(scores) and len(scores) - 1 - scores.index(max(scores)) >= self.patience
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.is_due(args, state):
+            control.should_training_stop = True
+            if state.is_world_process_zero:
+                logger.info("the dev score has not risen for %d evaluations: training ends here", self.patience)
+
+
+class ResumedState(TrainerCallback):
+    """Brings back what the library leaves behind in the checkpoint that a run is resumed from."""
+
+    def __init__(self, trainer: MatryoshkaTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        checkpoint = self.trainer.resumed_from
+        if checkpoint is None:
+            return
+        self.trainer.resumed_at_step = state.global_step
+        state.compute_steps(args, state.max_steps)  # those to log, evaluate and save at may differ from before
+        self._find_best(state, checkpoint.parent)
+        self.trainer.load_loss_parameters(checkpoint)
+        if state.global_step < state.max_steps:  # else the run died after its last step, and has no more to report
+            self.trainer.load_loss_report(checkpoint)
+
+    def _find_best(self, state: TrainerState, folder: Path) -> None:
+        """The best checkpoint so far, where the run's folder is now; without it the best is chosen from here on."""
+        if state.best_global_step is None:
+            return
+        best = folder / f"checkpoint-{state.best_global_step}"
+        if reason := why_unusable(best):
+            logger.warning("the best checkpoint so far, %s, can no longer be chosen: %s", best, reason)
+            state.best_metric = state.best_global_step = state.best_model_checkpoint = None
+        else:
+            state.best_model_checkpoint = str(best)
+
+
+class FiniteCheck(TrainerCallback):
+    """Before each optimizer step: ends the run where a loss or a gradient is not finite, in all processes alike."""
+
+    def __init__(self, trainer: MatryoshkaTrainer):
+        self.trainer = trainer
+        # of the step to come: the loss, the data set's name, the inputs
+        self._batches: list[tuple[torch.Tensor, str | None, dict[str, Any]]] = []
+
+    def add(self, loss: torch.Tensor, dataset_name: str | None, inputs: dict[str, Any]) -> None:
+        """Take a batch of the step to come into account."""
+        self._batches.append((loss.detach(), dataset_name, inputs))
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        norm = self.trainer.grad_norm
+        numbers = [loss for loss, *_ in self._batches]
+        if getattr(self.trainer.accelerator, "scaler", None) is None:  # fp16's tries too large a scale now and then
+            heads = loss_parameters(
+                self.trainer.loss, self.trainer.model
+            ).values()  # their gradients are not in the norm
+            numbers += [
+                torch.as_tensor(norm, device=args.device),
+                *(p.grad.norm() for p in heads if p.grad is not None),
+            ]
+        finite = torch.stack([number.float() for number in numbers]).isfinite().all().item()
+        if largest_over_processes(not finite):
+            self._fail(norm, state.global_step + 1)
+        self._batches.clear()
+
+    def _fail(self, norm: torch.Tensor | float, step: int) -> None:
+        """End the run in the words of the first process in which a loss is not finite, or else the first."""
+        wrong = [batch for batch in self._batches if not batch[0].isfinite()]
+        loss, name, inputs = (wrong or self._batches)[0]
+        of, several = f" of {name}" if name else "", not wrong and len(self._batches) > 1
+        number = (
+            f"the loss{of} at step {step} is {loss.item()}" if wrong else f"the gradient{of} at step {step} is {norm:g}"
+        )
+        where = f"in {len(self._batches)} batches, the first of which" if several else "in a batch that"
+        message = f"{number}, {where} begins with {' | '.join(self._first_texts(inputs))}"
+        _, message = max(gather_objects((bool(wrong), message)), key=lambda entry: entry[0])
+        if not is_first_process():
+            sys.exit(EXIT_FAILURE)
+        checkpoint = describe_last_checkpoint(Path(self.trainer.args.output_dir))
+        raise RunError(f"{message}: lower --learning_rate, or use --precision fp32; {checkpoint}")
+
+    def _first_texts(self, inputs: dict[str, Any]) -> list[str]:
+        """The first text of each column of a batch, as the tokenizer gives it back."""
+        texts = []
+        for key, ids in inputs.items():
+            if key.endswith("input_ids"):
+                offsets = inputs.get(key.removesuffix("input_ids") + "offsets")  # static embeddings: texts end to end
+                first = ids[0] if offsets is None else ids[: offsets[1]] if len(offsets) > 1 else ids
+                decoded = self.trainer.model.tokenizer.decode(first.tolist(), skip_special_tokens=True)
+                text = " ".join(decoded.split())
+                texts.append(repr(text if len(text) <= 60 else text[:59] + "…"))
+        return texts
+
+
+class StopOnSignal(TrainerCallback):
+    """At SIGINT or SIGTERM saves a checkpoint after the step, in all processes alike, and raises :class:`Stopped`."""
+
+    def __init__(self) -> None:
+        self._process = os.getpid()
+        self._received = 0  # the signal that came, in this process
+        self._agreed = 0  # the signal that came, in any process: the run ends after this step
+        self._state: TrainerState | None = None
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """While this lasts, signals are heeded so."""
+        with on_signal(self._receive):
+            yield
+            self._agree()  # on one that came after the last step
+            self._end_if_agreed()
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if not self._received and os.getpid() == self._process:  # the data loader's processes inherit this
+            logger.info("%s: stopping after this step, with a checkpoint", signal.Signals(number).name)
+        self._received = number
+        if "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun passes on a Ctrl-C that the processes have had already
+            end_at_once_next_time()
+
+    def _agree(self) -> None:
+        self._agreed = int(largest_over_processes(self._received))
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._state = state
+
+    def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+        self._agree()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self._agreed:
+            control.should_save = True
+
+    def on_save(self, *_: Any, **__: Any) -> None:
+        self._end_if_agreed()
+
+    def _end_if_agreed(self) -> None:
+        if not self._agreed:
+            return
+        if not is_first_process():
+            sys.exit(EXIT_SIGNAL + self._agreed)
+        name, state = signal.Signals(self._agreed).name, self._state
+        progress = f"stopped after step {state.global_step} of {state.max_steps}"
+        raise Stopped(self._agreed, f"{name}: {progress}; resume with: {resume_command()}")

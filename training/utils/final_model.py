@@ -1,0 +1,83 @@
+"""The end of a training run: the last scores, the final model with its card, and the upload."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common.errors import RunError, one_line
+from common.records import RunRecord
+from evaluation.utils.dev_evaluator import PRIMARY_METRIC, MatryoshkaEvaluator
+from training.utils.checkpoints import resume_command
+from training.utils.dev_data import dev_estimate
+from training.utils.licences import add_licences, licences_of
+from training.utils.options import TrainingConfig
+from training.utils.run_folder import FINAL, save_atomically
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+    from training.utils.trainer import MatryoshkaTrainer
+
+logger = logging.getLogger(__name__)
+
+
+def finish(
+    trainer: MatryoshkaTrainer,
+    result: Any,
+    record: RunRecord,
+    config: TrainingConfig,
+    dims: list[int],
+    dev_sets: dict[str, dict[str, list[Any]]],
+    test_sets: dict[str, dict[str, list[Any]]],
+) -> None:
+    """Score the final model on the dev and test sets, save it with its card and the record, and print its path."""
+    if trainer.state.global_step < trainer.state.max_steps and not trainer.control.should_training_stop:
+        raise RunError(
+            f"training ended at step {trainer.state.global_step} of {trainer.state.max_steps}: the data ran out of batches"
+        )
+    if not trainer.is_world_process_zero():
+        return
+    model: SentenceTransformer = trainer.model
+    folder = Path(trainer.args.output_dir)
+    scores: dict[str, float] = {}
+    interval: tuple[float, float] | None = None
+    licences = licences_of(entry["path"] for entry in record.values["datasets"].values())
+    step = trainer.state.best_global_step or trainer.state.global_step
+    for part, sets in (("dev", dev_sets), ("test", test_sets)):
+        if sets:
+            evaluator = MatryoshkaEvaluator(sets, dims)
+            metrics = evaluator(model, epoch=trainer.state.epoch, steps=step)
+            evaluator.log(metrics)
+            mean = metrics.pop(evaluator.primary_metric)
+            if part == "dev":
+                interval = dev_estimate(evaluator.embeddings, dev_sets, dims).interval()
+                logger.info("dev mean × 100: %.2f (95%% interval %.2f to %.2f)", *(100 * x for x in (mean, *interval)))
+            scores |= metrics | {f"{part}_{evaluator.primary_metric}": mean}
+    history = [entry for entry in trainer.state.log_history if f"eval_{PRIMARY_METRIC}" in entry]
+    record.write(  # before the final model, whose presence says that the run is complete
+        steps=trainer.state.global_step,
+        best_step=step,
+        resumed_at_step=trainer.resumed_at_step,
+        train_runtime_s=result.metrics.get("train_runtime"),
+        train_samples_per_second=result.metrics.get("train_samples_per_second"),
+        train_loss=result.metrics.get("train_loss"),
+        scores=scores,
+        dev_interval=interval,
+        licences=licences,
+        dev_history=[{"step": entry["step"], PRIMARY_METRIC: entry[f"eval_{PRIMARY_METRIC}"]} for entry in history],
+        final_model=FINAL,
+    )
+    final = save_atomically(model, folder, FINAL, f"make room and resume with `{resume_command()}`")
+    add_licences(final, licences)
+    record.finish()
+    if config.push_to_hub:
+        try:
+            url = model.push_to_hub(config.hub_model_id or folder.name, exist_ok=True)
+            logger.info("uploaded to %s", url)
+        except Exception as error:
+            raise RunError(
+                f"the model is trained and saved as {final}, but the upload failed: {one_line(error)}"
+            ) from None
+    print(final)

@@ -1,0 +1,236 @@
+"""What a run leaves on disk: its folder, the record in it, and what an earlier run left there."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common.config import as_dict
+from common.data_files import dataset_revision
+from common.errors import RunError, writing
+from common.models import identify
+from common.records import RunRecord, read_record
+from common.redact import redact_values
+from training.utils.checkpoints import (
+    checkpoints,
+    complete_checkpoints,
+    find_checkpoint,
+    is_latest,
+    remove_incomplete,
+    resume_command,
+)
+from training.utils.options import LOSSES, STATIC, DatasetEntry, TrainingConfig
+from training.utils.processes import get_world_size, is_first_process
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from sentence_transformers import SentenceTransformer
+
+logger = logging.getLogger(__name__)
+
+FINAL = "final"
+UNTRAINED = "untrained"
+RECORD = "run.json"
+PARTIAL = ".partial"
+# the keys that a resumed run may change: where it writes and what it reports, but not what it learns
+MAY_CHANGE = {
+    "output_dir",
+    "overwrite_output_dir",
+    "resume_from_checkpoint",
+    "save_total_limit",
+    "logging_steps",
+    "report_to",
+    "push_to_hub",
+    "hub_model_id",
+}
+# what the weights depend on, of a record, besides the configuration
+LEARNT_FROM = ("matryoshka_dims", "datasets", "dev_and_test_rows", "processes")
+
+
+def run_folder(config: TrainingConfig, script: str) -> Path:
+    """The folder of the run: ``output_dir``, or ``output/<script>-<model>``."""
+    return Path(config.output_dir or f"output/{script}-{Path(config.model_name).name}")
+
+
+def prepare_run_folder(folder: Path, config: TrainingConfig) -> Path | None:
+    """Make sure that no earlier run is lost, and find the checkpoint to resume from. Nothing is removed.
+
+    Returns:
+        The checkpoint to resume from, or None for a fresh start.
+
+    Raises:
+        RunError: The folder holds a finished or an unfinished run and the flags do not say what to do with it.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"--output_dir {folder} is a file")
+    paths = checkpoints(folder)
+    if others := sorted(path.name for path in folder.glob("checkpoint-*") if path.is_dir() and path not in paths):
+        raise RunError(
+            f"{folder} holds {others[0]}, which is not a checkpoint of a run: move it away, since transformers deletes the oldest checkpoint-*"
+        )
+    if config.resume_from_checkpoint is not None:
+        if (folder / FINAL).exists():
+            raise RunError(
+                f"{folder} holds a finished run: there is nothing to resume; --overwrite_output_dir starts it again"
+            )
+        checkpoint = find_checkpoint(folder, config.resume_from_checkpoint)
+        check_same_settings(checkpoint.parent / RECORD, config)
+        return checkpoint
+    if config.overwrite_output_dir:
+        pass  # clear_run_folder follows, once this run is sure to begin
+    elif (folder / FINAL).exists():
+        raise RunError(
+            f"{folder} holds a finished run: choose another --output_dir, or replace it with --overwrite_output_dir"
+        )
+    elif complete_checkpoints(folder):
+        raise RunError(
+            f"{folder} holds an unfinished run: resume it with `{resume_command()}`, or replace it with --overwrite_output_dir"
+        )
+    elif paths:
+        raise RunError(
+            f"{folder} holds a run that died before it had a complete checkpoint: start it again with --overwrite_output_dir"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    return None
+
+
+def check_same_settings(path: Path, config: TrainingConfig) -> None:
+    """Make sure that a run is resumed with the settings that it began with, which its record at ``path`` holds.
+
+    Raises:
+        RunError: A setting that the weights depend on differs; the message names all of these.
+    """
+    before = read_record(path)
+    if before is None:
+        logger.warning(
+            "%s cannot be read, so it is not checked whether the settings are those that the run began with", path
+        )
+        return
+    after = as_dict(config)
+    check_unchanged(path, {key: before["config"].get(key, after[key]) for key in after}, after)
+
+
+def check_unchanged(path: Path, before: dict[str, Any], after: dict[str, Any]) -> None:
+    """Raise :class:`RunError` where something that the weights depend on differs from what the record at ``path`` has."""
+    old, new = flatten(before), flatten(redact_values(json.loads(json.dumps(after, default=str))))  # as a record is
+    changed = [
+        f"{key} was {json.dumps(old.get(key), ensure_ascii=False)} and is {json.dumps(new.get(key), ensure_ascii=False)}"
+        for key in {**old, **new}
+        if key not in MAY_CHANGE and old.get(key) != new.get(key)
+    ]
+    if changed:
+        raise RunError(
+            f"{path}: cannot resume: these settings changed: {'; '.join(changed)}; restore them or choose a new --output_dir"
+        )
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"a": {"b": 1}}`` as ``{"a.b": 1}``."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def make_record(
+    folder: Path,
+    config: TrainingConfig,
+    model: SentenceTransformer,
+    dims: list[int],
+    datasets: dict[str, tuple[DatasetEntry, Dataset]],
+    held_out: dict[str, dict[str, list[Any]]],
+    leaks: dict[str, Any],
+) -> RunRecord:
+    """The record of what is known before training, not yet written.
+
+    Raises:
+        RunError: The run is resumed, and its data, dimensions or processes are not those that it began with.
+    """
+    record = RunRecord(
+        folder / RECORD,
+        as_dict(config),
+        seed=config.seed,
+        matryoshka_dims=dims,
+        base_model={"name": config.model_name, "revision": getattr(model.model_card_data, "base_model_revision", None)},
+        datasets={name: _describe(config, entry, dataset) for name, (entry, dataset) in datasets.items()},
+        dev_and_test_rows={name: len(next(iter(rows.values()))) for name, rows in held_out.items()},
+        leaks=leaks,
+        processes=get_world_size(),
+    )
+    wanted = config.resume_from_checkpoint
+    if wanted is not None:
+        path = (folder if is_latest(wanted) else Path(wanted).parent) / RECORD
+        before = read_record(path) or {}
+        known = [key for key in LEARNT_FROM if key in before]
+        check_unchanged(path, {key: before[key] for key in known}, {key: record.values[key] for key in known})
+    return record
+
+
+def _describe(config: TrainingConfig, entry: DatasetEntry, dataset: Dataset) -> dict[str, Any]:
+    """What the record says of a data set, and of the guide or teacher of its loss."""
+    models = {
+        role: getattr(entry, role) or config.model_name
+        for role in ("guide", "teacher")
+        if role in LOSSES[entry.loss].keys
+    }
+    return {
+        "path": entry.path,
+        "revision": dataset_revision(entry.path, dataset),
+        "rows": len(dataset),
+        "columns": dataset.column_names,
+        **{role: {"name": name, "revision": identify(name).revision} for role, name in models.items()},
+    }
+
+
+def clear_run_folder(folder: Path, config: TrainingConfig) -> None:
+    """Remove what a killed run left half written, and with ``--overwrite_output_dir`` all that an earlier run left.
+
+    Files of any other name stay.
+    """
+    if not is_first_process():
+        return
+    for name in (FINAL, UNTRAINED):
+        shutil.rmtree(folder / f".{name}{PARTIAL}", ignore_errors=True)
+    for path in folder.glob(f".{RECORD}.*"):
+        path.unlink()
+    remove_incomplete(folder)
+    if not config.overwrite_output_dir or config.resume_from_checkpoint is not None:
+        return
+    for path in (folder / FINAL, folder / UNTRAINED, folder / RECORD, folder / "eval", *checkpoints(folder)):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def write_beginning(record: RunRecord, model: SentenceTransformer, config: TrainingConfig) -> None:
+    """Write the record; a static model is also saved untrained, as the baseline of its own training."""
+    if not is_first_process():
+        return
+    folder = record.path.parent
+    resumed = config.resume_from_checkpoint is not None
+    if config.model_name == STATIC and not (resumed and (folder / UNTRAINED).exists()):
+        save_atomically(model, folder, UNTRAINED, "make room, and run the command again")
+    record.write()
+
+
+def save_atomically(model: SentenceTransformer, folder: Path, name: str, advice: str) -> Path:
+    """Save the model, with its card, as ``<folder>/<name>``; it appears there complete or not at all.
+
+    Raises:
+        RunError: It could not be written; the message ends with ``advice``.
+    """
+    partial, complete = folder / f".{name}{PARTIAL}", folder / name
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        with writing(complete, advice):
+            model.save_pretrained(str(partial))
+            shutil.rmtree(complete, ignore_errors=True)
+            partial.rename(complete)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return complete

@@ -1,0 +1,141 @@
+"""From a configuration to the arguments of the library's trainer."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from sentence_transformers import SentenceTransformerTrainingArguments
+from transformers import Trainer, get_scheduler
+from transformers.integrations import get_available_reporting_integrations
+
+from common.errors import RunError, UsageError, one_line
+from common.keys import check_value, keys_of, suggest
+from evaluation.utils.dev_evaluator import PRIMARY_METRIC
+from training.utils.options import TrainingConfig
+
+logger = logging.getLogger(__name__)
+
+GPU_LOADERS = 2  # processes that tokenise the next batches while a GPU computes
+# keys of ours that the trainer must not act on: it would upload checkpoints while it trains
+NOT_FOR_TRAINER = {"output_dir", "resume_from_checkpoint", "push_to_hub", "hub_model_id"}
+# arguments of the library that have no effect here, and what has
+WITHOUT_EFFECT = {
+    "bf16": "give --precision",
+    "fp16": "give --precision",
+    "batch_sampler": "no batch ever holds a text twice",
+}
+# what the libraries raise for a value that they do not take, or for a package that it needs
+REFUSALS = (ValueError, TypeError, KeyError, ImportError, NotImplementedError, AssertionError, OSError)
+
+
+def check_training_arguments(config: TrainingConfig, folder: Path) -> None:
+    """Try the training arguments before any data is loaded, with an optimizer and a scheduler for a model of one weight.
+
+    The libraries look at some of them only when training starts, after minutes of loading.
+
+    Raises:
+        UsageError: An argument is unknown, has a value that it cannot have, or needs a package that is not installed.
+    """
+    metric = None if config.dev_data == ["none"] else PRIMARY_METRIC
+    args = make_training_arguments(config, folder, torch.float32, metric)
+    if args.eval_strategy != "no" and metric is None:
+        raise UsageError(
+            f"training_arguments: 'eval_strategy' is {args.eval_strategy.value}, but with --dev_data none there is nothing to "
+            "evaluate on: remove it, or name dev data"
+        )
+    optimizer = None
+    with refusing(f"training_arguments: 'optim' {args.optim.value}"):
+        model = torch.nn.Linear(1, 1)
+        make_optimizer, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
+        if isinstance(make_optimizer, type) and not {"params", "model", "optimizer_dict"} & options.keys():
+            optimizer = make_optimizer(model.parameters(), **options)  # others are made for the real model's layers
+    with refusing(
+        f"training_arguments: 'lr_scheduler_type' {args.lr_scheduler_type.value} with its 'lr_scheduler_kwargs'"
+    ):
+        get_scheduler(
+            args.lr_scheduler_type,
+            optimizer=optimizer or torch.optim.SGD(model.parameters()),
+            num_warmup_steps=args.get_warmup_steps(100),
+            num_training_steps=100,
+            scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+        )
+
+
+@contextmanager
+def refusing(where: str) -> Iterator[None]:
+    """Turn what the libraries raise for a configuration into one line that begins with ``where``.
+
+    Raises:
+        UsageError: In place of any of ``REFUSALS``; a debug log has the traceback.
+    """
+    try:
+        yield
+    except RunError:
+        raise
+    except REFUSALS as error:
+        logger.debug("where it came from:", exc_info=True)
+        raise UsageError(f"{where}: {one_line(error)}") from error
+
+
+def make_training_arguments(
+    config: TrainingConfig, folder: Path, precision: torch.dtype, metric: str | None, **extra: Any
+) -> SentenceTransformerTrainingArguments:
+    """The training arguments of a configuration.
+
+    Args:
+        metric: The evaluator's metric that the best checkpoint is chosen on, or None where there is no dev set.
+
+    Raises:
+        UsageError: ``training_arguments`` has a key that is unknown, is a key of the configuration itself, or has no effect.
+    """
+    known = {field.name: field.default for field in dataclasses.fields(SentenceTransformerTrainingArguments)}
+    own = set(keys_of(type(config)))
+    for key, value in config.training_arguments.items():
+        if key not in known:
+            raise UsageError(f"training_arguments: unknown key {key!r}{suggest(key, known)}")
+        if key.endswith("_token"):
+            raise UsageError(
+                f"training_arguments: {key!r} would be stored in every checkpoint: log in with `hf auth login`, or set HF_TOKEN"
+            )
+        if key in own:
+            raise UsageError(
+                f"training_arguments: {key!r} is a key of the configuration itself: move it to the top level of the file"
+            )
+        if key in WITHOUT_EFFECT:
+            raise UsageError(f"training_arguments: {key!r} has no effect here: {WITHOUT_EFFECT[key]}")
+        if type(known[key]) in (bool, int, float):
+            check_value(f"training_arguments: {key!r}", value, type(known[key]))
+    trackers = get_available_reporting_integrations()
+    if config.report_to not in ("none", "all", *trackers):
+        raise UsageError(
+            f"--report_to {config.report_to}: this tracker is not installed; choose {', '.join(['none', 'all', *trackers])}"
+        )
+    same_name = {key: getattr(config, key) for key in (own & known.keys()) - NOT_FOR_TRAINER}
+    values = same_name | {
+        "output_dir": str(folder),
+        "per_device_eval_batch_size": config.per_device_train_batch_size,
+        "logging_strategy": "steps",
+        "save_strategy": "steps",
+        "save_steps": config.eval_steps,
+        "eval_strategy": "steps" if metric else "no",
+        "eval_on_start": metric is not None and config.resume_from_checkpoint is None,
+        "load_best_model_at_end": metric is not None,
+        "metric_for_best_model": metric,
+        "greater_is_better": True if metric else None,
+        "use_cpu": not torch.cuda.is_available() and not torch.backends.mps.is_available(),
+        "logging_nan_inf_filter": False,
+        # a GPU would wait for the tokenizer; on a CPU the step takes a hundred times as long as the tokens of the next
+        "dataloader_num_workers": GPU_LOADERS if torch.cuda.is_available() else 0,
+        "dataloader_persistent_workers": torch.cuda.is_available(),
+        "bf16": precision == torch.bfloat16,
+        "fp16": precision == torch.float16,
+        **extra,
+    }
+    with refusing("training_arguments"):
+        return SentenceTransformerTrainingArguments(**(values | config.training_arguments))
