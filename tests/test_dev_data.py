@@ -11,7 +11,7 @@ from sentence_transformers import SentenceTransformer
 
 from common.errors import RunError, UsageError
 from evaluation.utils.dev_evaluator import MatryoshkaEvaluator
-from tests.conftest import write_dataset
+from tests.helpers import write_dataset
 from training.utils.dev_data import (
     dev_estimate,
     is_hub_spec,

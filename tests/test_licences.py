@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.conftest import write_dataset
+from tests.helpers import write_dataset
 from training.utils.licences import NOT_STATED, UNREADABLE, describe_licences, licence_of
 
 

@@ -10,7 +10,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from common.errors import RunError
-from tests.conftest import sentence_model
+from tests.helpers import sentence_model
 from training.utils.prune_vocabulary import count_unknown, prune_vocabulary, used_ids
 
 

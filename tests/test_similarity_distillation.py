@@ -7,34 +7,36 @@ import json
 import numpy as np
 import pytest
 import torch
-from scipy.special import log_softmax
+from scipy.stats import pearsonr
 from sentence_transformers import SentenceTransformer
 
 from training.utils.losses import make_loss
 from training.utils.options import DatasetEntry
-from training.utils.similarity_distillation import similarity_divergence
+from training.utils.similarity_distillation import similarity_correlation
 
 
-def by_hand(student: np.ndarray, teacher: np.ndarray, scale: float) -> float:
-    """Mean over the texts of the divergence between the distributions over the other texts."""
+def by_hand(student: np.ndarray, teacher: np.ndarray) -> float:
+    """Pearson's correlation over the pairs of different texts, each pair once."""
 
-    def rows(embeddings):
+    def similarities(embeddings):
         unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
-        cosines = scale * unit @ unit.T
-        return [log_softmax(np.delete(row, i)) for i, row in enumerate(cosines)]
+        return [float(unit[i] @ unit[j]) for i in range(len(unit)) for j in range(i)]
 
-    return float(np.mean([(np.exp(t) * (t - s)).sum() for s, t in zip(rows(student), rows(teacher), strict=True)]))
+    return float(pearsonr(similarities(student), similarities(teacher)).statistic)
 
 
-@pytest.mark.parametrize("scale", [5.0, 20.0])
-def test_the_divergence_is_the_one_by_hand(scale):
+def test_the_correlation_is_the_one_by_hand():
     draw = np.random.default_rng(0)
     student, teacher = draw.normal(size=(12, 16)), draw.normal(size=(12, 40))
-    found = similarity_divergence(torch.tensor(student), torch.tensor(teacher), scale)
-    assert float(found) == pytest.approx(by_hand(student, teacher, scale), abs=1e-8)
-    assert float(similarity_divergence(torch.tensor(teacher), torch.tensor(teacher), scale)) == pytest.approx(
-        0, abs=1e-12
-    )
+    found = similarity_correlation(torch.tensor(student), torch.tensor(teacher))
+    assert float(found) == pytest.approx(by_hand(student, teacher), abs=1e-8)
+
+
+def test_a_students_range_does_not_matter():
+    """Similarities between 0.7 and 1 that follow the teacher's are as good as the teacher's own."""
+    teacher = torch.nn.functional.normalize(torch.randn(12, 40, generator=torch.Generator().manual_seed(0)), dim=-1)
+    shifted = torch.cat([teacher, torch.full((12, 1), 2.0)], dim=1)
+    assert float(similarity_correlation(shifted, teacher)) == pytest.approx(1, abs=1e-5)
 
 
 def test_every_prefix_learns_the_teachers_full_width_and_translations_its_sentences(tiny_model):
@@ -47,7 +49,7 @@ def test_every_prefix_learns_the_teachers_full_width_and_translations_its_senten
     features = [model.preprocess(texts) for texts in (sentences, translations)]
     embeddings = model.encode([*sentences, *translations], batch_size=6)
     teacher = labels.repeat(2, 1).numpy()
-    expected = by_hand(embeddings, teacher, 20) + 2 * by_hand(embeddings[:, :16], teacher, 20)
+    expected = 3 * (1 - by_hand(embeddings, teacher)) + 2 * 3 * (1 - by_hand(embeddings[:, :16], teacher))
     assert loss(features, labels).item() == pytest.approx(expected, rel=1e-4)
 
 
@@ -65,5 +67,5 @@ def test_a_teacher_of_another_width_teaches_similarities(warm, hub, tmp_path):
     """Not embeddings: distilroberta-base is 768 wide, and the model 64."""
     done = run(warm, tmp_path, {"loss": "distill", "teacher": "distilroberta-base", "target": "similarities"})
     assert done.code == 0, done.err
-    done = run(warm, tmp_path, {"loss": "distill", "teacher": "distilroberta-base", "scale": 30})
-    assert done.code == 2 and "only where its 'target' is similarities" in done.err
+    done = run(warm, tmp_path, {"loss": "mnrl", "target": "similarities"})
+    assert done.code == 2 and "'target' is for distill" in done.err

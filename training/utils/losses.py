@@ -147,7 +147,7 @@ def build_distill(inputs: LossInputs) -> nn.Module:
     every prefix learns the teacher's similarities at full width: see :class:`SimilarityDistillLoss`.
     """
     if inputs.entry.target == "similarities":
-        return SimilarityDistillLoss(inputs.model, inputs.entry.scale)
+        return SimilarityDistillLoss(inputs.model)
     return st.EmbedDistillLoss(inputs.model, distance_metric="cosine")
 
 

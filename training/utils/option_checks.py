@@ -75,8 +75,6 @@ def check_entry(where: str, entry: DatasetEntry) -> None:
             raise UsageError(f"{where}: {key!r} is for {', '.join(losses_with(key))}, and the loss is {entry.loss}")
     if entry.translate is not None and entry.translations is None:
         raise UsageError(f"{where}: 'translate' needs 'translations', the parallel sentences to take them from")
-    if entry.target == "embeddings" and entry.scale is not None:
-        raise UsageError(f"{where}: distill has a 'scale' only where its 'target' is similarities")
     if (entry.name is not None or entry.split != "train") and is_file_name(entry.path):
         raise UsageError(f"{where}: 'name' and 'split' are for data sets on the Hub, and {entry.path} is a file")
     if entry.directions is not None and "query_to_doc" not in entry.directions:

@@ -53,7 +53,7 @@ LOSSES = {
     "angle": Loss(SCORED, keys=("scale", "score_range")),
     "cosine": Loss(SCORED, keys=("score_range",)),
     "softmax": Loss(CLASSIFIED),
-    "distill": Loss(TAUGHT, TRANSLATION, keys=("teacher", "target", "scale")),
+    "distill": Loss(TAUGHT, TRANSLATION, keys=("teacher", "target")),
 }
 TARGETS = ("embeddings", "similarities")
 
@@ -234,7 +234,7 @@ class DatasetEntry:
     ] = None
     scale: Annotated[
         float | None,
-        Key("inverse temperature of mnrl, gist, cosent, angle and distilled similarities; 20 by default", above=0),
+        Key("inverse temperature of mnrl, gist, cosent and angle; 20 by default", above=0),
     ] = None
     directions: Annotated[
         list[str] | None,
@@ -282,7 +282,7 @@ class DatasetEntry:
             self.translate = ["first", "others"]
         if self.target is None and "target" in LOSSES[self.loss].keys:
             self.target = "embeddings"
-        if self.scale is None and "scale" in LOSSES[self.loss].keys and self.target != "embeddings":
+        if self.scale is None and "scale" in LOSSES[self.loss].keys:
             self.scale = 20.0
         if self.directions is None and "directions" in LOSSES[self.loss].keys:
             self.directions = ["query_to_doc"]

@@ -17,7 +17,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from common.errors import RunError
-from training.utils.vocabulary import CONTINUES, _backend, _keep_whole, _unpadded
+from training.utils.vocabulary import CONTINUES, _backend, _save_as_it_is, _unpadded
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -103,7 +103,7 @@ def prune_vocabulary(model: SentenceTransformer, texts: Iterable[str], keep_char
     from tokenizers import Tokenizer
 
     model.tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))
-    _keep_whole(model)  # saved as it is, not rebuilt from the files of the original
+    _save_as_it_is(model)  # saved as it is, not rebuilt from the files of the original
     after = sum(parameter.numel() for parameter in model.parameters())
     logger.info(
         "vocabulary: %d of %d pieces kept, %.1f of %.1f million parameters", len(kept), rows, after / 1e6, before / 1e6

@@ -13,24 +13,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+# 1 - r and its gradient are small next to those of the other losses, with which it shares a learning rate
+FACTOR = 3.0
+
 
 class SimilarityDistillLoss(nn.Module):
-    """The Kullback-Leibler divergence from the teacher's similarities of a batch to the student's.
+    """Three times 1 - r, where r is Pearson's correlation of the student's and the teacher's similarities in a batch.
 
-    All texts of the batch, sentences and translations, are compared with all others. A text's cosine similarities with the
-    others, times ``scale``, are a distribution (softmax). A translation has the teacher's embedding of its sentence, so the
-    teacher's similarity of the two is 1, and that of two sentences holds for their translations too, across languages.
+    All texts of the batch, sentences and translations, are compared with all others. A translation has the teacher's embedding of
+    its sentence, so the teacher's similarity of the two is 1, and that of two sentences holds for their translations too, across
+    languages. A correlation asks for the teacher's order and spacing, not for its range: a model whose similarities lie between
+    0.7 and 1 may leave them there.
 
     Args:
         model: The model to train.
-        scale: Inverse temperature of both distributions.
     """
 
     full_width_labels = True  # not cut to a prefix by the Matryoshka loss
 
-    def __init__(self, model: nn.Module, scale: float = 20.0):
+    def __init__(self, model: nn.Module):
         super().__init__()
-        self.model, self.scale = model, scale
+        self.model = model
 
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> Tensor:
         """The loss of a batch: a scalar.
@@ -40,22 +43,19 @@ class SimilarityDistillLoss(nn.Module):
             labels: The teacher's embeddings of the first column, shape ``[batch, teacher_width]``.
         """
         columns = [self.model(features)["sentence_embedding"].float() for features in sentence_features]
-        return similarity_divergence(torch.cat(columns), labels.float().repeat(len(columns), 1), self.scale)
+        student, teacher = torch.cat(columns), labels.float().repeat(len(columns), 1)
+        return FACTOR * (1 - similarity_correlation(student, teacher))
 
 
-def similarity_divergence(student: Tensor, teacher: Tensor, scale: float) -> Tensor:
-    """The divergence between the similarities of some texts, mean over the texts.
+def similarity_correlation(student: Tensor, teacher: Tensor) -> Tensor:
+    """Pearson's correlation of two models' cosine similarities between all pairs of different texts: a scalar.
 
     Args:
         student, teacher: Embeddings of the same texts, shape ``[texts, width]`` each; the widths may differ.
-        scale: Inverse temperature.
     """
-
-    def log_probabilities(embeddings: Tensor) -> Tensor:  # [texts, texts]; a text is not compared with itself
+    rows, columns = torch.triu_indices(len(student), len(student), offset=1, device=student.device)
+    similarities = []
+    for embeddings in (student, teacher):
         embeddings = F.normalize(embeddings, dim=-1)
-        similarities = scale * embeddings @ embeddings.T
-        diagonal = torch.eye(len(embeddings), dtype=torch.bool, device=embeddings.device)
-        # not minus infinity, whose difference from itself is no number
-        return similarities.masked_fill(diagonal, -1e4).log_softmax(dim=-1)
-
-    return F.kl_div(log_probabilities(student), log_probabilities(teacher), reduction="batchmean", log_target=True)
+        similarities.append((embeddings @ embeddings.T)[rows, columns])
+    return torch.corrcoef(torch.stack(similarities))[0, 1]
