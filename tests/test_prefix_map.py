@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 
 from common.errors import RunError
 from training.utils import prefix_map
-from training.utils.prefix_map import add_prefix_map, insert_rotation, learn_prefix_map, similarity_errors
+from training.utils.prefix_map import add_prefix_map, insert_rotation, learn_prefix_map, sample_texts, similarity_errors
 
 WIDTH, DIMS = 32, [32, 16, 8]
 
@@ -27,10 +28,23 @@ def cosines(rows: torch.Tensor) -> torch.Tensor:
     return rows @ rows.T
 
 
-def test_the_error_is_the_mean_squared_difference_of_the_similarities(embeddings):
-    [error] = similarity_errors(embeddings[:50], [8])
-    difference = (cosines(embeddings[:50, :8]) - cosines(embeddings[:50])).square()
-    assert float(error) == pytest.approx(float(difference.sum()) / (50 * 49), rel=1e-4)
+def test_the_error_is_the_squared_difference_of_the_similarities_most_of_all_of_alike_texts(embeddings):
+    rows = embeddings[:30]
+    [error] = similarity_errors(rows, [8])
+    full, prefix = cosines(rows).numpy(), cosines(rows[:, :8]).numpy()
+    pairs = [(full[i, j], prefix[i, j]) for i in range(30) for j in range(30) if i != j]
+    mean, spread = np.mean([f for f, _ in pairs]), np.std([f for f, _ in pairs], ddof=1)
+    weights = [1 / (1 + np.exp(-2 * ((f - mean) / spread - 1))) for f, _ in pairs]
+    expected = np.average([(p - f) ** 2 for f, p in pairs], weights=weights)
+    assert float(error) == pytest.approx(expected, rel=1e-4)
+
+
+def test_texts_of_a_row_follow_one_another():
+    first = Dataset.from_dict({"anchor": ["a1", "a2", "a3"], "positive": ["b1", "b2", "b3"], "score": [1, 2, 3]})
+    texts = sample_texts([first, Dataset.from_dict({"text": ["a1", "c"]})], 100, seed=1)
+    assert sorted(texts) == ["a1", "a2", "a3", "b1", "b2", "b3", "c"]
+    assert texts[texts.index("a2") + 1] == "b2" and texts[texts.index("a3") + 1] == "b3"
+    assert len(sample_texts([first], 4, seed=1)) == 4
 
 
 def test_the_map_is_orthogonal_helps_every_prefix_and_leaves_the_full_width_alone(embeddings):
@@ -92,7 +106,7 @@ def test_a_map_that_does_not_help_is_not_used(tiny_model, monkeypatch, caplog):
     model = SentenceTransformer(str(tiny_model), device="cpu")
     worse = prefix_map.PrefixMap(torch.eye(64), {16: 0.1}, {16: 0.2})
     monkeypatch.setattr(prefix_map, "learn_prefix_map", lambda *args: worse)
-    assert add_prefix_map(model, ["one", "two"], [64, 16]) is None
+    assert add_prefix_map(model, [Dataset.from_dict({"text": ["one", "two"]})], [64, 16]) is None
     assert len(list(model)) == 2 and "is not used" in caplog.text
 
 

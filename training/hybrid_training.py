@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     from training.utils.final_model import finish
     from training.utils.leaks import drop_leaks
     from training.utils.losses import fit_weights, make_loss
-    from training.utils.model_utils import choose_precision, load_base_model, texts_of
+    from training.utils.model_utils import choose_precision, load_base_model
     from training.utils.prefix_map import add_prefix_map
     from training.utils.run_folder import (
         clear_run_folder,
@@ -134,8 +134,8 @@ def main(argv: list[str] | None = None) -> None:
     result = trainer.train(resume_from_checkpoint=checkpoint)
 
     # 11. Rotate the embeddings so that prefixes keep more of the similarities
-    if config.prefix_map:
-        add_prefix_map(trainer.model, texts_of(train_datasets.values()), dims, weights, config.seed)
+    if config.prefix_map and trainer.is_world_process_zero():
+        add_prefix_map(trainer.model, train_datasets.values(), dims, weights, config.seed)
 
     # 12. Score the final model, save it with its card, and print its path
     finish(trainer, result, record, config, dims, dev_sets, test_sets)
