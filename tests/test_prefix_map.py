@@ -40,7 +40,9 @@ def test_the_error_is_the_squared_difference_of_the_similarities_most_of_all_of_
 
 
 def test_texts_of_a_row_follow_one_another():
-    first = Dataset.from_dict({"anchor": ["a1", "a2", "a3"], "positive": ["b1", "b2", "b3"], "score": [1, 2, 3]})
+    first = Dataset.from_dict(
+        {"anchor": ["a1", "a2", "a3"], "positive": ["b1", "b2", "b3"], "label": [[1.0], [2.0], [3.0]]}
+    )
     texts = sample_texts([first, Dataset.from_dict({"text": ["a1", "c"]})], 100, seed=1)
     assert sorted(texts) == ["a1", "a2", "a3", "b1", "b2", "b3", "c"]
     assert texts[texts.index("a2") + 1] == "b2" and texts[texts.index("a3") + 1] == "b3"

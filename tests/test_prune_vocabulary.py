@@ -10,50 +10,13 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from common.errors import RunError
-from tests.helpers import sentence_model
+from tests.helpers import sentence_model, unigram_bert
 from training.utils.prune_vocabulary import count_unknown, prune_vocabulary, used_ids
 
 
 @pytest.fixture(scope="module")
 def texts(groups) -> list[str]:
     return [text for group in groups[:200] for text in (group["premise_en"], group["premise_ar"])]
-
-
-def unigram_bert(folder: Path, texts: list[str]) -> Path:
-    """A tiny BERT with the tokenizer of XLM-RoBERTa: <s>, <pad>, </s>, <unk> first, <mask> last, and rows that no piece uses."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.Unigram())
-    tokenizer.normalizer = normalizers.NFKC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    special = ["<s>", "<pad>", "</s>", "<unk>"]
-    trainer = trainers.UnigramTrainer(vocab_size=900, special_tokens=special, unk_token="<unk>", show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
-    state = json.loads(tokenizer.to_str())
-    state["model"]["vocab"].append(["<mask>", 0.0])
-    tokenizer = Tokenizer.from_str(json.dumps(state))
-    tokenizer.post_processor = processors.TemplateProcessing("<s> $A </s>", None, [("<s>", 0), ("</s>", 2)])
-    names = {
-        "cls_token": "<s>",
-        "sep_token": "</s>",
-        "pad_token": "<pad>",
-        "unk_token": "<unk>",
-        "mask_token": "<mask>",
-    }
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=128, **names).save_pretrained(folder)
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=tokenizer.get_vocab_size() + 35,
-        hidden_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=128,
-        max_position_embeddings=128,
-        pad_token_id=1,
-    )
-    BertModel(config).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module", params=["Unigram", "WordPiece"])

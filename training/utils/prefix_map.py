@@ -178,7 +178,9 @@ def sample_texts(datasets: Iterable[Dataset], limit: int, seed: int) -> list[str
     """At most ``limit`` texts of some data sets, from whole rows: texts of one row, which are alike, follow one another."""
     texts_of_rows = []
     for dataset in datasets:
-        columns = [c for c in dataset.column_names if dataset.features[c].dtype in ("string", "large_string")]
+        columns = [
+            c for c in dataset.column_names if getattr(dataset.features[c], "dtype", None) in ("string", "large_string")
+        ]
         texts_of_rows += zip(*(dataset[column] for column in columns), strict=True)
     random.Random(seed).shuffle(texts_of_rows)
     return list(islice(dict.fromkeys(text for row in texts_of_rows for text in row if text is not None), limit))
