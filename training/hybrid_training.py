@@ -56,6 +56,7 @@ def main(argv: list[str] | None = None) -> None:
     from training.utils.teacher import add_targets
     from training.utils.trainer import MatryoshkaTrainer
     from training.utils.training_arguments import check_training_arguments, make_training_arguments
+    from training.utils.weight_averaging import average_weights, copy_weights
 
     folder = run_folder(config, "hybrid_training")
     check_training_arguments(config, folder)
@@ -122,6 +123,7 @@ def main(argv: list[str] | None = None) -> None:
     write_beginning(record, model, config)
 
     # 10. Train
+    start = copy_weights(model) if config.start_share else None
     trainer = MatryoshkaTrainer(
         model=model,
         args=args,
@@ -133,7 +135,9 @@ def main(argv: list[str] | None = None) -> None:
     )
     result = trainer.train(resume_from_checkpoint=checkpoint)
 
-    # 11. Rotate the embeddings so that prefixes keep more of the similarities
+    # 11. Average the weights with those before training; rotate the embeddings for the prefixes
+    if start is not None:
+        average_weights(trainer.model, start, config.start_share)
     if config.prefix_map and trainer.is_world_process_zero():
         add_prefix_map(trainer.model, train_datasets.values(), dims, weights, config.seed)
 

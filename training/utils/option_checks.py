@@ -13,6 +13,10 @@ def check_training(config: TrainingConfig) -> None:
         raise UsageError("--max_steps must be at least 1, or -1 for all of num_train_epochs")
     if config.early_stopping_patience is not None and config.dev_data == ["none"]:
         raise UsageError("--early_stopping_patience needs dev data to stop on: with --dev_data none there is none")
+    if config.start_share >= 1:
+        raise UsageError(f"--start_share {config.start_share:g} must be below 1, or nothing of the training is kept")
+    if config.start_share and config.model_name == STATIC:
+        raise UsageError("--start_share needs a pretrained model: new static embeddings start from random numbers")
     if config.model_name == STATIC:
         check_static(config)
     if config.matryoshka_weights is not None and len(config.matryoshka_weights) != len(config.matryoshka_dims):

@@ -153,6 +153,13 @@ class TrainingConfig(Config):
         bool,
         Key("remove the word pieces that the training texts do not use, but for single characters, and their vectors"),
     ]
+    start_share: Annotated[
+        float,
+        Key(
+            "share of the weights before training in their average with those after, which is the final model; 0 for none",
+            minimum=0,
+        ),
+    ]
     prefix_map: Annotated[
         bool,
         Key(
