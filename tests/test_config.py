@@ -444,7 +444,7 @@ def test_paths_that_lead_nowhere_are_refused(value, named):
 
 def test_every_key_that_names_a_file_or_a_model_is_a_path():
     names = {"model_name", "output_dir", "resume_from_checkpoint", "train_data", "dev_data", "path", "guide", "teacher"}
-    names |= {"baseline_model", "calibration_data", "data"}
+    names |= {"baseline_model", "calibration_data", "data", "translations"}
     for cls in (*SCRIPTS.values(), DatasetEntry):
         for name, (_, key) in keys_of(cls).items():
             assert key.path == (name in names), f"{cls.__name__}.{name}"

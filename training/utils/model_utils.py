@@ -11,6 +11,7 @@ from common.models import identify, load_model
 from training.utils.lora import add_lora
 from training.utils.option_checks import check_static
 from training.utils.options import STATIC, TrainingConfig, loading_options
+from training.utils.prune_vocabulary import prune_vocabulary
 from training.utils.vocabulary import extend_vocabulary, normalize_arabic
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def load_base_model(config: TrainingConfig, *datasets: Dataset) -> SentenceTrans
     Raises:
         RunError: The model cannot be loaded or has nothing to train, or a key does not fit it.
     """
-    texts = _texts(datasets)  # only read where they are needed
+    texts = texts_of(datasets)  # only read where they are needed
     if config.model_name == STATIC:
         return make_static_model(texts, config.static_embedding_dim, config.static_vocab_size, config.seed)
     identity = identify(config.model_name, config.max_seq_length)
@@ -49,11 +50,13 @@ def load_base_model(config: TrainingConfig, *datasets: Dataset) -> SentenceTrans
     if config.extend_vocabulary:
         pairs = _pairs(datasets) if config.align_vocabulary else ()
         extend_vocabulary(model, texts, config.extend_vocabulary, pairs)
+    if config.prune_vocabulary:
+        prune_vocabulary(model, texts_of(datasets))
     add_lora(model, config)
     return model
 
 
-def _texts(datasets: Iterable[Dataset]) -> Iterator[str]:
+def texts_of(datasets: Iterable[Dataset]) -> Iterator[str]:
     """Every text of some data sets, a column at a time."""
     for dataset in datasets:
         for column in dataset.column_names:

@@ -25,6 +25,10 @@ def check_training(config: TrainingConfig) -> None:
         check_login()
     if config.early_stopping_patience is not None and config.dev_data == ["none"]:
         raise UsageError("--early_stopping_patience needs dev data to stop on: with --dev_data none there is none")
+    if config.start_share >= 1:
+        raise UsageError(f"--start_share {config.start_share:g} must be below 1, or nothing of the training is kept")
+    if config.start_share and config.model_name == STATIC:
+        raise UsageError("--start_share needs a pretrained model: new static embeddings start from random numbers")
     if config.model_name == STATIC:
         check_static(config)
     check_lora(config)
@@ -68,9 +72,9 @@ def check_static(config: TrainingConfig) -> None:
         raise UsageError("--max_seq_length has no use for static embeddings: they take texts of any length")
     if config.lora_r:
         raise UsageError("--lora_r is for transformers: static embeddings have no layers to adapt")
-    if config.extend_vocabulary or config.normalize_arabic:
+    if config.extend_vocabulary or config.normalize_arabic or config.prune_vocabulary:
         raise UsageError(
-            "--extend_vocabulary and --normalize_arabic are for pretrained transformers: static embeddings learn word pieces of normalised text"
+            "--extend_vocabulary, --prune_vocabulary and --normalize_arabic are for pretrained transformers: static embeddings learn word pieces of normalised text"
         )
 
 
@@ -108,6 +112,8 @@ def check_entry(where: str, entry: DatasetEntry) -> None:
     for key in sorted({key for loss in LOSSES.values() for key in loss.keys} - set(LOSSES[entry.loss].keys)):
         if getattr(entry, key) is not None:
             raise UsageError(f"{where}: {key!r} is for {', '.join(losses_with(key))}, and the loss is {entry.loss}")
+    if entry.translate is not None and entry.translations is None:
+        raise UsageError(f"{where}: 'translate' needs 'translations', the parallel sentences to take them from")
     if (entry.name is not None or entry.split != "train") and is_file_name(entry.path):
         raise UsageError(f"{where}: 'name' and 'split' are for data sets on the Hub, and {entry.path} is a file")
     if entry.directions is not None and "query_to_doc" not in entry.directions:

@@ -53,13 +53,27 @@ LOSSES = {
     "angle": Loss(SCORED, keys=("scale", "score_range")),
     "cosine": Loss(SCORED, keys=("score_range",)),
     "softmax": Loss(CLASSIFIED),
-    "distill": Loss(TAUGHT, TRANSLATION, keys=("teacher",)),
+    "distill": Loss(TAUGHT, TRANSLATION, keys=("teacher", "target")),
 }
+TARGETS = ("embeddings", "similarities")
 
 
 def losses_with(key: str) -> list[str]:
     """The names of the losses that take a key of :class:`DatasetEntry`."""
     return [name for name, loss in LOSSES.items() if key in loss.keys]
+
+
+@dataclass
+class DevEntry:
+    """A dev set: where it is and which of its columns is which."""
+
+    path: Annotated[str, Key("a data set on the Hub, or a file", path=True)]
+    name: Annotated[str | None, Key("the data set's configuration on the Hub")] = None
+    split: Annotated[str, Key("its split")] = "validation"
+    columns: Annotated[
+        dict[str, str] | None,
+        Key("sentence1, sentence2 and score (or source and target, of translations), and their names in the data set"),
+    ] = None
 
 
 @dataclass
@@ -141,6 +155,23 @@ class TrainingConfig(Config):
             "initialise the added word pieces from their translations in the training data, where there are any, instead of their letters"
         ),
     ]
+    prune_vocabulary: Annotated[
+        bool,
+        Key("remove the word pieces that the training texts do not use, but for single characters, and their vectors"),
+    ]
+    start_share: Annotated[
+        float,
+        Key(
+            "share of the weights before training in their average with those after, which is the final model; 0 for none",
+            minimum=0,
+        ),
+    ]
+    prefix_map: Annotated[
+        bool,
+        Key(
+            "after training, rotate the embeddings so that the smaller dimensions keep more of the full width's similarities, which stay the same"
+        ),
+    ]
     lora_r: Annotated[
         int,
         Key("rank of a LoRA adapter, which alone is trained, and merged at the end; 0 to train all weights", minimum=0),
@@ -170,9 +201,12 @@ class TrainingConfig(Config):
     dev_data: Annotated[
         list[str],
         Key(
-            "what the best checkpoint is chosen on: auto (the STS set of --language, or en for a mixture), en, ar, en-ar (translation retrieval), files of scored pairs or of translations, or none",
+            "what the best checkpoint is chosen on: auto (the STS set of --language, or en for a mixture), en, ar, en-ar (translation retrieval), files of scored pairs or of translations, data sets on the Hub as path:config:split, or none; pairs of the test sets are removed",
             path=True,
         ),
+    ]
+    dev_datasets: Annotated[
+        dict[str, DevEntry], Key("more dev sets by name, with path, name, split and columns (in a file only)")
     ]
     keep_leaks: Annotated[
         bool,
@@ -235,7 +269,8 @@ class DatasetEntry:
         Key("lowest and highest score of a data set for cosent, angle or cosine, whose scores are brought to 0..1"),
     ] = None
     scale: Annotated[
-        float | None, Key("inverse temperature of mnrl, gist, cosent and angle; 20 by default", above=0)
+        float | None,
+        Key("inverse temperature of mnrl, gist, cosent and angle; 20 by default", above=0),
     ] = None
     directions: Annotated[
         list[str] | None,
@@ -258,9 +293,31 @@ class DatasetEntry:
             path=True,
         ),
     ] = None
+    target: Annotated[
+        str | None,
+        Key(
+            "what distill copies from the teacher: embeddings (a prefix the teacher's prefix; the default), or similarities (every prefix those at the teacher's full width, which may be another)",
+            choices=TARGETS,
+        ),
+    ] = None
+    translations: Annotated[
+        str | None,
+        Key(
+            "parallel sentences, as path:config:split or a file, in which texts of this data set have translations: its rows become rows across languages",
+            path=True,
+        ),
+    ] = None
+    translate: Annotated[
+        list[str] | None,
+        Key("which texts of a row 'translations' replaces: first, others or all", choices=("first", "others", "all")),
+    ] = None
     max_train_samples: Annotated[int | None, Key("use only the first N rows", minimum=1)] = None
 
     def __post_init__(self) -> None:
+        if self.translate is None and self.translations is not None:
+            self.translate = ["first", "others"]
+        if self.target is None and "target" in LOSSES[self.loss].keys:
+            self.target = "embeddings"
         if self.scale is None and "scale" in LOSSES[self.loss].keys:
             self.scale = 20.0
         if self.directions is None and "directions" in LOSSES[self.loss].keys:
