@@ -329,10 +329,13 @@ class Counting:
 def tokens_seen(model: SentenceTransformer, texts: list[str]) -> int:
     """How many positions the first layer's matrix products work on."""
     import torch
+    from transformers.pytorch_utils import Conv1D  # GPT-2's
 
     seen = []
     layer = next(
-        m for n, m in model[0].auto_model.named_modules() if isinstance(m, torch.nn.Linear) and "embedding" not in n
+        module
+        for name, module in model[0].auto_model.named_modules()
+        if isinstance(module, (torch.nn.Linear, Conv1D)) and "embedding" not in name
     )
     handle = layer.register_forward_hook(lambda module, inputs, output: seen.append(output[..., 0].numel()))
     model.encode(texts, batch_size=64)

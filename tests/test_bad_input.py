@@ -341,7 +341,7 @@ def transformer_case(folder: Path, kind: str) -> None:
         ("NaN weights", "NaN"),
         ("weights of another shape", "cannot be loaded"),
         ("a tokenizer alone", "cannot be loaded"),
-        ("a reranker", "is a reranker, not an embedding model"),
+        ("a reranker", "says that it is a cross-encoder or classifier"),
     ],
 )
 def test_models_that_are_none(warm, good, tiny_model, tmp_path, script, kind, said):

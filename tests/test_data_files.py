@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import hashlib
 import json
 import math
@@ -11,9 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from common.data_files import dataset_revision, load_hub_dataset, read_pairs, read_rows
+from common.data_files import dataset_revision, file_hash, load_hub_dataset, read_pairs, read_rows
 from common.errors import RunError, UsageError
-from training.utils.data_loading import load_dev_sets, load_training_data, map_columns
+from training.utils.columns import map_columns
+from training.utils.data_loading import load_dev_sets, load_training_data
 from training.utils.options import LOSSES, DatasetEntry
 
 ROWS = [
@@ -23,13 +25,26 @@ ROWS = [
     {"sentence1": "NA", "sentence2": "null", "score": 0.25},
 ]
 
+# a TSV file cannot hold a tab or a line end in a field, and its quotation marks are characters like any other
+TSV_ROWS = [
+    {
+        key: value.replace("\t", " ").replace("\n", " ") if isinstance(value, str) else value
+        for key, value in row.items()
+    }
+    for row in ROWS
+]
+TSV_ROWS[2]["sentence1"], TSV_ROWS[3]["sentence1"] = '"opens', 'closes"'
+
 
 def write_rows(path, rows, encoding="utf-8"):
     if path.suffix in (".csv", ".tsv"):
         with path.open("w", encoding=encoding, newline="") as file:
-            writer = csv.writer(file, delimiter="," if path.suffix == ".csv" else "\t")
-            writer.writerow(rows[0])
-            writer.writerows(row.values() for row in rows)
+            if path.suffix == ".csv":
+                writer = csv.writer(file)
+                writer.writerow(rows[0])
+                writer.writerows(row.values() for row in rows)
+            else:  # as the field's are written: nothing is quoted
+                file.writelines("\t".join(map(str, fields)) + "\n" for fields in (rows[0], *(r.values() for r in rows)))
     elif path.suffix == ".jsonl":
         path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding=encoding)
     else:
@@ -45,13 +60,14 @@ def test_good_files_give_equal_rows(tmp_path, hub, suffix):
     if suffix == ".CSV":
         path = write_rows(tmp_path / "pairs.csv", ROWS).rename(tmp_path / "pairs.CSV")
     else:
-        path = write_rows(tmp_path / f"pairs{suffix}", ROWS)
-    assert read_pairs(path) == {"default": {key: [row[key] for row in ROWS] for key in ROWS[0]}}
+        path = write_rows(tmp_path / f"pairs{suffix}", ROWS if suffix != ".tsv" else TSV_ROWS)
+    rows = ROWS if suffix != ".tsv" else TSV_ROWS
+    assert read_pairs(path) == {"default": {key: [row[key] for row in rows] for key in rows[0]}}
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
 def test_byte_order_mark_and_windows_line_ends(tmp_path, hub, suffix):
-    plain = [row for row in ROWS if "\n" not in row["sentence2"]]
+    plain = [row for row in TSV_ROWS if "\n" not in row["sentence2"]]
     path = write_rows(tmp_path / f"pairs{suffix}", plain, encoding="utf-8-sig")
     path.write_bytes(path.read_bytes().replace(b"\r\n", b"\n").replace(b"\n", b"\r\n"))
     assert read_pairs(path)["default"]["sentence1"] == [row["sentence1"] for row in plain]
@@ -86,7 +102,7 @@ GOOD = "sentence1,sentence2,score\na,b,1\nc,d,2\ne,f,3\n"
         ("x.csv", GOOD + "a,b\n", "line 5: 2 fields where the header has 3"),
         ("x.csv", GOOD + "a,b,1,2\n", "line 5: 4 fields where the header has 3"),
         ("x.csv", GOOD + '"a,b,1\n', "line 5: unexpected end of data"),
-        ("x.csv", "score,sentence1,sentence2,score\n1,a,b,2\n", "line 1: a column name stands twice"),
+        ("x.csv", "score,sentence1,sentence2,score\n1,a,b,2\n", "line 1: a column name is duplicated"),
         ("x.csv", GOOD.encode("utf-16"), "not UTF-8 text"),
         ("x.csv", "sentence1,sentence2,score\né,b,1\n".encode("latin-1"), "not UTF-8 text"),
         ("x.csv", GOOD.replace("sentence2", "second"), "no column 'sentence2'; found sentence1, second, score"),
@@ -228,7 +244,9 @@ def test_columns_may_be_named(tmp_path, hub):
     path = write_rows(tmp_path / "x.jsonl", [{"q": "a", "d": "b", "anchor": "c"}, {"q": "d", "d": "e", "anchor": "f"}])
     found = load_training_data(entry(path, columns={"anchor": "q", "positive": "d"}))
     assert found[:] == {"anchor": ["a", "d"], "positive": ["b", "e"]}
-    with pytest.raises(UsageError, match="'columns' names 'achor', but the loss wants anchor, positive, negative"):
+    with pytest.raises(
+        UsageError, match="'columns' names 'achor', but the loss reads anchor, positive, negative, label"
+    ):
         load_training_data(entry(path, columns={"achor": "q", "positive": "d"}))
     with pytest.raises(RunError, match="no column 'x'; found q, d, anchor"):
         load_training_data(entry(path, columns={"anchor": "x", "positive": "d"}))
@@ -272,7 +290,7 @@ def test_classes(tmp_path, hub):
 
 def test_training_data_that_is_too_little_or_blank(tmp_path, hub):
     one = write_rows(tmp_path / "one.csv", [{"anchor": "a", "positive": "b"}])
-    with pytest.raises(RunError, match="one row; training needs at least 2"):
+    with pytest.raises(RunError, match="one usable row; training needs at least 2"):
         load_training_data(entry(one))
     blank = write_rows(tmp_path / "blank.csv", [{"anchor": "a", "positive": "b"}, {"anchor": "a", "positive": " "}])
     with pytest.raises(RunError, match="row 2: column 'positive' is empty"):
@@ -354,3 +372,152 @@ def test_numbers_are_finite():
     for value in (math.nan, math.inf, True, None, "x", [1], 10**400):
         with pytest.raises(RunError, match="x, row 1: column 'score' must be a finite number"):
             number("x", 1, "score", value)
+
+
+# Formats
+
+
+def test_two_headlines_that_share_a_quotation_are_two_rows(tmp_path, hub):
+    path = tmp_path / "x.tsv"
+    path.write_text('sentence1\tsentence2\tscore\na\t"opens\t1\nb\tc\t2\nd\tcloses"\t3\n')
+    assert read_pairs(path)["default"]["sentence2"] == ['"opens', "c", 'closes"']
+
+
+@pytest.mark.parametrize(
+    ("header", "reason"), [('"a"\t"b"', "the header is quoted"), ("a\tb", "every field of a is quoted")]
+)
+def test_a_tsv_file_that_is_plainly_quoted_is_read_as_that_and_said_so(tmp_path, hub, caplog, header, reason):
+    path = tmp_path / "x.tsv"
+    path.write_text(f'{header}\n"one ""word"""\tx\n"two"\ty\n')
+    with caplog.at_level("INFO"):
+        assert read_rows(path)[:] == {"a": ['one "word"', "two"], "b": ["x", "y"]}
+    assert caplog.messages == [f"{path}: read as a quoted TSV file, since {reason}"]
+
+
+def test_a_quoted_tsv_file_may_hold_tabs_and_line_ends(tmp_path, hub):
+    path = tmp_path / "x.tsv"
+    path.write_text('"a"\t"b"\n"one\ttab"\t"two\nlines"\n')
+    assert read_rows(path)[:] == {"a": ["one\ttab"], "b": ["two\nlines"]}
+
+
+def test_a_tsv_line_with_other_fields_is_named(tmp_path, hub):
+    path = tmp_path / "x.tsv"
+    path.write_text('a\tb\n"x\ty"\tz\n')
+    with pytest.raises(RunError, match="line 2: 3 fields where the header has 2"):
+        read_rows(path)
+
+
+def as_shards(folder, suffix):
+    folder.mkdir()
+    write_rows(folder / f"part-1{suffix}", TSV_ROWS[:2])
+    write_rows(folder / f"part-2{suffix}", TSV_ROWS[2:])
+    (folder / "README.md").write_text("no data")
+    return folder
+
+
+def write_format(folder, kind):
+    if kind == ".json.gz":
+        (folder / "x.json.gz").write_bytes(gzip.compress(json.dumps(TSV_ROWS).encode()))
+        return folder / "x.json.gz"
+    if kind.endswith(".gz"):
+        plain = write_rows(folder / f"x{kind.removesuffix('.gz')}", TSV_ROWS)
+        path = folder / f"x{kind}"
+        path.write_bytes(gzip.compress(plain.read_bytes()))
+        return path
+    if kind == "json array":
+        (folder / "x.json").write_text("\n " + json.dumps(TSV_ROWS, indent=1))
+        return folder / "x.json"
+    if kind == "json lines":
+        return write_rows(folder / "x.jsonl", TSV_ROWS).rename(folder / "x.json")
+    if kind == "folder":
+        return as_shards(folder / "shards", ".parquet")
+    if kind == "glob":
+        as_shards(folder / "shards", ".csv")
+        write_rows(folder / "shards/other.jsonl", ROWS)
+        return folder / "shards/part-*.csv"
+    from datasets import Dataset, DatasetDict
+
+    saved = Dataset.from_list(TSV_ROWS)
+    (saved if kind == "save_to_disk" else DatasetDict({"train": saved})).save_to_disk(folder / "saved")
+    return folder / "saved"
+
+
+KINDS = [
+    ".csv.gz",
+    ".tsv.gz",
+    ".jsonl.gz",
+    ".json.gz",
+    "json array",
+    "json lines",
+    "folder",
+    "glob",
+    "save_to_disk",
+    "dict",
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_format_gives_the_same_rows_to_training_dev_sets_and_evaluation(tmp_path, hub, kind):
+    path = write_format(tmp_path, kind)
+    wanted = {key: [row[key] for row in TSV_ROWS] for key in TSV_ROWS[0]}
+    assert read_pairs(path) == {"default": wanted}
+    assert load_training_data(entry(path, "cosent"))[:] == wanted
+    [(name, pairs)] = load_dev_sets([str(path)], "en")[0].items()
+    assert pairs == wanted and name == {
+        "folder": "shards",
+        "glob": "shards",
+        "save_to_disk": "saved",
+        "dict": "saved",
+    }.get(kind, "x")
+    before = dataset_revision(str(path), read_rows(path))
+    assert before == file_hash(str(path)) and len(before) == 40
+
+
+def test_the_hash_of_shards_depends_on_each(tmp_path, hub):
+    folder = as_shards(tmp_path / "shards", ".csv")
+    before = file_hash(str(folder)), file_hash(f"{folder}/*.csv")
+    write_rows(folder / "part-2.csv", ROWS[:1])
+    after = file_hash(str(folder)), file_hash(f"{folder}/*.csv")
+    assert None not in (*before, *after) and not set(before) & set(after)
+
+
+def test_files_that_cannot_be_read_together(tmp_path, hub):
+    mixed, splits, other, empty = (tmp_path / name for name in ("mixed", "splits", "other", "empty"))
+    for folder in (mixed, splits, other, empty):
+        folder.mkdir()
+    write_rows(mixed / "a.csv", ROWS), write_rows(mixed / "b.jsonl", ROWS)
+    write_rows(splits / "train-1.csv", ROWS), write_rows(splits / "test-1.csv", ROWS)
+    write_rows(other / "a.csv", ROWS), write_rows(other / "b.csv", [{"x": 1}])
+    (tmp_path / "x.csv.zip").write_bytes(b"PK")
+    (tmp_path / "bad.csv.gz").write_bytes(b"not gzip")
+    (tmp_path / "cut.csv.gz").write_bytes(gzip.compress(b"a,b\n" * 100)[:-9])
+    (tmp_path / "object.json").write_text('{"rows": 1,\n "more": 2}')
+    (tmp_path / "numbers.json").write_text("[1, 2]")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken/state.json").write_text("{}")
+    for error, name, message in (
+        (UsageError, "mixed", "files of several formats, .csv, .jsonl"),
+        (UsageError, "splits", r"files of several splits, test, train: give those of one, such as '.*/splits/train\*'"),
+        (UsageError, "empty", "no file of a format that can be read: give .csv, .tsv, .json, .jsonl .* save_to_disk"),
+        (UsageError, "none-*.csv", "no file matches"),
+        (UsageError, "x.csv.zip", r"the ending must be one of .csv, .tsv, .json, .jsonl \(also compressed"),
+        (RunError, "other", "b.csv: the column 'score' is not in all of the files"),
+        (RunError, "bad.csv.gz", "not a readable gzip file"),
+        (RunError, "cut.csv.gz", "not a readable gzip file"),
+        (RunError, "object.json", "line 1: not valid JSON"),
+        (RunError, "numbers.json", "row 1: must be a JSON object"),
+        (RunError, "broken", "not a readable folder of save_to_disk"),
+    ):
+        with pytest.raises(error, match=message) as raised:
+            read_rows(tmp_path / name)
+        assert type(raised.value) is error and "\n" not in str(raised.value)
+
+
+def test_a_folder_of_several_saved_splits_asks_which(tmp_path, hub):
+    from datasets import Dataset, DatasetDict
+
+    rows = Dataset.from_list(TSV_ROWS)
+    DatasetDict({"train": rows, "test": rows}).save_to_disk(tmp_path / "saved")
+    with pytest.raises(UsageError, match="splits test, train: give one of them, such as .*/saved/train"):
+        read_rows(tmp_path / "saved")
+    assert len(read_rows(tmp_path / "saved/test")) == 4

@@ -583,15 +583,6 @@ def test_no_text_stands_twice_in_a_batch(tmp_path, call, rows, tiny_model, monke
     assert all(len(set(batch)) == len(batch) > 2 for batch in batches)
 
 
-def test_an_upload_that_fails_keeps_the_model(fails, tmp_path, rows, tiny_model):
-    data = write(tmp_path / "mine.csv", rows)
-    flags = ("--train_data", data, "--dev_data", "none", *FAST, "--push_to_hub", "--hub_model_id", "me/mine")
-    message = fails(1, "the upload failed", NLI, tiny_model, *flags, "--output_dir", tmp_path / "run")
-    assert str(tmp_path / "run/final") in message
-    assert_prefixes(tmp_path / "run/final", [64])
-    assert record_of(tmp_path / "run")["status"] == "finished"
-
-
 def test_nothing_is_uploaded_unasked(english, hub):
     assert not [request for request in hub.requests if "/api/repos/create" in request and "distilroberta" in request]
     assert record_of(english[1])["config"]["push_to_hub"] is False

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import random
+import re
+import unicodedata
 from collections import defaultdict
 
 import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
+from tokenizers import normalizers
 
 from common.errors import RunError
 from tests.helpers import sentence_model, write_bert
 from training.utils.vocabulary import (
+    MARKS,
     ROUNDS,
     align,
+    character_table,
     extend_vocabulary,
     learn_pieces,
     normalize_arabic,
+    presentation_forms,
     words_in_letters,
 )
 
@@ -161,3 +167,36 @@ def test_a_tokenizer_without_word_pieces_or_without_need_is_refused(hub, tiny_mo
         extend_vocabulary(roberta, ["كتب الولد"], 100)
     with pytest.raises(RunError, match="breaks no word"):
         extend_vocabulary(SentenceTransformer(str(tiny_model), device="cpu"), ["The boy wrote", "12 ..."], 100)
+
+
+def test_presentation_forms_are_folded_and_nothing_else_changes():
+    forms = presentation_forms()
+    fold = normalizers.Precompiled(character_table(forms)).normalize_str
+    for code in (*range(0xFB50, 0xFE00), *range(0xFE70, 0xFF00)):
+        form, letters = chr(code), unicodedata.normalize("NFKC", chr(code))
+        letters = re.sub(f"^ (?={MARKS})|\u0640|{MARKS}", "", re.sub(f" (?={MARKS})", "", letters))
+        assert fold(form) == (letters if form in forms else form), hex(code)
+        assert fold(f"x{form}y") == f"x{fold(form)}y"
+    others = [
+        chr(c) for c in range(0x10000) if not (0xFB50 <= c <= 0xFDFF or 0xFE70 <= c <= 0xFEFF or 0xD800 <= c <= 0xDFFF)
+    ]
+    for start in range(0, len(others), 500):
+        text = " ".join(others[start : start + 500])
+        assert fold(text) == text
+    assert fold("ﻣﺮﺣﺒﺎ ﷲ ﻻ ﬁ Ａ") == "مرحبا الله لا ﬁ Ａ", "ligatures of other scripts and full width stay"
+
+
+def test_presentation_forms_get_the_tokens_of_the_letters_in_the_saved_model_too(english_model, tmp_path):
+    normalize_arabic(english_model)
+    english_model.save_pretrained(str(tmp_path / "saved"))
+    for model in (english_model, SentenceTransformer(str(tmp_path / "saved"), device="cpu")):
+        for forms, letters in (
+            ("ﻛﺘﺐ", "كتب"),
+            ("ﻛَﺘَﺐ", "كتب"),
+            ("ﻛﹷﺘﺐ", "كتب"),
+            ("ﻷﻛﻞ", "لاكل"),
+            ("ﺇﻟﻰ", "الي"),
+            ("the ﺑﺤﺮ", "the بحر"),
+        ):
+            assert tokens(model, forms) == tokens(model, letters), forms
+            assert "[UNK]" not in tokens(model, forms)

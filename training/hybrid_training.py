@@ -46,6 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     from training.utils.losses import fit_weights, make_loss
     from training.utils.model_utils import choose_precision, load_base_model
     from training.utils.prefix_map import add_prefix_map
+    from training.utils.prompts import choose_prompts
     from training.utils.run_folder import (
         clear_run_folder,
         make_record,
@@ -66,7 +67,9 @@ def main(argv: list[str] | None = None) -> None:
     # 2. The data: the mixture, and dev and test sets; training rows that share a sentence with those are removed
     train_datasets = DatasetDict(
         {
-            name: with_translations(load_training_data(entry, config.max_train_samples), entry)
+            name: with_translations(
+                load_training_data(entry, config.max_train_samples, config.drop_unusable_rows), entry
+            )
             for name, entry in config.datasets.items()
         }
     )
@@ -110,9 +113,10 @@ def main(argv: list[str] | None = None) -> None:
     # 7. The evaluator: dev scores at every dimension, and their mean
     evaluator = MatryoshkaEvaluator(dev_sets, dims) if dev_sets else None
 
-    # 8. The training arguments, and how the data sets are mixed
+    # 8. The prompts and the training arguments, and how the data sets are mixed
     metric = evaluator.primary_metric if evaluator else None
-    args = make_training_arguments(config, folder, precision, metric)
+    prompts = choose_prompts(config, model, train_datasets)
+    args = make_training_arguments(config, folder, precision, metric, prompts=prompts)
     weights_of_sets = [entry.weight for entry in config.datasets.values()]
     mixing = config.multi_dataset_batch_sampler if None in weights_of_sets else weights_of_sets
 

@@ -21,7 +21,7 @@ from common.config import load_config
 from common.dims import check_dims, fit_dims
 from common.errors import run
 from common.script import set_up_logging
-from training.utils.option_checks import check_training
+from training.utils.option_checks import check_nli, check_training
 from training.utils.options import DatasetEntry, MatryoshkaNLIConfig
 
 
@@ -30,6 +30,7 @@ def main(argv: list[str] | None = None) -> None:
     config = load_config(MatryoshkaNLIConfig, __doc__, argv, positional="model_name")
     check_dims("--matryoshka_dims", config.matryoshka_dims)
     check_training(config)
+    check_nli(config)
     set_up_logging()
 
     from transformers import set_seed
@@ -43,6 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     from training.utils.losses import fit_weights, make_loss
     from training.utils.model_utils import choose_precision, load_base_model
     from training.utils.prefix_map import add_prefix_map
+    from training.utils.prompts import choose_prompts
     from training.utils.run_folder import (
         clear_run_folder,
         make_record,
@@ -61,10 +63,10 @@ def main(argv: list[str] | None = None) -> None:
 
     # 2. The data: triplets (or pairs), and dev and test sets; training rows that share a sentence with those are removed
     if config.train_data is not None:
-        entry = DatasetEntry(config.train_data, "mnrl", scale=config.scale)
+        entry = DatasetEntry(config.train_data, "mnrl", columns=config.columns, scale=config.scale)
     else:
         entry = dataclasses.replace(NLI_TRIPLETS[config.language], scale=config.scale)
-    train_dataset = load_training_data(entry, config.max_train_samples)
+    train_dataset = load_training_data(entry, config.max_train_samples, config.drop_unusable_rows)
     dev_sets, test_sets, dev_check = load_development_data(config, config.language)
     kept, leaks = drop_leaks({entry.path: (entry, train_dataset)}, dev_sets | test_sets, config.keep_leaks)
     train_dataset = kept[entry.path]
@@ -88,9 +90,10 @@ def main(argv: list[str] | None = None) -> None:
     # 6. The evaluator: dev scores at every dimension, and their mean
     evaluator = MatryoshkaEvaluator(dev_sets, dims) if dev_sets else None
 
-    # 7. The training arguments
+    # 7. The prompts, and the training arguments
     metric = evaluator.primary_metric if evaluator else None
-    args = make_training_arguments(config, folder, precision, metric)
+    prompts = choose_prompts(config, model, {entry.path: train_dataset})
+    args = make_training_arguments(config, folder, precision, metric, prompts=prompts)
 
     # 8. The folder of the run: with --overwrite_output_dir an earlier run is removed here, then this one's record is written
     entries = {entry.path: (entry, train_dataset)}

@@ -28,6 +28,16 @@ class EvalConfig(Config):
         bool,
         Key("read pickled weights, which can run any code, where a model has no safetensors; only if you trust it"),
     ]
+    max_seq_length: Annotated[
+        int | None, Key("truncate texts to N tokens; the model's own limit by default", minimum=1)
+    ]
+    prompts: Annotated[
+        str | dict[str, str] | None,
+        Key(
+            "put this before each text, in place of the prompts that the models store: a string, or an object by mteb's task "
+            'name or type, such as {"STS": "query: "} ("query" and "document" are for retrieval)'
+        ),
+    ]
     batch_size: Annotated[int, Key("texts in a forward pass", minimum=1)]
     device: Annotated[
         list[str], Key("devices to encode on, such as cuda:0 cuda:1; with several, each has its own process")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from common.errors import RunError, UsageError, one_line
 from common.models import load_model
 from common.packing import pack
-from training.utils.matryoshka_loss import MatryoshkaLoss
+from training.utils.matryoshka_loss import MatryoshkaLoss, merge
 from training.utils.options import DatasetEntry, TrainingConfig
 from training.utils.processes import get_world_size
 from training.utils.similarity_distillation import SimilarityDistillLoss
@@ -42,7 +42,7 @@ class Guide:
         self.model = pack(model).requires_grad_(False).eval()
         self.tokenizer, self.preprocess = model.tokenizer, model.preprocess
         self.max_seq_length, self.device = model.max_seq_length, model.device
-        self._seen: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=3)  # as many as a batch has columns
+        self._seen: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=3)  # anchors, positives, negatives
 
     def __call__(self, features: dict[str, Any]) -> dict[str, Tensor]:
         """The embeddings of tokenised texts, ``{"sentence_embedding": [batch, width]}``."""
@@ -54,6 +54,18 @@ class Guide:
             embedding = self.model(dict(features))["sentence_embedding"]
         self._seen.append((ids, mask, embedding))
         return {"sentence_embedding": embedding}
+
+
+class GISTLoss(st.GISTEmbedLoss):
+    """GISTEmbedLoss with any number of negatives, where the library's takes one: it compares an anchor with all of them alike."""
+
+    def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> Tensor:
+        anchors, positives, *negatives = sentence_features
+        if len(negatives) > 1:
+            inputs = merge([{k: v for k, v in column.items() if k != "sentence_embedding"} for column in negatives])
+            embeddings = [column["sentence_embedding"] for column in negatives if "sentence_embedding" in column]
+            negatives = [inputs | ({"sentence_embedding": torch.cat(embeddings)} if embeddings else {})]
+        return super().forward([anchors, positives, *negatives], labels)
 
 
 @dataclass(frozen=True)
@@ -103,7 +115,7 @@ def build_gist(inputs: LossInputs) -> nn.Module:
             copy.deepcopy(model) if entry.guide is None else load_model(entry.guide, **inputs.loading_options)
         )
         if inputs.mini_batch_size is None:
-            return st.GISTEmbedLoss(model, guide, **options)
+            return GISTLoss(model, guide, **options)
         return st.CachedGISTEmbedLoss(model, guide, mini_batch_size=inputs.mini_batch_size, **options)
     except (ValueError, TypeError) as error:  # what the library says of tokenizers that it cannot use
         raise RunError(f"{entry.path}: gist: {one_line(error)}") from None

@@ -127,13 +127,19 @@ class TrainingConfig(Config):
         ),
     ]
     max_train_samples: Annotated[int | None, Key("use only the first N rows of each data set", minimum=1)]
+    drop_unusable_rows: Annotated[
+        bool,
+        Key(
+            "remove rows of your own files that lack a text, a label or a score, instead of refusing the file; such rows of data sets on the Hub are always removed"
+        ),
+    ]
     max_seq_length: Annotated[
         int | None, Key("truncate texts to N tokens; the model's own limit by default", minimum=1)
     ]
     normalize_arabic: Annotated[
         bool,
         Key(
-            "remove Arabic diacritics and the tatweel, and unify the forms of alef; becomes part of the model's tokenizer"
+            "remove Arabic diacritics and the tatweel, unify the forms of alef, and write presentation forms as letters; becomes part of the model's tokenizer"
         ),
     ]
     extend_vocabulary: Annotated[
@@ -164,6 +170,25 @@ class TrainingConfig(Config):
         bool,
         Key(
             "after training, rotate the embeddings so that the smaller dimensions keep more of the full width's similarities, which stay the same"
+        ),
+    ]
+    lora_r: Annotated[
+        int,
+        Key("rank of a LoRA adapter, which alone is trained, and merged at the end; 0 to train all weights", minimum=0),
+    ]
+    lora_alpha: Annotated[
+        int | None, Key("scale of the adapter, divided by lora_r; twice lora_r by default", minimum=1)
+    ]
+    lora_dropout: Annotated[float, Key("dropout of the adapter's inputs, below 1", minimum=0)]
+    lora_target_modules: Annotated[
+        list[str] | None,
+        Key("names of the linear layers that get an adapter (query value); by default all in the repeated layers"),
+    ]
+    prompts: Annotated[
+        str | dict[str, Any] | None,
+        Key(
+            'put this before each text: a string, or an object by column ({"anchor": "query: "}), by data set, or both; saved in '
+            "the model and used for the dev scores; by default the model's own default prompt"
         ),
     ]
     precision: Annotated[
@@ -202,6 +227,7 @@ class TrainingConfig(Config):
     report_to: Annotated[str, Key("tracker to report to: none, all, tensorboard, wandb, ...")]
     push_to_hub: Annotated[bool, Key("upload the final model to the Hub")]
     hub_model_id: Annotated[str | None, Key("name of the uploaded model on the Hub")]
+    hub_private_repo: Annotated[bool, Key("only its owner sees the uploaded model")]
     training_arguments: Annotated[
         dict[str, Any], Key("any other arguments of SentenceTransformerTrainingArguments (only in a file)")
     ]
@@ -213,9 +239,12 @@ class MatryoshkaNLIConfig(TrainingConfig):
     train_data: Annotated[
         str | None,
         Key(
-            "your own triplets or pairs: CSV, TSV, JSONL or Parquet with the columns anchor, positive and optionally negative",
+            "your own pairs with any number of negatives: a CSV, TSV, JSON, JSONL or Parquet file, a folder or a glob of them, with the columns anchor, positive and optionally negative (or negative_1, negative_2, ...)",
             path=True,
         ),
+    ]
+    columns: Annotated[
+        dict[str, str] | None, Key("for each column that the loss reads, its name in train_data (in a file only)")
     ]
     scale: Annotated[float, Key("inverse temperature of the contrastive loss", above=0)]
 
@@ -224,7 +253,7 @@ class MatryoshkaNLIConfig(TrainingConfig):
 class DatasetEntry:
     """A data set of a mixture: where it is, how to read it, which loss it is trained with, how often it is drawn."""
 
-    path: Annotated[str, Key("a data set on the Hub, or a file", path=True)]
+    path: Annotated[str, Key("a data set on the Hub, or a file, a folder or a glob of files", path=True)]
     loss: Annotated[str, Key("the loss to train with", choices=tuple(LOSSES))]
     name: Annotated[str | None, Key("the configuration (subset) on the Hub")] = None
     split: Annotated[str, Key("the split on the Hub")] = "train"

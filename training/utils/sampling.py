@@ -1,58 +1,182 @@
-"""Which rows make a step: no text twice in a batch, all processes on the same data set, data sets taking turns."""
+"""Which rows make a step: every row once an epoch, no false negatives in a batch, all processes on the same data set."""
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Iterator
 from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import torch
-from sentence_transformers.base.sampler import (
-    DefaultBatchSampler,
-    MultiDatasetDefaultBatchSampler,
-    NoDuplicatesBatchSampler,
-)
+from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
+from torch.utils.data import Sampler
 
 from common.errors import RunError
+from training.utils.batches import PAIR, Epoch, RepeatedTexts, chunk, negative_columns, pack, split
+
+logger = logging.getLogger(__name__)
 
 PROPORTIONAL, ROUND_ROBIN = "proportional", "round_robin"
+SHUFFLES = 5  # to try for an epoch that is to have no more steps than the first
 
 
-class GlobalBatchSampler(DefaultBatchSampler):
-    """Batches in which no text stands twice, over all processes of a step.
+class GlobalBatchSampler(Sampler[list[int]]):
+    """Every row of a data set once an epoch, in steps that are dealt to the processes.
 
-    A step's rows are drawn together, ``batch_size`` times ``processes`` of them, and dealt out as that many batches in a
-    row, which is how accelerate hands them to the processes. With one process this is the library's hashed sampler.
+    A step's rows are drawn together, at most ``batch_size`` times ``processes`` of them, and dealt out as that many batches of
+    equal size, which is how accelerate hands them to the processes. Where the data set has anchors and positives, its loss has
+    in-batch negatives: no two rows of a step conflict then (see :mod:`training.utils.batches`), and all have the same number of
+    negatives. Other losses compare nothing across rows that repeated texts could spoil, and have plain shuffled batches.
+
+    All epochs have as many steps as the first, since the trainer asks for their number once. An epoch's order depends on
+    ``seed`` and the epoch alone.
+
+    Args:
+        dataset: Rows in the columns that :func:`training.utils.data_loading.load_training_data` gives them.
+        batch_size: Rows of a batch of one process.
+        processes: How many processes train.
+        drop_last: Whether to drop the steps that are not full.
+        seed: Seed of the order.
+        name: What to call the data set in the log.
 
     Raises:
-        RunError: The data set has too few rows for a single step of several processes.
+        RunError: The data set has too few rows, or too few that can share a batch, for a single step.
     """
 
-    def __init__(self, dataset: Any, batch_size: int, processes: int, drop_last: bool, **kwargs: Any):
-        # with several processes an incomplete step would leave some of them without a batch, waiting for ever
-        drop_last = drop_last or processes > 1
-        super().__init__(dataset, batch_size=batch_size, drop_last=drop_last, **kwargs)
-        if drop_last and len(dataset) < batch_size * processes:
-            raise RunError(
-                f"a data set has {len(dataset)} rows, too few for a step of {processes} x {batch_size}: lower the batch size"
-            )
-        self.rows = NoDuplicatesBatchSampler(
-            dataset, batch_size * processes, drop_last, precompute_hashes=True, **kwargs
-        )
-        self.rows.precompute_num_proc = None  # hash in this process: a fork would switch off the tokenizer's threads
-        self.processes = processes
+    def __init__(
+        self,
+        dataset: Any,
+        batch_size: int,
+        processes: int = 1,
+        drop_last: bool = False,
+        seed: int = 0,
+        name: str | None = None,
+        **_: Any,
+    ):
+        self.dataset, self.processes, self.drop_last, self.seed = dataset, processes, drop_last, seed
+        self.size = batch_size * processes
+        # accelerate takes batches that have not the size that a sampler names for incomplete ones, and skips them
+        self.batch_size = None
         self.sampler = self  # accelerate passes the epoch to `batch_sampler.sampler` where it deals out the batches
+        self.epoch = 0
+        self.where = f"{name}: " if name else ""
+        self.texts = RepeatedTexts.of(dataset) if set(PAIR) <= set(dataset.column_names) else None
+        self.groups = [np.arange(len(dataset))] if self.texts is None else group_by_negatives(dataset)
+        first = self._arrange(0, 0)
+        if drop_last and not first.steps:
+            raise RunError(
+                f"{self.where}{len(dataset)} rows are too few for a step of {processes} x {batch_size}: lower the batch size"
+            )
+        if not first.steps:
+            raise RunError(
+                f"{self.where}no batch can be made of the {len(dataset)} rows: they share their anchors or positives, so that each would be a false negative of the others; add negatives, or rows with other texts"
+            )
+        self.first = first
+        self._steps = {0: first.steps}
+        self._report(first)
+
+    @property
+    def count(self) -> int:
+        """The steps of an epoch."""
+        return len(self.first.steps)
 
     def set_epoch(self, epoch: int) -> None:
-        super().set_epoch(epoch)
-        self.rows.set_epoch(epoch)
+        self.epoch = epoch
 
     def __iter__(self) -> Iterator[list[int]]:
-        for rows in self.rows:
+        for rows in self.steps(self.epoch):
             yield from deal(rows, self.processes)
 
     def __len__(self) -> int:
-        return len(self.rows) * self.processes
+        return self.count * self.processes
+
+    def steps(self, epoch: int) -> list[list[int]]:
+        """The rows of each step of an epoch, over all processes."""
+        if epoch not in self._steps:
+            self._steps = {0: self.first.steps, epoch: self._make(epoch)}
+        return self._steps[epoch]
+
+    def _make(self, epoch: int) -> list[list[int]]:
+        with_negatives = len(self.groups) > 1 and not len(self.groups[0])
+        smallest = self.processes if self.processes > 1 or with_negatives else 2
+        for shuffle in range(SHUFFLES):
+            steps = self._arrange(epoch, shuffle).steps
+            if len(steps) <= self.count and (even := split(steps, self.count, self.processes, smallest)):
+                return even
+        order = torch.randperm(self.count, generator=self._generator(epoch, 0)).tolist()
+        return [self.first.steps[index] for index in order]
+
+    def _generator(self, epoch: int, shuffle: int) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed + epoch + 1_000_003 * shuffle)
+
+    def _arrange(self, epoch: int, shuffle: int) -> Epoch:
+        """The rows in another order, as steps."""
+        generator = self._generator(epoch, shuffle)
+        result = Epoch([])
+        for count, group in enumerate(self.groups):
+            rows = group[torch.randperm(len(group), generator=generator).numpy()].tolist()
+            if self.texts is None:
+                part = chunk(rows, self.size, self.processes)
+            else:
+                part = pack(rows, self.texts, self.size, self.processes, own_negatives=count > 0)
+            result.steps += part.steps
+            result.carried += part.carried
+            result.alone += part.alone
+            result.uneven += part.uneven
+        if sum(len(rows) < self.size for rows in result.steps) > 1:  # small steps are not to follow one another
+            order = torch.randperm(len(result.steps), generator=generator).tolist()
+            result.steps = [result.steps[index] for index in order]
+        if self.drop_last:
+            result.steps = [rows for rows in result.steps if len(rows) == self.size]
+        return result
+
+    def _report(self, epoch: Epoch) -> None:
+        rows = len(self.dataset)
+        if epoch.carried:
+            logger.info(
+                "%s%d rows in %d steps an epoch (%d if no texts were shared): %d rows are carried over to a later step, since one of their texts is an anchor or a positive of the step being filled",
+                self.where,
+                rows,
+                self.count,
+                -(-rows // self.size),
+                epoch.carried,
+            )
+        dropped = rows - sum(map(len, epoch.steps)) - len(epoch.alone) - len(epoch.uneven)
+        reasons = {
+            "share a text with every row that could be in a batch with them, and have no negative of their own": len(
+                epoch.alone
+            ),
+            f"cannot be dealt equally to {self.processes} processes": len(epoch.uneven),
+            "are in incomplete batches (dataloader_drop_last)": dropped,
+        }
+        if reasons := {reason: count for reason, count in reasons.items() if count}:
+            logger.warning(
+                "%s%d of %d rows are not trained on in the first epoch: %s",
+                self.where,
+                sum(reasons.values()),
+                rows,
+                "; ".join(f"{count} {reason}" for reason, count in reasons.items()),
+            )
+
+
+def group_by_negatives(dataset: Any) -> list[np.ndarray]:
+    """The rows of a data set by how many negatives they have, from none: the absent ones are empty, the last of a row's."""
+    import pyarrow.compute as pc
+
+    counts = np.zeros(len(dataset), dtype=np.int64)
+    table = dataset.with_format("arrow")
+    for name in negative_columns(dataset.column_names):
+        counts += pc.not_equal(table[name][:], "").to_numpy(zero_copy_only=False)
+    return [(counts == count).nonzero()[0] for count in range(counts.max(initial=0) + 1)]
+
+
+class Collator(SentenceTransformerDataCollator):
+    """Tokenises a batch without the columns that its rows do not have: all of a batch have the same number of negatives."""
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        return super().__call__([{key: value for key, value in row.items() if value != ""} for row in features])
 
 
 def deal(rows: list[int], processes: int) -> list[list[int]]:
@@ -61,26 +185,39 @@ def deal(rows: list[int], processes: int) -> list[list[int]]:
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
-class MixtureBatchSampler(MultiDatasetDefaultBatchSampler):
+class MixtureBatchSampler(Sampler[list[int]]):
     """Draws each step from one data set of a mixture, the same for all processes.
 
     Args:
+        dataset: The data sets, concatenated.
+        batch_samplers: The sampler of each.
         turns: ``"proportional"`` to the data sets' sizes, until all are used up; ``"round_robin"``, until the smallest is;
             or a weight for each data set, by which each step's is drawn at random. With weights an epoch has as many steps
             as all data sets together, and one that runs out begins anew in another order, so that the smallest does not
             end the epoch.
+        seed: Seed of the order.
     """
 
-    def __init__(self, *args: Any, turns: str | list[float], **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self.turns = turns
-        self.sampler = self  # see GlobalBatchSampler
-        self.batch_samplers: list[GlobalBatchSampler]
+    def __init__(
+        self,
+        dataset: Any,
+        batch_samplers: list[GlobalBatchSampler],
+        turns: str | list[float],
+        seed: int = 0,
+        **_: Any,
+    ):
+        self.dataset, self.batch_samplers, self.turns, self.seed = dataset, batch_samplers, turns, seed
+        self.batch_size, self.drop_last = None, False  # see GlobalBatchSampler
+        self.sampler = self
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
 
     def order(self) -> list[int]:
         """The data set of each step."""
-        generator = torch.Generator().manual_seed((self.seed or 0) + self.epoch)
-        counts = [len(sampler.rows) for sampler in self.batch_samplers]
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        counts = [sampler.count for sampler in self.batch_samplers]
         if self.turns == PROPORTIONAL:
             steps = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
             return steps[torch.randperm(len(steps), generator=generator)].tolist()
@@ -91,25 +228,15 @@ class MixtureBatchSampler(MultiDatasetDefaultBatchSampler):
 
     def __iter__(self) -> Iterator[list[int]]:
         offsets = [0, *accumulate(len(dataset) for dataset in self.dataset.datasets)]
-        rounds = [0] * len(self.batch_samplers)
-        running = [self._begin(index, 0) for index in range(len(self.batch_samplers))]
+        drawn: Counter[int] = Counter()
         for index in self.order():
-            rows = next(running[index], None)
-            if rows is None:  # with weights, or where duplicates cost a batch
-                rounds[index] += 1
-                running[index] = self._begin(index, rounds[index])
-                rows = next(running[index], None)
-                if rows is None:
-                    raise RunError("a data set has too few different texts to fill a batch: lower the batch size")
-            yield from deal([row + offsets[index] for row in rows], self.batch_samplers[index].processes)
-
-    def _begin(self, index: int, round_number: int) -> Iterator[list[int]]:
-        rows = self.batch_samplers[index].rows
-        rows.generator = torch.Generator()  # of its own, since the samplers run side by side
-        rows.set_epoch(self.epoch + 1000 * round_number)
-        return iter(rows)
+            sampler = self.batch_samplers[index]
+            rounds, step = divmod(drawn[index], sampler.count)  # a data set with a weight may begin anew
+            drawn[index] += 1
+            rows = sampler.steps(self.epoch + 1000 * rounds)[step]
+            yield from deal([row + offsets[index] for row in rows], sampler.processes)
 
     def __len__(self) -> int:
-        counts = [len(sampler.rows) for sampler in self.batch_samplers]
+        counts = [sampler.count for sampler in self.batch_samplers]
         steps = min(counts) * len(counts) if self.turns == ROUND_ROBIN else sum(counts)
         return steps * self.batch_samplers[0].processes

@@ -15,6 +15,7 @@ from sentence_transformers import SentenceTransformerTrainer
 from transformers import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import rotate_checkpoints
 
+from common.adapters import adapter_of, load_weights
 from common.errors import RunError, one_line, writing
 from evaluation.utils.dev_evaluator import PRIMARY_METRIC, MatryoshkaEvaluator
 from training.utils.callbacks import (
@@ -35,7 +36,7 @@ from training.utils.checkpoints import (
 )
 from training.utils.losses import loss_parameters
 from training.utils.processes import mean_over_processes, wait_for_all_processes
-from training.utils.sampling import PROPORTIONAL, GlobalBatchSampler, MixtureBatchSampler
+from training.utils.sampling import PROPORTIONAL, Collator, GlobalBatchSampler, MixtureBatchSampler
 from training.utils.training_arguments import refusing
 
 logger = logging.getLogger(__name__)
@@ -49,12 +50,14 @@ LOG_STATE = "log_state.json"
 #   _get_grad_norm    no callback is passed the norm, and a clipped gradient does not show that it was infinite
 #   _save_checkpoint  removes older checkpoints before the event at which a callback could seal the new one
 #   _load_best_model  logs a failure and goes on with the last weights
-# Called or read, without being overridden: _load_from_checkpoint, _tr_loss, _globalstep_last_logged.
+#   _load_from_checkpoint  loads adapters as transformers does, with a version of peft that is not published
+# Called or read, without being overridden: _tr_loss, _globalstep_last_logged.
 PRIVATE_OVERRIDES = {
     "_run_epoch": {"epoch"},
     "_get_grad_norm": {"model", "grad_norm"},
     "_save_checkpoint": {"model", "trial"},
     "_load_best_model": set(),
+    "_load_from_checkpoint": {"checkpoint_path"},
 }
 
 
@@ -63,7 +66,8 @@ class MatryoshkaTrainer(SentenceTransformerTrainer):
 
     - keeps the parameters of the losses (classification heads), and the loss since the last report, in every checkpoint;
     - seals a checkpoint when it is complete, and only then removes an older one;
-    - draws batches in which no text occurs twice, over all processes, and each step from one data set;
+    - draws every row once an epoch, in batches without rows that are false negatives of each other, over all processes, and
+      each step from one data set (see :class:`GlobalBatchSampler` and :class:`MixtureBatchSampler`);
     - ends with an error where a best checkpoint cannot be loaded, and the library would go on with the last weights.
 
     What it does at the library's events is in :mod:`training.utils.callbacks`.
@@ -78,6 +82,8 @@ class MatryoshkaTrainer(SentenceTransformerTrainer):
         resumed_at_step: The step of that checkpoint.
         grad_norm: The norm of the model's gradients before the optimizer step to come.
     """
+
+    data_collator_class = Collator
 
     def __init__(
         self,
@@ -114,7 +120,9 @@ class MatryoshkaTrainer(SentenceTransformerTrainer):
             raise ValueError(f"'metric_for_best_model' is {metric!r}; there are {', '.join(self.evaluator.metrics)}")
 
     def get_batch_sampler(self, dataset, batch_size, drop_last, **kwargs):
-        self._sampler = GlobalBatchSampler(dataset, batch_size, self.args.world_size, drop_last, **kwargs)
+        names = self.train_dataset.items() if isinstance(self.train_dataset, dict) else ()
+        name = next((name for name, rows in names if rows is dataset), None)
+        self._sampler = GlobalBatchSampler(dataset, batch_size, self.args.world_size, drop_last, name=name, **kwargs)
         return self._sampler
 
     def get_multi_dataset_batch_sampler(self, dataset, batch_samplers, **kwargs):
@@ -214,6 +222,12 @@ class MatryoshkaTrainer(SentenceTransformerTrainer):
         """Go on with the losses since the last report before a checkpoint."""
         loss, self._globalstep_last_logged = self.loss_report.load(checkpoint / LOG_STATE, self.args.device)
         self._tr_loss += loss
+
+    def _load_from_checkpoint(self, checkpoint_path: str, *args: Any) -> None:
+        if adapter_of(self.model) is None:
+            super()._load_from_checkpoint(checkpoint_path)
+        else:
+            load_weights(self.model, Path(checkpoint_path))
 
     def _load_best_model(self) -> None:
         best = self.state.best_model_checkpoint

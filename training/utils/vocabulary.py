@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+import struct
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from itertools import accumulate, islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,12 +31,14 @@ CONTINUES = "##"  # WordPiece's mark of a piece inside a word
 # Letters that Arabic writers use one for the other, and the tatweel, which only stretches a word.
 VARIANTS = {"\u0640": "", "أ": "ا", "إ": "ا", "آ": "ا", "ٱ": "ا", "ى": "ي"}
 MARKS = "[\u0610-\u061a\u064b-\u065f\u0670\u06d6-\u06ed]"  # vowel signs and other marks above and below the letters
+PRESENTATION_FORMS = ((0xFB50, 0xFDFF), (0xFE70, 0xFEFF))  # blocks A and B of Unicode
 MAX_PAIRS = 100_000  # translations to learn the alignment from
 ROUNDS = 8  # of expectation and maximisation
 
 
 def normalize_arabic(model: SentenceTransformer) -> None:
-    """Have the model's tokenizer drop Arabic diacritics and the tatweel, and write every alef as a bare one and alef maqsura as ya.
+    """Have the model's tokenizer drop Arabic diacritics and the tatweel, write every alef as a bare one and alef maqsura as ya,
+    and write presentation forms, which old software and PDF files have for letters and ligatures, as the letters themselves.
 
     The rules become part of the tokenizer and are saved with the model, so that training and use agree.
 
@@ -43,10 +48,53 @@ def normalize_arabic(model: SentenceTransformer) -> None:
     from tokenizers import Regex, normalizers
 
     backend = _backend(model, "--normalize_arabic")
-    rules = [normalizers.Replace(Regex(MARKS), "")]
+    # marks first: the table replaces a letter with its mark as one
+    rules = [normalizers.Replace(Regex(MARKS), ""), normalizers.Precompiled(character_table(presentation_forms()))]
     rules += [normalizers.Replace(letter, plain) for letter, plain in VARIANTS.items()]
     backend.normalizer = normalizers.Sequence([*rules, *([backend.normalizer] if backend.normalizer else [])])
     _save_as_it_is(model)
+
+
+def presentation_forms() -> dict[str, str]:
+    """The letters of each Arabic presentation form and ligature (their NFKC), without marks and the tatweel."""
+    forms = {}
+    for first, last in PRESENTATION_FORMS:
+        for form in map(chr, range(first, last + 1)):
+            letters = unicodedata.normalize("NFKC", form)
+            if letters != form:  # a mark without a letter is written as one over a space
+                forms[form] = re.sub(f"^ (?={MARKS})|\u0640|{MARKS}", "", re.sub(f" (?={MARKS})", "", letters))
+    return forms
+
+
+def character_table(replacements: dict[str, str]) -> bytes:
+    """Replacements of single characters as the ``Precompiled`` normalizer has them: SentencePiece's ``precompiled_charsmap``.
+
+    It looks all characters up in one pass, where a ``Replace`` for each of hundreds takes as many. The format is the size of a
+    trie in bytes, the trie as a double array of 32-bit units (https://github.com/s-yata/darts-clone), and the replacements, each
+    ended by a zero byte.
+    """
+    paths = {character.encode(): index for index, character in enumerate(replacements)}
+    texts = [text.encode() + b"\0" for text in replacements.values()]
+    starts = [0, *accumulate(map(len, texts))]
+    nodes = sorted({path[:length] for path in paths for length in range(len(path))})
+    block = {
+        node: 256 * place for place, node in enumerate(nodes, 1)
+    }  # a node's children are in its block, by their byte
+    units = [0] * (256 * (len(nodes) + 1))
+
+    def link(at: int, to: int, byte: int, is_end: bool) -> int:  # an offset is relative to the unit, by exclusive or
+        return (at ^ to) << 10 | is_end << 8 | byte
+
+    units[0] = link(0, block[b""], 0, False)
+    for node in nodes[1:]:
+        at = block[node[:-1]] + node[-1]
+        units[at] = link(at, block[node], node[-1], False)
+    for path, index in paths.items():
+        at = block[path[:-1]] + path[-1]
+        units[at] = link(at, len(units), path[-1], True)
+        units.append(starts[index] | 1 << 31)
+    trie = struct.pack(f"<{len(units)}I", *units)
+    return struct.pack("<I", len(trie)) + trie + b"".join(texts)
 
 
 def extend_vocabulary(

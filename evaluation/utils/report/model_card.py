@@ -1,4 +1,5 @@
-"""The scores of each dimension as ``model-index`` metadata in a model's README, as the Hugging Face Hub reads it."""
+"""What an evaluation writes into a model's README: the scores of each dimension as ``model-index`` metadata, as the Hugging
+Face Hub reads it, and the recommended dimension."""
 
 from __future__ import annotations
 
@@ -6,8 +7,10 @@ import logging
 from pathlib import Path
 
 from common.errors import RunError, one_line
+from common.model_cards import with_recommendation
 from common.records import write_atomically
 from evaluation.utils.analysis.model_analysis import ModelAnalysis
+from evaluation.utils.analysis.recommendation import recommend
 from evaluation.utils.scoring.rows import ScoreRow, set_name
 
 logger = logging.getLogger(__name__)
@@ -21,14 +24,24 @@ def update_model_cards(analyses: list[ModelAnalysis], hub_datasets: dict[str, st
         source = Path(analysis.identity.source)
         if analysis.baseline:
             continue
-        if source.is_dir():
-            update_model_card(source, analysis.identity.name, analysis.scored_rows, hub_datasets)
+        if analysis.identity.max_seq_length is not None or analysis.identity.prompts is not None:
+            logger.warning(
+                "%s: scores with --max_seq_length or --prompts do not go into its card, which is left as it is", source
+            )
+        elif source.is_dir():
+            choice = recommend(analysis.dimensions)
+            recommended = None if choice is None else choice.dim
+            update_model_card(source, analysis.identity.name, analysis.scored_rows, hub_datasets, recommended)
         else:
             logger.warning("%s is not a folder on disk: its card is left as it is", source)
 
 
-def update_model_card(folder: Path, name: str, rows: list[ScoreRow], hub_datasets: dict[str, str]) -> Path:
+def update_model_card(
+    folder: Path, name: str, rows: list[ScoreRow], hub_datasets: dict[str, str], recommended: int | None = None
+) -> Path:
     """Write scores into ``README.md``; its text, its other metadata and the results of other tasks stay.
+
+    Of the text, only the section that training wrote on fewer dimensions changes: it names the recommended one.
 
     The model's identity does not change: it leaves README.md out.
 
@@ -37,6 +50,7 @@ def update_model_card(folder: Path, name: str, rows: list[ScoreRow], hub_dataset
         name: What to call the model where the card does not say.
         rows: The model's rows that have a score.
         hub_datasets: The Hub data set of each task; a task without one is named itself.
+        recommended: The dimension to recommend, if any.
 
     Raises:
         RunError: The card's metadata cannot be read; the card is left as it is.
@@ -77,7 +91,8 @@ def update_model_card(folder: Path, name: str, rows: list[ScoreRow], hub_dataset
     ours = set(map(key_of, results))
     card.data.eval_results = [r for r in card.data.eval_results or [] if key_of(r) not in ours] + results
     card.data.model_name = card.data.model_name or name
-    write_atomically(path, str(card))
+    text = str(card) if recommended is None else with_recommendation(str(card), recommended)
+    write_atomically(path, text)
     logger.info("%s: %d results in its model-index", path, len(card.data.eval_results))
     return path
 

@@ -1,0 +1,363 @@
+"""Tables in the formats that people bring: CSV, TSV, JSON and Parquet, compressed, in shards, or saved by datasets."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import gzip
+import hashlib
+import json
+import logging
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from common.errors import RunError, UsageError, one_line
+from common.hub import explain_cache_error
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+logger = logging.getLogger(__name__)
+
+TEXT_FORMATS = (".csv", ".tsv", ".json", ".jsonl")
+FORMATS = (*TEXT_FORMATS, ".parquet")
+SUPPORTED = (
+    f"{', '.join(TEXT_FORMATS)} (also compressed, as .csv.gz), .parquet, a folder of such files or a glob in quotation marks "
+    "('data/train-*.parquet'), or a folder that datasets' save_to_disk wrote"
+)
+SPLITS = ("train", "validation", "dev", "test")
+OPTIONAL_KEY = re.compile(r"negative_\d+")  # rows may have different numbers of negatives
+
+
+def suffix_of(path: Path) -> str | None:
+    """The ending that tells the format, such as ``.csv`` and ``.csv.gz``; None where there is none that is supported."""
+    endings = [ending.lower() for ending in path.suffixes[-2:]]
+    if endings and endings[-1] in FORMATS:
+        return endings[-1]
+    if len(endings) == 2 and endings[1] == ".gz" and endings[0] in TEXT_FORMATS:
+        return "".join(endings)
+    return None
+
+
+def is_glob(path: str | Path) -> bool:
+    return not Path(path).exists() and any(character in str(path) for character in "*?[")
+
+
+def table_name(path: Path) -> str:
+    """A name for the rows of ``path``, without its ending; for a glob that of its folder."""
+    if is_glob(path):
+        parts = [
+            part for part in path.parts if not any(character in part for character in "*?[") and part != path.anchor
+        ]
+        return parts[-1] if parts else "data"
+    suffix = suffix_of(path)
+    return path.name[: -len(suffix)] if suffix and not path.is_dir() else path.name
+
+
+def is_saved(path: Path) -> bool:
+    """Whether ``path`` is a folder that ``save_to_disk`` wrote."""
+    return (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files that hold the rows of ``path``: itself, or a folder's or a glob's, in order of their names.
+
+    Raises:
+        UsageError: There are none, or they are of several formats or splits.
+    """
+    if is_glob(path):
+        files = [Path(name) for name in sorted(glob.glob(str(path), recursive=True)) if Path(name).is_file()]
+        if not files:
+            raise UsageError(f"{path}: no file matches")
+        if unsupported := [file for file in files if suffix_of(file) is None]:
+            raise UsageError(f"{unsupported[0]}: the ending must be one of {SUPPORTED}")
+    elif path.is_dir():
+        files = sorted(
+            file for file in path.iterdir() if file.is_file() and suffix_of(file) and file.name[0] not in "._"
+        )
+        if not files:
+            raise UsageError(f"{path}: the folder has no file of a format that can be read: give {SUPPORTED}")
+        splits = {match[0] for file in files if (match := re.match("|".join(SPLITS), file.name))}
+        if len(splits) > 1:
+            raise UsageError(
+                f"{path}: the folder has files of several splits, {', '.join(sorted(splits))}: give those of one, such as '{path}/{sorted(splits)[-1]}*'"
+            )
+    elif not path.exists():
+        raise UsageError(f"{path}: no such file")
+    elif suffix_of(path) is None:
+        raise UsageError(f"{path}: the ending must be one of {SUPPORTED}")
+    else:
+        files = [path]
+    endings = sorted({str(suffix_of(file)).removesuffix(".gz") for file in files})
+    if len(endings) > 1:
+        raise UsageError(f"{path}: files of several formats, {', '.join(endings)}: give those of one, with a glob")
+    return files
+
+
+def read_table(path: Path) -> Dataset:
+    """The rows of a file, a folder or a glob of files, or a folder of ``save_to_disk``.
+
+    Raises:
+        UsageError: There is no such file, or none of a format that can be read.
+        RunError: A file cannot be read as what its ending says, or there are no rows.
+    """
+    from datasets import concatenate_datasets
+
+    if path.is_dir() and is_saved(path):
+        return _read_saved(path)
+    files = files_of(path)
+    if len(files) == 1:
+        return _read_file(files[0])
+    parts = [_read_file(file) for file in files]
+    for file, part in zip(files, parts, strict=True):
+        if odd := set(part.column_names) ^ set(parts[0].column_names):
+            raise RunError(
+                f"{file}: the column {sorted(odd)[0]!r} is not in all of the files, as {files[0].name} shows"
+            )
+    try:
+        return concatenate_datasets(parts)
+    except (ValueError, TypeError) as error:  # columns of other types
+        raise RunError(f"{path}: the files cannot be joined ({one_line(error, 160)})") from None
+
+
+def hash_table(path: Path) -> str | None:
+    """SHA-1 of a file's content, or of the names and contents of several; None where there are none."""
+    if path.is_dir() and is_saved(path):
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+    else:
+        try:
+            files = files_of(path)
+        except UsageError:
+            files = [path] if path.is_file() else []
+    if not files:
+        return None
+    hashes = []
+    for file in files:
+        with file.open("rb") as content:
+            hashes.append(hashlib.file_digest(content, "sha1").hexdigest())
+    if files == [path]:
+        return hashes[0]
+    root = path if path.is_dir() else Path(path.anchor)
+    names = [file.relative_to(root).as_posix() if file.is_relative_to(root) else file.as_posix() for file in files]
+    return hashlib.sha1(
+        "".join(f"{name}\0{digest}\n" for name, digest in zip(names, hashes, strict=True)).encode()
+    ).hexdigest()
+
+
+def _read_file(path: Path) -> Dataset:
+    import pyarrow as pa
+    from datasets import Dataset
+
+    if path.stat().st_size == 0:
+        raise RunError(f"{path}: the file is empty")
+    if suffix_of(path) == ".parquet":
+        dataset = _read_parquet(path)
+    else:
+        readers: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
+            ".csv": read_csv,
+            ".tsv": read_tsv,
+            ".jsonl": read_json_lines,
+            ".json": read_json,
+        }
+        try:
+            rows = readers[str(suffix_of(path)).removesuffix(".gz")](path)
+        except UnicodeDecodeError as error:
+            raise RunError(
+                f"{path}: not UTF-8 text (byte {error.start} of the file's {error.object[error.start : error.start + 1]!r})"
+            ) from None
+        except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+            raise RunError(f"{path}: not a readable gzip file ({one_line(error, 120)})") from None
+        try:
+            dataset = Dataset.from_list(rows) if rows else None
+        except (pa.ArrowException, OverflowError) as error:
+            raise RunError(f"{path}: a column holds values of several types ({one_line(error, 120)})") from None
+    if dataset is None or len(dataset) == 0:
+        raise RunError(f"{path}: the file has no rows")
+    return dataset
+
+
+@contextmanager
+def _not_readable(path: Path, kind: str) -> Iterator[None]:
+    import pyarrow as pa
+
+    try:
+        yield
+    except Exception as error:
+        if message := explain_cache_error(error):  # the file is not to blame
+            raise RunError(f"{path}: {message}") from None
+        if isinstance(error, (pa.ArrowException, OSError, ValueError)):
+            raise RunError(f"{path}: not a readable {kind} ({one_line(error, 120)})") from None
+        if type(error).__module__.startswith("datasets."):  # which wraps what the readers raise
+            raise RunError(f"{path}: not a readable {kind} ({one_line(error.__cause__ or error, 120)})") from None
+        raise
+
+
+def _read_parquet(path: Path) -> Dataset | None:
+    import pyarrow.parquet as pq
+    from datasets import Dataset
+
+    with _not_readable(path, "Parquet file"):
+        empty = pq.read_metadata(path).num_rows == 0  # which from_parquet cannot read
+        return None if empty else Dataset.from_parquet(str(path), keep_in_memory=False)
+
+
+def _read_saved(path: Path) -> Dataset:
+    from datasets import Dataset
+
+    if (path / "dataset_dict.json").is_file():
+        splits = sorted(folder.name for folder in path.iterdir() if is_saved(folder))
+        if len(splits) != 1:
+            raise UsageError(
+                f"{path}: the folder has the splits {', '.join(splits) or '(none)'}: give one of them, such as {path}/{'train' if 'train' in splits or not splits else splits[0]}"
+            )
+        path = path / splits[0]
+    try:
+        with _not_readable(path, "folder of save_to_disk"):
+            dataset = Dataset.load_from_disk(str(path)).with_format(None)
+    except (KeyError, TypeError, AttributeError) as error:  # its JSON files are not what they should be
+        raise RunError(f"{path}: not a readable folder of save_to_disk ({one_line(error, 120)})") from None
+    if len(dataset) == 0:
+        raise RunError(f"{path}: the folder has no rows")
+    return dataset
+
+
+def _open(path: Path, **options: Any) -> IO[str]:
+    options = {"encoding": "utf-8-sig"} | options
+    return gzip.open(path, "rt", **options) if path.suffix.lower() == ".gz" else path.open(**options)
+
+
+def read_csv(path: Path, delimiter: str = ",") -> list[dict[str, str]]:
+    """The rows of a file with a header line, whose fields may be quoted."""
+    csv.field_size_limit(2**31 - 1)
+    with _open(path, newline="") as file:
+        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        rows: list[dict[str, str]] = []
+        try:
+            header = _header(path, next(reader, []))
+            for row in reader:
+                if not row:
+                    continue
+                if len(row) != len(header):
+                    raise RunError(
+                        f"{path}, line {reader.line_num}: {len(row)} fields where the header has {len(header)}"
+                    )
+                rows.append(dict(zip(header, row, strict=True)))
+        except csv.Error as error:
+            raise RunError(f"{path}, line {reader.line_num}: {error}") from None
+    return rows
+
+
+def read_tsv(path: Path) -> list[dict[str, str]]:
+    """The rows of a file with a header line, in which a quotation mark is a character like any other.
+
+    The TSV files of the field (STS-B, AllNLI, XNLI, GLUE) quote nothing. One whose header is quoted, or that has a column
+    whose fields are all quoted, is read as quoted, and the log says so.
+    """
+    rows: list[dict[str, str]] = []
+    with _open(path, newline="\n") as file:
+        lines = (line.rstrip("\n").removesuffix("\r") for line in file)
+        fields = next(lines, "").split("\t")
+        if all(map(_is_quoted, fields)):
+            return _read_quoted(path, "the header is quoted")
+        header = _header(path, fields)
+        for number, line in enumerate(lines, 2):
+            if not line:
+                continue
+            fields = line.split("\t")
+            if len(fields) != len(header):
+                raise RunError(
+                    f"{path}, line {number}: {len(fields)} fields where the header has {len(header)} (quotation marks have no meaning in a TSV file without a quoted header)"
+                )
+            rows.append(dict(zip(header, fields, strict=True)))
+    quoted = [name for name in header if rows and all(_is_quoted(row[name]) for row in rows)]
+    if quoted:
+        return _read_quoted(path, f"every field of {', '.join(quoted)} is quoted")
+    return rows
+
+
+def _is_quoted(field: str) -> bool:
+    return len(field) > 1 and field[0] == field[-1] == '"' and '"' not in field[1:-1].replace('""', "")
+
+
+def _read_quoted(path: Path, reason: str) -> list[dict[str, str]]:
+    logger.info("%s: read as a quoted TSV file, since %s", path, reason)
+    return read_csv(path, "\t")
+
+
+def _header(path: Path, fields: list[str]) -> list[str]:
+    header = [name.strip() for name in fields]
+    if len(set(header)) != len(header):
+        raise RunError(f"{path}, line 1: a column name is duplicated")
+    return header
+
+
+def read_json(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSON array of objects, or of a file with an object a line."""
+    with _open(path) as file:
+        start = file.read(1)
+        while start.isspace():
+            start = file.read(1)
+    if start != "[":
+        return read_json_lines(path)
+    with _open(path) as file:
+        values = _parse(str(path), file.read())
+    return [_row(f"{path}, row {number}", value) for number, value in enumerate(_aligned(path, values, "row"), 1)]
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file with a JSON object a line."""
+    places, rows = [], []
+    with _open(path) as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                where = f"{path}, line {number}"
+                rows.append(_row(where, _parse(where, line)))
+                places.append(number)
+    return _aligned(path, rows, "line", places)
+
+
+def _aligned(path: Path, rows: list[Any], unit: str, places: list[int] | None = None) -> list[Any]:
+    """The rows with the same keys: negatives that some rows lack become null."""
+    keys = [row.keys() if isinstance(row, dict) else () for row in rows]
+    if all(names == keys[0] for names in keys):
+        return rows
+    every = list(dict.fromkeys(name for names in keys for name in names))
+    optional = {name for name in every if OPTIONAL_KEY.fullmatch(name)}
+    for index, names in enumerate(keys):
+        if isinstance(rows[index], dict) and (odd := (set(names) ^ set(keys[0])) - optional):
+            number = places[index] if places else index + 1
+            raise RunError(f"{path}, {unit} {number}: the key {sorted(odd)[0]!r} is not in every row")
+    return [{name: row.get(name) for name in every} if isinstance(row, dict) else row for row in rows]
+
+
+def _parse(where: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise RunError(f"{where}: not valid JSON ({error.msg})") from None
+    except ValueError as error:  # an integer of thousands of digits
+        raise RunError(f"{where}: {one_line(error)}") from None
+    except RecursionError:
+        raise RunError(f"{where}: nested too deeply") from None
+
+
+def _row(where: str, row: Any) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise RunError(f"{where}: must be a JSON object")
+    for name, value in row.items():
+        texts = value if isinstance(value, list) else [value]
+        if any(isinstance(text, str) and not _is_unicode(text) for text in texts):
+            raise RunError(f"{where}: {name!r} is not valid Unicode (a lone surrogate)")
+    return row
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

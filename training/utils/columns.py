@@ -1,0 +1,314 @@
+"""Brings the columns of a data set into those that its loss reads: which are read, how rows are expanded, which are unusable."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from common.data_files import find_blank, number
+from common.errors import RunError, UsageError
+from training.utils.options import LOSSES, DatasetEntry
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+logger = logging.getLogger(__name__)
+
+NUMBERED = re.compile(r"negative_?(\d+)")
+LABELS = ("label", "labels")
+# other names of columns that hold lists, one row's positives or negatives
+POSITIVES, NEGATIVES = ("positives", "pos"), ("negatives", "neg")
+SCORES = ("score", "scores", "similarity")
+ADVICE = "; correct the row, or give --drop_unusable_rows to remove such rows"
+
+
+def map_columns(
+    where: str,
+    columns: list[str],
+    roles: dict[str, tuple[str, ...]],
+    chosen: dict[str, str] | None,
+    optional: Iterable[str] = (),
+) -> dict[str, str]:
+    """Which column of a data set plays which role, ``{role: column}``, in the order of the roles.
+
+    Raises:
+        UsageError: ``chosen`` names a role that the loss does not have.
+        RunError: A column is missing; the message lists those of the data set.
+    """
+    listed = ", ".join(columns)
+    if chosen is not None:
+        if unknown := [role for role in chosen if role not in roles]:
+            raise UsageError(f"{where}: 'columns' names {unknown[0]!r}, but the loss reads {', '.join(roles)}")
+        if absent := [column for column in chosen.values() if column not in columns]:
+            raise RunError(f"{where}: no column {absent[0]!r}; found {listed}")
+        mapped = {role: chosen[role] for role in roles if role in chosen}
+        if twice := [column for column in mapped.values() if list(mapped.values()).count(column) > 1]:
+            raise UsageError(f"{where}: the column {twice[0]!r} stands for more than one of {', '.join(mapped)}")
+    else:
+        mapped = {}
+        for role, aliases in roles.items():
+            for name in (role, *aliases):
+                if name in columns and name not in mapped.values():
+                    mapped[role] = name
+                    break
+    for role in roles:
+        if role not in mapped and role not in optional:
+            raise RunError(
+                f"{where}: no column for {role!r}; found {listed}; say which is which with 'columns' in a --config file"
+            )
+    return mapped
+
+
+def select_columns(where: str, dataset: Dataset, entry: DatasetEntry) -> tuple[Dataset, list[str]]:
+    """A data set with the columns that the loss of an entry reads, under their names and in their order.
+
+    For a contrastive loss these are ``anchor``, ``positive``, any number of negatives (``negative``, ``negative_1``, ...), and
+    ``label`` where the data set has it. Positives and negatives may be lists.
+
+    Returns:
+        The data set, and the columns that are not used.
+    """
+    loss = LOSSES[entry.loss]
+    roles, optional = dict(loss.columns), set(loss.optional)
+    if loss.contrastive:
+        roles["positive"] = (*roles["positive"], *POSITIVES)
+        roles["negative"] = (*roles["negative"], *NEGATIVES)
+        numbered = {name: int(match[1]) for name in dataset.column_names if (match := NUMBERED.fullmatch(name))}
+        numbered |= {role: int(match[1]) for role in entry.columns or () if (match := NUMBERED.fullmatch(role))}
+        roles |= {name: () for name in sorted(numbered, key=numbered.__getitem__)} | {"label": LABELS[1:]}
+        optional |= {*numbered, "label"}
+    mapped = map_columns(where, dataset.column_names, roles, entry.columns, optional)
+    if loss.contrastive and entry.columns is not None and "label" not in mapped:  # it says which rows are pairs
+        for name in LABELS:
+            if name in dataset.column_names and name not in mapped.values() and _are_binary(dataset[name][:]):
+                mapped["label"] = name
+                break
+    unused = [name for name in dataset.column_names if name not in mapped.values()]
+    dataset = dataset.select_columns(list(mapped.values())).rename_columns(
+        {column: role for role, column in mapped.items() if column != role}
+    )
+    return dataset.select_columns(list(mapped)), unused
+
+
+def _are_binary(labels: list[Any]) -> bool:
+    try:
+        return {float(label) for label in labels} <= {0.0, 1.0}
+    except (TypeError, ValueError):
+        return False
+
+
+# Contrastive losses: lists, labels, negatives
+
+
+def expand(where: str, dataset: Dataset, unused: list[str], refuse: bool) -> Dataset:
+    """Rows of ``anchor``, ``positive`` and negatives, from lists of them and from labelled pairs.
+
+    A list of positives becomes a row for each; a list of negatives, a column for each, where those that a row lacks are empty.
+    With a list of labels, the texts of the list ``positive`` are positives where it has 1, and negatives where it has 0. With
+    a label for each row, the rows with 0 are removed.
+
+    Args:
+        unused: The columns that are not read.
+        refuse: Whether an empty text in a list is an error; else it is removed.
+
+    Raises:
+        RunError: A label is neither 0 nor 1, none is 1, lists do not say which texts are positive, or have an empty text.
+    """
+    lists = [name for name in dataset.column_names if _is_list(dataset, name)]
+    labelled = "label" in lists
+    if "label" in dataset.column_names and not labelled:
+        dataset = _keep_positive_pairs(where, dataset)
+    if "positive" in lists and not labelled and (unread := {*LABELS, *SCORES} & set(unused)):
+        raise RunError(
+            f"{where}: column 'positive' holds lists, and {sorted(unread)[0]!r} does not say which of their texts are positive: give a column 'labels' with 1 and 0, or a column of negatives"
+        )
+    negatives = [name for name in dataset.column_names if name.startswith("negative")]
+    if not lists:
+        return _join_negatives(where, dataset, negatives)
+    rows: list[tuple[str, str, list[str]]] = []
+    blank = 0
+    for number_of_row, values in enumerate(dataset, 1):
+        texts, labels = _as_list(values["positive"]), _as_list(values["label"]) if labelled else None
+        if labels is None:
+            labels = [1] * len(texts)
+        elif len(labels) != len(texts) or not _are_binary(labels):
+            raise RunError(
+                f"{where}, row {number_of_row}: column 'label' must hold a 0 or 1 for each text of 'positive', not {str(labels)[:60]}"
+            )
+        against = [text for text, label in zip(texts, labels, strict=True) if not float(label)]
+        texts = [text for text, label in zip(texts, labels, strict=True) if float(label)]
+        for name in negatives:
+            against += _as_list(values[name]) if name in lists else [text for text in [values[name]] if _is_text(text)]
+        for column, entries in (("positive", texts), ("negative", against)):
+            if refuse and not all(map(_is_text, entries)):
+                raise RunError(f"{where}, row {number_of_row}: column {column!r} holds an empty text{ADVICE}")
+        if refuse and not texts:
+            raise RunError(f"{where}, row {number_of_row}: column 'positive' holds no text{ADVICE}")
+        blank += sum(not _is_text(text) for text in (*texts, *against)) + (not texts)
+        against = [text for text in against if _is_text(text)]
+        rows += [(values["anchor"], text, against) for text in texts if _is_text(text)]
+    if blank:
+        logger.warning("%s: %d empty texts or lists are removed", where, blank)
+    if len(rows) != len(dataset):
+        logger.info("%s: %d rows, one for each positive, of %d", where, len(rows), len(dataset))
+    table = {"anchor": [anchor for anchor, _, _ in rows], "positive": [positive for _, positive, _ in rows]}
+    return _new(table, [against for _, _, against in rows])
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _new(table: dict[str, list[str]], negatives: list[list[str]]) -> Dataset:
+    """Rows with as many columns of negatives as the most that a row has; those that another lacks are empty:
+    sentence-transformers' model card wants a string in every column, and :class:`training.utils.sampling.Collator` removes them.
+    """
+    from datasets import Dataset, Features, Value
+
+    width = max(map(len, negatives), default=0)
+    names = ["negative"] if width == 1 else [f"negative_{place + 1}" for place in range(width)]
+    table = table | {
+        name: [texts[place] if place < len(texts) else "" for texts in negatives] for place, name in enumerate(names)
+    }
+    return Dataset.from_dict(table, features=Features(dict.fromkeys(table, Value("string"))))
+
+
+def _is_list(dataset: Dataset, name: str) -> bool:
+    import pyarrow as pa
+
+    kind = dataset.features.arrow_schema.field(name).type
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
+
+
+def _as_list(value: Any) -> list[Any]:
+    return [] if value is None else value if isinstance(value, list) else [value]
+
+
+def _keep_positive_pairs(where: str, dataset: Dataset) -> Dataset:
+    """The rows whose ``label`` is 1, without it."""
+    labels = dataset["label"][:]
+    for row, label in enumerate(labels, 1):
+        if not _are_binary([label]):
+            raise RunError(
+                f"{where}, row {row}: column 'label' must be 1 for a positive pair and 0 for another under a contrastive loss, not {label!r}; say which columns to read with 'columns' in a --config file, or choose another loss"
+            )
+    positive = np.array([float(label) == 1 for label in labels], dtype=bool)
+    if not positive.any():
+        raise RunError(f"{where}: no row has the label 1, that of a positive pair")
+    logger.info(
+        "%s: %d of %d rows have the label 1 and are kept as positive pairs; %d with label 0 are removed",
+        where,
+        positive.sum(),
+        len(labels),
+        (~positive).sum(),
+    )
+    return dataset.select(positive.nonzero()[0]).remove_columns("label")
+
+
+def _join_negatives(where: str, dataset: Dataset, negatives: list[str]) -> Dataset:
+    """The columns of negatives as ``negative_1``, ..., where those that a row lacks come last and are empty."""
+    if len(negatives) < 2:
+        return dataset.rename_columns({name: "negative" for name in negatives if name != "negative"})
+    blank = np.stack([find_blank(where, dataset, name) for name in negatives], axis=1)
+    if not blank.any():
+        for prefix in ("-", ""):  # in two steps, since some of the new names may be there already
+            names = [f"{prefix}negative_{place + 1}" for place in range(len(negatives))]
+            dataset = dataset.rename_columns(dict(zip(negatives, names, strict=True)))
+            negatives = names
+        return dataset
+    table = {name: list(dataset[name]) for name in dataset.column_names if name not in negatives}
+    columns = [list(dataset[name]) for name in negatives]
+    rows = zip(zip(*columns, strict=True), blank, strict=True)
+    return _new(table, [[text for text, gone in zip(*row, strict=True) if not gone] for row in rows])
+
+
+# Rows that nothing can be learnt from
+
+
+def drop_unusable(where: str, dataset: Dataset, refuse: bool) -> Dataset:
+    """A data set without the rows that lack a text, a label or a score. Lists are not looked at; see :func:`expand`.
+
+    Args:
+        refuse: Such a row is an error: the user can correct it.
+
+    Raises:
+        RunError: A row lacks a value; the message names row and column.
+    """
+    checks: dict[str, Callable[[Any], bool]] = {"label": _lacks_label, "score": _lacks_score}
+    reasons: dict[str, np.ndarray] = {}
+    negatives = [name for name in dataset.column_names if name.startswith("negative")]
+    for name in dataset.column_names:
+        if _is_list(dataset, name) or (name in negatives and len(negatives) > 1):  # a row may have fewer negatives
+            continue
+        if name in checks:
+            reasons[name] = np.fromiter(map(checks[name], dataset[name]), dtype=bool, count=len(dataset))
+        else:
+            reasons[name] = find_blank(where, dataset, name)
+    unusable = np.any(list(reasons.values()), axis=0)
+    if not unusable.any():
+        return dataset
+    if refuse:
+        row = int(unusable.argmax())
+        name = next(name for name, rows in reasons.items() if rows[row])
+        value = dataset[row][name]
+        if value is None or (isinstance(value, str) and name not in checks):
+            problem = "is missing" if value is None else "is empty"
+        elif name == "score":
+            problem = f"must be a finite number, not {value!r}"
+        elif "positive" in dataset.column_names:
+            problem = f"must be 1 for a positive pair and 0 for another, not {value!r}"
+        else:
+            problem = f"must be a class number from 0, not {value!r}"
+        raise RunError(f"{where}, row {row + 1}: column {name!r} {problem}{ADVICE}")
+    described = ", ".join(
+        f"{int(rows.sum())} without {'a label (missing or -1)' if name == 'label' else repr(name)}"
+        for name, rows in reasons.items()
+        if rows.any()
+    )
+    logger.warning("%s: %d of %d rows are unusable and removed: %s", where, unusable.sum(), len(dataset), described)
+    return dataset.select((~unusable).nonzero()[0])
+
+
+def _lacks_score(value: Any) -> bool:
+    if isinstance(value, str):
+        return not value.strip() or value.strip().lower() == "nan"
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _lacks_label(value: Any) -> bool:
+    """Whether a label is none: data sets write -1 where annotators disagreed (SNLI) or where it is withheld (GLUE's tests)."""
+    if _lacks_score(value):
+        return True
+    try:
+        return not isinstance(value, bool) and float(value) == -1
+    except (TypeError, ValueError):
+        return False
+
+
+def scale_scores(where: str, values: list[Any], entry: DatasetEntry) -> list[float]:
+    """Scores from 0 to 1."""
+    low, high = entry.score_range or (0.0, 1.0)
+    scores = [(number(where, row, "score", value) - low) / (high - low) for row, value in enumerate(values, 1)]
+    for row, score in enumerate(scores, 1):
+        if not -1e-9 <= score <= 1 + 1e-9:
+            raise RunError(
+                f"{where}, row {row}: the score {values[row - 1]} is outside {low:g}..{high:g}; give the data set's 'score_range'"
+            )
+    return scores
+
+
+def class_numbers(where: str, values: list[Any]) -> list[int]:
+    """Labels as class numbers from 0."""
+    for row, value in enumerate(values, 1):
+        label = number(where, row, "label", value)
+        if isinstance(value, bool) or label != int(label) or label < 0:
+            raise RunError(f"{where}, row {row}: column 'label' must be a class number from 0, not {value!r}")
+    labels = [int(float(value)) for value in values]
+    if len(set(labels)) < 2:
+        raise RunError(f"{where}: every label is {labels[0]}; classification needs at least two")
+    return labels
