@@ -29,6 +29,8 @@ def check_training(config: TrainingConfig) -> None:
         raise UsageError(f"--start_share {config.start_share:g} must be below 1, or nothing of the training is kept")
     if config.start_share and config.model_name == STATIC:
         raise UsageError("--start_share needs a pretrained model: new static embeddings start from random numbers")
+    if config.start_share and config.lora_r:
+        raise UsageError("--start_share is for training all weights: lower --lora_alpha to keep less of an adapter")
     if config.model_name == STATIC:
         check_static(config)
     check_lora(config)
