@@ -1,11 +1,10 @@
-"""Baselines, precisions, shortlists, recommendation, published ranks, error analysis, report and model card."""
+"""Baselines, precisions, shortlists, published ranks, error analysis, report and model card."""
 
 import dataclasses
 import resource
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from huggingface_hub import ModelCard
 from scipy.stats import spearmanr
@@ -17,24 +16,21 @@ from common.models import ModelIdentity, hash_folder
 from evaluation.utils.analysis.baselines import PCA, baseline_scores, transforms
 from evaluation.utils.analysis.calibration import calibration_id, calibration_texts
 from evaluation.utils.analysis.error_analysis import pairs_that_move, rank_errors
-from evaluation.utils.analysis.model_analysis import ModelAnalysis, analyse
+from evaluation.utils.analysis.model_analysis import analyse
 from evaluation.utils.analysis.published import published_results, rank_among_published
 from evaluation.utils.analysis.quantization import Quantizer, bytes_per_vector, hamming_similarity, pareto_front
-from evaluation.utils.analysis.recommendation import choices, recommend, retention
+from evaluation.utils.analysis.recommendation import retention
 from evaluation.utils.analysis.shortlist import search, shortlist_rows
 from evaluation.utils.report import sections
 from evaluation.utils.report.content import Plot, Section, Table
 from evaluation.utils.report.formatting import escape_markdown
-from evaluation.utils.report.material import Material
 from evaluation.utils.report.model_card import update_model_card
 from evaluation.utils.report.render import write_report
-from evaluation.utils.report.sections import answer
 from evaluation.utils.report.summary import COLUMNS, update_summary
 from evaluation.utils.scoring.pairs import PairSet
 from evaluation.utils.scoring.rows import ScoreRow, set_name
 from evaluation.utils.scoring.scorer import ModelScores
 from evaluation.utils.scoring.similarity import METRICS
-from evaluation.utils.scoring.statistics import bootstrap, spearman
 
 RNG = np.random.default_rng(0)
 
@@ -103,37 +99,13 @@ def test_search_is_brute_force_and_shortlists_grow():
     assert all(r["saving"] > 1 for r in rows)
 
 
-def estimates_of(pairs, dims):
-    columns = {(d, "float32"): pairs.similarity(pairs.first[:, :d], pairs.second[:, :d]) for d in dims}
-    found = bootstrap(spearman(pairs.gold, list(columns.values())), len(pairs.gold))
-    return {pairs.key: dict(zip(columns, found, strict=True))}
-
-
-def test_the_smallest_dimension_that_is_not_below_is_recommended():
-    found = choices(estimates_of(made_pairs(), [32, 16, 4]), 32)
-    assert [(c.dim, c.acceptable) for c in found] == [(4, False), (16, True), (32, True)]
-    assert recommend(found).dim == 16
-    assert found[0].low <= found[0].difference <= found[0].high < 0 and found[0].p < 0.05
-
-
-def test_of_a_full_width_alone_nothing_is_said_of_smaller_ones():
-    model = ModelAnalysis(ModelIdentity("local/m", "1" * 40, ""), [32], [], estimates=estimates_of(made_pairs(), [32]))
-    model.dimensions = choices(model.estimates, 32)
-    table = pd.DataFrame([{"model": "local/m", "revision": "1" * 40}])
-    text = " ".join(answer.build(Material([model], table)).paragraphs)
-    assert "smaller" not in text and "only" in text
-
-
 def test_a_score_whose_full_width_has_none_has_no_retention():
     rows = [row(8, 0.5)]  # at 32 mteb gave NaN
     analysis = analyse(ModelIdentity("local/m", "1" * 40, ""), [32, 8], ModelScores(rows))
     assert np.isnan(analysis.rows[0].retention)
 
 
-def test_nothing_is_recommended_where_the_model_does_not_do_the_task():
-    pairs = made_pairs()
-    shuffled = PairSet(**{**pairs.__dict__, "gold": np.random.default_rng(2).permutation(pairs.gold)})
-    assert choices(estimates_of(shuffled, [32, 16]), 32) == []
+def test_the_share_of_a_low_score_means_nothing():
     assert np.isnan(retention(0.2, 0.29)) and retention(0.4, 0.5) == 0.8
 
 

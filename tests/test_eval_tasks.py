@@ -21,6 +21,8 @@ from mteb.abstasks.task_metadata import TaskMetadata
 from common.errors import UsageError
 from common.models import ModelIdentity
 from common.records import RunRecord
+from evaluation.utils.analysis.cost import SearchTimes
+from evaluation.utils.analysis.decision import decide
 from evaluation.utils.analysis.model_analysis import analyse, compare_with_first
 from evaluation.utils.report.outputs import write_outputs
 from evaluation.utils.scoring.embeddings import EmbeddingStore, cache_folder
@@ -161,8 +163,9 @@ def everything(scorer, tasks, **arguments):
     return analyse(scorer.scored_model.identity, DIMS, scores, lambda: fitted, **arguments)
 
 
-def record_in(folder) -> RunRecord:
-    return RunRecord(folder / "run.json", {})
+def write(folder, analyses, calibration="texts") -> str:
+    record = RunRecord(folder / "run.json", {})
+    return write_outputs(folder, analyses, decide(analyses, 1.0), SearchTimes(), calibration, record)
 
 
 def test_intervals_for_pairs_and_queries_and_none_for_others(scorer, tmp_path):
@@ -173,8 +176,8 @@ def test_intervals_for_pairs_and_queries_and_none_for_others(scorer, tmp_path):
             assert row.diff_full == 0 or row.dim == 8
         else:
             assert row.ci_low is None
-    assert found.shortlists["TinyRetrieval"] and found.grid and found.dimensions
-    table = write_outputs(tmp_path, [found], "some <b>texts</b>", record_in(tmp_path))
+    assert found.shortlists["TinyRetrieval"]
+    table = write(tmp_path, [found], "some <b>texts</b>")
     assert "TinyClustering" in table
     html = (tmp_path / "report.html").read_text()
     assert "<b>texts" not in html and "http" not in re.sub("http://www.w3.org|http-equiv", "", html)
@@ -230,12 +233,12 @@ def test_a_changed_prompt_changes_the_score(tmp_path):
 def test_overwrite_gives_the_same_bytes_and_rows_of_other_models_stay(scorer, tmp_path):
     other = run_of(static_model(5), ScoredModel(ModelIdentity("local/other", "b" * 40, "other")), tmp_path)
     scored = [everything(other, [TinySTS()])]
-    write_outputs(tmp_path, scored, "texts", record_in(tmp_path))
+    write(tmp_path, scored)
     contents = []
     for _ in range(2):
         scorer.store.clear()
         scorer.overwrite = True
-        write_outputs(tmp_path, [everything(scorer, [TinySTS()])], "texts", record_in(tmp_path))
+        write(tmp_path, [everything(scorer, [TinySTS()])])
         contents.append((tmp_path / "summary.csv").read_bytes())
     assert contents[0] == contents[1]
     with (tmp_path / "summary.csv").open() as file:

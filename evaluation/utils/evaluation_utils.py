@@ -12,6 +12,8 @@ from common.models import ModelIdentity, check_devices, identify, unique_identit
 from common.prompts import prompt_name
 from common.records import RunRecord
 from evaluation.utils.analysis.calibration import calibration_id, calibration_texts
+from evaluation.utils.analysis.cost import encode_ms, search_times
+from evaluation.utils.analysis.decision import decide
 from evaluation.utils.analysis.model_analysis import ModelAnalysis, analyse, compare_with_first
 from evaluation.utils.report.formatting import display_names
 from evaluation.utils.report.model_card import update_model_cards
@@ -75,10 +77,27 @@ def run_evaluation(config: EvalConfig, scorer: Scorer) -> None:
         texts_encoded[names[identity.name, identity.revision]] = scorer.encoded_counts(*counts)
     compare_with_first(analyses)
 
-    # 4. Summary, table, plot, report, and the models' cards
+    # 4. What to deploy for the loss that is accepted, and what each dimension costs
+    decision = decide(analyses, config.max_loss)
+    search = search_times({dim for analysis in analyses for dim in analysis.dims})
+    costs = {
+        "encode_ms": {names[a.identity.name, a.identity.revision]: a.encode_ms for a in analyses},
+        "searched_vectors": search.vectors,
+        "search_ms": {f"{dim} {precision}": ms for (dim, precision), ms in search.ms.items()},
+    }
+
+    # 5. Summary, table, plot, report, and the models' cards
     print(
         write_outputs(
-            output_dir, analyses, config.calibration_data, record, scorer.warning, texts_encoded=texts_encoded
+            output_dir,
+            analyses,
+            decision,
+            search,
+            config.calibration_data,
+            record,
+            scorer.warning,
+            texts_encoded=texts_encoded,
+            costs=costs,
         )
     )
     if config.update_model_card:
@@ -116,6 +135,7 @@ def _evaluate_model(
 
         calibration = None if config.calibration_data is None else embed_calibration
         analysis = analyse(identity, dims, scores, calibration, baseline)
+        analysis.encode_ms = encode_ms(store.model, scores.test_texts, config.batch_size)
     to_fit_on = store.encoded - for_scores
     logger.info(
         "%s: %s",

@@ -57,6 +57,14 @@ class EvalConfig(Config):
             path=True,
         ),
     ]
+    max_loss: Annotated[
+        float,
+        Key(
+            "points of the mean score that may be lost against the full width of the best model compared; the report recommends "
+            "the smallest vector that is shown, with 95% confidence, to lose no more",
+            minimum=0,
+        ),
+    ]
     update_model_card: Annotated[bool, Key("write the scores into the model-index of each local model's README.md")]
     overwrite: Annotated[bool, Key("compute everything again, including the embeddings")]
 

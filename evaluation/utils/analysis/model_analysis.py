@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -15,12 +15,16 @@ from common.models import ModelIdentity
 from evaluation.utils.analysis.baselines import baseline_scores, transforms
 from evaluation.utils.analysis.error_analysis import pairs_that_move, rank_errors
 from evaluation.utils.analysis.quantization import Quantizer, hamming_similarity
-from evaluation.utils.analysis.recommendation import Choice, choices, retention
+from evaluation.utils.analysis.recommendation import retention
+from evaluation.utils.analysis.shared_pairs import SetKey, joint_bootstrap, mean_over_sets, sets_that_share_pairs
 from evaluation.utils.analysis.shortlist import MAX_QUERIES, shortlist_rows
 from evaluation.utils.scoring.pairs import PairSet
 from evaluation.utils.scoring.rows import ScoreRow, set_name
 from evaluation.utils.scoring.scorer import ModelScores
 from evaluation.utils.scoring.statistics import SEED, Estimate, Estimates, bootstrap
+
+if TYPE_CHECKING:
+    from evaluation.utils.analysis.decision import Option
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +39,11 @@ class ModelAnalysis:
         baseline: The model is there to compare with.
         languages: For each task and subset the ISO 639-3 codes of its texts.
         estimates: For each task and subset with an interval, and each dimension and precision.
-        dimensions, grid: Choices of a dimension; of a dimension and precision. Fewest bytes first.
+        shared: The tasks and subsets that share pairs, in groups.
+        joint_estimates: As ``estimates``, of the sets in ``shared``, on resamples of the pairs of their group.
+        encode_ms: Milliseconds to encode a text, where measured.
+        options: What each dimension and precision loses; ``recommended`` is the smallest that loses little enough, if any.
+            :func:`evaluation.utils.analysis.decision.decide` sets both.
         baselines, shortlists, errors, moved: Rows of the modules of these names.
     """
 
@@ -45,8 +53,11 @@ class ModelAnalysis:
     baseline: bool = False
     languages: dict[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)
     estimates: Estimates = field(default_factory=dict)
-    dimensions: list[Choice] = field(default_factory=list)
-    grid: list[Choice] = field(default_factory=list)
+    shared: list[tuple[SetKey, ...]] = field(default_factory=list)
+    joint_estimates: Estimates = field(default_factory=dict)
+    encode_ms: float | None = None
+    options: list[Option] = field(default_factory=list)
+    recommended: Option | None = None
     baselines: list[dict[str, Any]] = field(default_factory=list)
     shortlists: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     errors: list[dict[str, Any]] = field(default_factory=list)
@@ -60,9 +71,22 @@ class ModelAnalysis:
     def scored_rows(self) -> list[ScoreRow]:
         return [row for row in self.rows if row.score is not None]
 
+    def mean(self, keys: list[SetKey], dim: int, precision: str = "float32", joint: bool = True) -> Estimate:
+        """The mean score over test sets. Unless ``joint`` is false, sets that share pairs are resampled together."""
+        groups = [[key for key in group if key in keys] for group in self.shared] if joint else []
+        groups = [group for group in groups if len(group) > 1]
+        together = [key for group in groups for key in group]
+        groups += [[key] for key in keys if key not in together]
+        estimates = {
+            key: (self.joint_estimates if key in together else self.estimates)[key][dim, precision] for key in keys
+        }
+        return mean_over_sets(estimates, groups)
 
-def pair_estimates(pairs: PairSet, dims: list[int], quantizer: Quantizer | None) -> dict[tuple[int, str], Estimate]:
-    """The main score's estimate at each dimension, and at each precision where there is a quantizer."""
+
+def similarity_columns(
+    pairs: PairSet, dims: list[int], quantizer: Quantizer | None
+) -> dict[tuple[int, str], np.ndarray]:
+    """The similarities of the pairs at each dimension, and at each precision where there is a quantizer."""
     columns: dict[tuple[int, str], np.ndarray] = {}
     for dim in dims:
         columns[dim, "float32"] = pairs.similarity(pairs.first[:, :dim], pairs.second[:, :dim])
@@ -71,8 +95,7 @@ def pair_estimates(pairs: PairSet, dims: list[int], quantizer: Quantizer | None)
             columns[dim, "int8"] = pairs.similarity(first, second)
             first, second = (quantizer(side, dim, "binary") for side in (pairs.first, pairs.second))
             columns[dim, "binary"] = hamming_similarity(first, second).astype(np.float64)
-    estimates = bootstrap(pairs.statistic(list(columns.values())), len(pairs.gold), sample=pairs.sample)
-    return dict(zip(columns, estimates, strict=True))
+    return columns
 
 
 def analyse(
@@ -98,18 +121,24 @@ def analyse(
     quantizer = methods = None
     if calibration_embeddings is not None:
         quantizer, methods = Quantizer(calibration_embeddings), transforms(calibration_embeddings, SEED)
+    columns: dict[SetKey, dict[tuple[int, str], np.ndarray]] = {}
     for pair_set in tqdm(pairs, desc=f"analysing {identity.name}", unit="set", disable=len(pairs) < 2):
-        analysis.estimates[pair_set.key] = pair_estimates(pair_set, dims, quantizer)
+        columns[pair_set.key] = similarity_columns(pair_set, dims, quantizer)
+        statistic = pair_set.statistic(list(columns[pair_set.key].values()))
+        estimates = bootstrap(statistic, len(pair_set.gold), sample=pair_set.sample)
+        analysis.estimates[pair_set.key] = dict(zip(columns[pair_set.key], estimates, strict=True))
         analysis.baselines += baseline_scores(pair_set, dims, methods) if methods else []
         analysis.errors += rank_errors(pair_set, dims)
         if dims[-1] < dims[0]:
             analysis.moved[set_name(*pair_set.key)] = pairs_that_move(pair_set, dims[-1])
+    for group in sets_that_share_pairs(pairs):
+        if len(group) > 1:
+            analysis.shared.append(tuple(pair_set.key for pair_set in group))
+            joint = joint_bootstrap(group, lambda pair_set: pair_set.statistic(list(columns[pair_set.key].values())))
+            for key, estimates in joint.items():
+                analysis.joint_estimates[key] = dict(zip(columns[key], estimates, strict=True))
     analysis.estimates |= scores.query_estimates
     _add_intervals(analysis)
-    if quantizer is not None:
-        of_pairs = {p.key: analysis.estimates[p.key] for p in pairs if p.key in analysis.estimates}
-        analysis.grid = choices(of_pairs, analysis.width)
-    analysis.dimensions = [c for c in choices(analysis.estimates, analysis.width) if c.precision == "float32"]
     if calibration_embeddings is not None:
         for name, queries, corpus in corpora or _corpus_of_pairs(pairs):
             own = np.full(len(queries), -1) if corpora else _own_rows(queries, corpus)

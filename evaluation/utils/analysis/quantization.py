@@ -11,11 +11,6 @@ def bytes_per_vector(dim: int, precision: str) -> int:
     return {"float32": 4 * dim, "int8": dim, "binary": -(-dim // 8)}[precision]
 
 
-def gigabytes_per_million(dim: int, precision: str = "float32") -> float:
-    """GB (10^9 bytes) for a million vectors, without the index around them."""
-    return bytes_per_vector(dim, precision) / 1000
-
-
 class Quantizer:
     """Quantises prefixes; the int8 ranges are those of texts that are not the test set.
 

@@ -1,43 +1,27 @@
-"""Which dimension, and which dimension and precision, to deploy: the smallest that is not significantly below the full width."""
+"""How far an embedding may be cut for a loss that the user accepts: non-inferiority, tested in a fixed sequence.
+
+Steps are tried in an order that no score decides: the dimensions from the full width downwards, then the precisions at the
+last dimension accepted. The first step whose loss is not shown to be within the tolerance ends its sequence, so a sequence
+errs no more often than one test does (Wiens, 2003, https://doi.org/10.1002/pst.64). The two sequences, and the models
+compared, share the 5% of error: what is recommended loses more than the tolerance in at most 5% of cases, however many steps
+were tried (``benchmarks/decision_coverage.py`` measures how often).
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
-import numpy as np
+from scipy.special import ndtri
 
-from evaluation.utils.analysis.quantization import bytes_per_vector
-from evaluation.utils.scoring.rows import set_name
-from evaluation.utils.scoring.statistics import LEVEL, Estimates, mean_estimate
+from evaluation.utils.scoring.statistics import LEVEL, Estimate
 
 MIN_SCORE = 0.3  # below this at full width the model does not do the task, and a share of its score means nothing
+ERROR = 1 - LEVEL  # how often the whole procedure may accept a loss above the tolerance
+TAIL_REPLICATES = 10  # a quantile beyond so many of the resamples is extrapolated
 
-
-@dataclass(frozen=True)
-class Choice:
-    """A dimension and precision compared with the full float32 embedding.
-
-    Attributes:
-        score, full: Mean main scores over the sets that count.
-        difference, low, high, p: ``score - full`` with its interval and two-sided p-value.
-        worst: The set that loses most, its difference, and that difference's interval and p-value.
-        acceptable: Not significantly below: on the mean (p >= 0.05) and on every set (p times the number of sets >= 0.05).
-    """
-
-    dim: int
-    precision: str
-    score: float
-    full: float
-    difference: float
-    low: float
-    high: float
-    p: float
-    worst: tuple[str, float, float, float, float]
-    acceptable: bool
-
-    @property
-    def bytes(self) -> int:
-        return bytes_per_vector(self.dim, self.precision)
+Step = TypeVar("Step")
+Bound = Callable[[int, str], float]  # the most that a dimension and precision loses
 
 
 def retention(score: float, full: float) -> float:
@@ -45,46 +29,66 @@ def retention(score: float, full: float) -> float:
     return score / full if full >= MIN_SCORE else float("nan")
 
 
-def sets_that_count(estimates: Estimates, width: int) -> list[tuple[str, str]]:
-    """The tasks and subsets with a full-width score of 0.3 or more."""
-    return [key for key, by_choice in estimates.items() if by_choice[width, "float32"].value >= MIN_SCORE]
+def most_lost(loss: Estimate, error: float = ERROR) -> float:
+    """The one-sided upper bound of a loss: the true loss is above it with probability ``error``.
+
+    The end of the bias-corrected and accelerated interval; where fewer than ten resamples lie beyond it, that of ten, moved
+    outwards as in a normal distribution.
+    """
+    tail = max(error, TAIL_REPLICATES / len(loss.replicates))
+    bound = loss.interval(1 - 2 * tail)[1]
+    if tail > error:
+        bound = loss.value + (bound - loss.value) * float(ndtri(1 - error) / ndtri(1 - tail))
+    return bound
 
 
-def choices(estimates: Estimates, width: int) -> list[Choice]:
-    """Every dimension and precision, fewest bytes first; none where no set counts."""
-    keys = sets_that_count(estimates, width)
-    if not keys:
-        return []
-    measured = []
-    for dim, precision in estimates[keys[0]]:
-        if not all((dim, precision) in estimates[key] for key in keys):
-            continue
-        differences = {key: estimates[key][dim, precision] - estimates[key][width, "float32"] for key in keys}
-        mean = mean_estimate(list(differences.values()))
-        each = {key: (d.value, *d.interval(), d.p_value()) for key, d in differences.items()}
-        worst = min(each, key=lambda key: each[key][0])
-        p = mean.p_value()
-        # Bonferroni: with many sets one would fall below by chance alone
-        significant = [value < 0 and p_value * len(keys) < 1 - LEVEL for value, _, _, p_value in each.values()]
-        measured.append(
-            Choice(
-                dim=dim,
-                precision=precision,
-                score=float(np.mean([estimates[key][dim, precision].value for key in keys])),
-                full=float(np.mean([estimates[key][width, "float32"].value for key in keys])),
-                difference=mean.value,
-                low=mean.interval()[0],
-                high=mean.interval()[1],
-                p=p,
-                worst=(set_name(*worst), *each[worst]),
-                acceptable=not (any(significant) or (mean.value < 0 and p < 1 - LEVEL)),
-            )
-        )
-    return sorted(measured, key=lambda choice: (choice.bytes, choice.dim))
+def least_lost(loss: Estimate, error: float = ERROR) -> float:
+    """The one-sided lower bound of a loss."""
+    return -most_lost(Estimate(-loss.value, -loss.replicates, -loss.jackknife), error)
 
 
-def recommend(measured: list[Choice], precisions: tuple[str, ...] = ("float32",)) -> Choice | None:
-    """The choice of fewest bytes that is not significantly below the full embedding, and whose dimension is not in float32
-    either: what quantising loses does not make up for what truncating loses."""
-    dims = {choice.dim for choice in measured if choice.precision == "float32" and choice.acceptable}
-    return next((c for c in measured if c.precision in precisions and c.acceptable and c.dim in dims), None)
+def error_of_step(models: int) -> float:
+    """The error that each step is tested with where so many models are compared: half of all for the dimensions, half for
+    the precisions."""
+    return ERROR / 2 / models
+
+
+def fixed_sequence(steps: Iterable[Step], is_shown: Callable[[Step], bool]) -> list[Step]:
+    """The steps before the first that is not shown; those after it are not tried."""
+    accepted: list[Step] = []
+    for step in steps:
+        if not is_shown(step):
+            break
+        accepted.append(step)
+    return accepted
+
+
+def smallest_accepted(
+    dims: Sequence[int], precisions: Sequence[str], bound: Bound, tolerance: float
+) -> tuple[int, str] | None:
+    """The last dimension, and at it the last precision, that the fixed sequences accept.
+
+    Args:
+        dims: Largest first.
+        precisions: In the order to try, ``float32`` first.
+        bound: Called with a dimension and a precision: the loss that is exceeded with no more probability than
+            :func:`error_of_step`. NaN is never accepted.
+        tolerance: The loss that is acceptable, in the unit of ``bound``.
+
+    Returns:
+        None where not even the first dimension is accepted.
+    """
+    accepted_dims = fixed_sequence(dims, lambda dim: bound(dim, precisions[0]) <= tolerance)
+    if not accepted_dims:
+        return None
+    dim = accepted_dims[-1]
+    quantised = fixed_sequence(precisions[1:], lambda precision: bound(dim, precision) <= tolerance)
+    return dim, quantised[-1] if quantised else precisions[0]
+
+
+def pairs_that_tell(pairs: float, loss: float, bound: float, tolerance: float) -> float:
+    """About how many pairs would show on which side of the tolerance a loss lies, were it as measured.
+
+    The distance between a loss and its bound shrinks with the square root of the pairs.
+    """
+    return pairs * ((bound - loss) / (tolerance - loss)) ** 2

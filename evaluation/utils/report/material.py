@@ -7,6 +7,8 @@ from functools import cached_property
 
 import pandas as pd
 
+from evaluation.utils.analysis.cost import SearchTimes
+from evaluation.utils.analysis.decision import Decision
 from evaluation.utils.analysis.model_analysis import ModelAnalysis
 from evaluation.utils.report.formatting import names_in
 
@@ -18,6 +20,8 @@ class Material:
     Attributes:
         models: The models with a score. The first is the one that others are compared with.
         table: The summary's rows of this run that have a score.
+        decision: What to deploy.
+        search: How long a search takes at each dimension and precision, on this ``hardware``.
         unscored: A line of words for each model and test set that has no score.
         calibration: What PCA and the quantisation ranges were fitted on.
         provenance: What the run was made with: command, versions, revisions.
@@ -26,6 +30,9 @@ class Material:
 
     models: list[ModelAnalysis]
     table: pd.DataFrame
+    decision: Decision
+    search: SearchTimes = field(default_factory=SearchTimes)
+    hardware: str = ""
     unscored: list[str] = field(default_factory=list)
     calibration: str | None = None
     provenance: dict[str, str] = field(default_factory=dict)

@@ -16,6 +16,8 @@ from common.data_files import file_hash
 from common.errors import RunError
 from common.models import ModelIdentity
 from common.records import RunRecord, command_line, quarantine, read_json_file, versions, write_atomically
+from evaluation.utils.analysis.cost import SearchTimes
+from evaluation.utils.analysis.decision import Decision
 from evaluation.utils.analysis.model_analysis import ModelAnalysis
 from evaluation.utils.report.material import Material
 from evaluation.utils.report.moved_pairs import write_moved_pairs
@@ -70,6 +72,8 @@ def is_done(output_dir: Path, fingerprint: str) -> bool:
 def write_outputs(
     output_dir: Path,
     analyses: list[ModelAnalysis],
+    decision: Decision,
+    search: SearchTimes,
     calibration: str | None,
     record: RunRecord,
     warning: str = "",
@@ -81,6 +85,8 @@ def write_outputs(
 
     Args:
         analyses: The first is the one that others are compared with.
+        decision: What to deploy.
+        search: How long a search takes.
         calibration: What PCA and the quantisation ranges were fitted on.
         warning: A sentence for the table and the report.
         **facts: What else belongs into the record.
@@ -92,14 +98,22 @@ def write_outputs(
         RunError: Nothing has a score.
     """
     with FileLock(output_dir / ".outputs.lock"):
-        text = _write_outputs(output_dir, analyses, calibration, warning)
+        text = _write_outputs(output_dir, analyses, decision, search, calibration, record, warning)
         record.finish(
             outputs={name: file_hash(str(output_dir / name)) for name in FILES if (output_dir / name).exists()}, **facts
         )
     return text
 
 
-def _write_outputs(output_dir: Path, analyses: list[ModelAnalysis], calibration: str | None, warning: str) -> str:
+def _write_outputs(
+    output_dir: Path,
+    analyses: list[ModelAnalysis],
+    decision: Decision,
+    search: SearchTimes,
+    calibration: str | None,
+    record: RunRecord,
+    warning: str,
+) -> str:
     rows = sorted((row for analysis in analyses for row in analysis.rows), key=lambda row: row.score is None)
     if not rows or rows[0].score is None:
         why = f": {rows[0].task} {rows[0].subset}: {rows[0].note}" if rows else ""
@@ -122,6 +136,9 @@ def _write_outputs(output_dir: Path, analyses: list[ModelAnalysis], calibration:
     material = Material(
         models=[analysis for analysis in analyses if analysis.scored_rows],
         table=scored,
+        decision=decision,
+        search=search,
+        hardware=_hardware(record.values["hardware"]),
         unscored=unscored_lines(table),
         calibration=calibration,
         provenance=_provenance(analyses, scored, calibration),
@@ -148,6 +165,10 @@ def _provenance(analyses: list[ModelAnalysis], table: pd.DataFrame, calibration:
         "Fitted on": calibration or "nothing: baselines, precisions and shortlists are left out",
         "Versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
     }
+
+
+def _hardware(facts: dict[str, Any]) -> str:
+    return ", ".join([facts["cpu"], f"{facts['cores']} cores", *facts.get("accelerators", [])])
 
 
 def _precision_rows(analysis: ModelAnalysis) -> list[dict[str, Any]]:

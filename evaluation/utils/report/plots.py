@@ -67,12 +67,12 @@ def _handles(axes: Iterable[Any]) -> dict[str, Any]:
     return handles
 
 
-def _legend(figure: Any, axes: list[Any]) -> None:
+def _legend(figure: Any, axes: list[Any], columns: int | None = None) -> None:
     """Below the plot, where it hides nothing."""
     handles = _handles(axes)
     wide = max(map(len, handles)) > 24
     figure.legend(handles.values(), handles.keys(), frameon=False, fontsize=8.5, loc="upper center",
-                  bbox_to_anchor=(0.5, 0.02), ncols=1 if wide else min(4, len(handles)))  # fmt: skip
+                  bbox_to_anchor=(0.5, 0.02), ncols=columns or (1 if wide else min(4, len(handles))))  # fmt: skip
 
 
 def _dimension_axis(axis: Any, dims: list[int]) -> None:
@@ -173,29 +173,50 @@ def save_score_panels(path: Path, panels: list[tuple[str, dict[str, Line]]], yla
     plt.close(figure)
 
 
-def pareto_plot(title: str, points: list[dict[str, Any]], front: list[dict[str, Any]]) -> str:
-    """Score against bytes a vector, a mark for each dimension and precision, a line through the Pareto front."""
-    with _figure(6.4, 3.8) as (figure, axes, svg):
+def pareto_plot(
+    of_models: dict[str, list[dict[str, Any]]], front: list[dict[str, Any]], accepted: float, accepted_name: str
+) -> str:
+    """Score against bytes per vector: a colour for each model, a mark for each precision, a bar from ``low`` to ``high``.
+
+    Args:
+        of_models: For each model its points: ``dim, precision, bytes, score, low, high, picked``.
+        front: The points that no cheaper one beats, joined by a line.
+        accepted: A line at this score, named ``accepted_name``.
+    """
+    points = [point for of_model in of_models.values() for point in of_model]
+    precisions = list(dict.fromkeys(point["precision"] for point in points))
+    with _figure(8, 4.6) as (figure, axes, svg):
         axis = axes[0]
-        for number, precision in enumerate(dict.fromkeys(point["precision"] for point in points)):
-            chosen = [point for point in points if point["precision"] == precision]
-            axis.scatter([p["bytes"] for p in chosen], [p["score"] for p in chosen], color=COLORS[number],
-                         marker=MARKERS[number], label=precision, s=34, zorder=3)  # fmt: skip
-            for point in chosen:
-                axis.annotate(str(point["dim"]), (point["bytes"], point["score"]), textcoords="offset points",
-                              xytext=(4, 5), fontsize=8)  # fmt: skip
-        axis.plot([p["bytes"] for p in front], [p["score"] for p in front], color=INK, alpha=0.45, linestyle="--",
-                  linewidth=1, label="Pareto front")  # fmt: skip
+        axis.axhline(accepted, color=INK, alpha=0.6, linestyle=":", linewidth=1.2)
+        axis.annotate(accepted_name, (max(p["bytes"] for p in points), accepted), textcoords="offset points",
+                      xytext=(0, -10), fontsize=8, ha="right", alpha=0.8)  # fmt: skip
+        for number, (label, of_model) in enumerate(of_models.items()):
+            color, shift = COLORS[number % len(COLORS)], 1 + 0.05 * (number - (len(of_models) - 1) / 2)
+            axis.scatter([], [], color=color, label=label, s=34)
+            for point in of_model:
+                x = point["bytes"] * shift  # models of one width would cover each other
+                axis.plot([x, x], [point["low"], point["high"]], color=color, alpha=0.55, linewidth=1.4)
+                axis.scatter(x, point["score"], color=color, s=34, zorder=3,
+                             marker=MARKERS[precisions.index(point["precision"])])  # fmt: skip
+                axis.annotate(str(point["dim"]), (x, point["score"]), textcoords="offset points", color=color, fontsize=7.5,
+                              xytext=(5, 4) if number % 2 == 0 else (5, -10))  # fmt: skip
+                if point["picked"]:
+                    picked = x, point["score"]
+        axis.plot([p["bytes"] for p in front], [p["score"] for p in front], color=INK, alpha=0.35, linestyle="--",
+                  linewidth=1, label="no cheaper one scores more")  # fmt: skip
+        for number, precision in enumerate(precisions):
+            axis.scatter([], [], color=INK, marker=MARKERS[number], label=precision, s=34)
+        axis.scatter(*picked, facecolors="none", edgecolors=INK, s=170, linewidths=1.6, zorder=4, label="recommended")
         axis.set_xscale("log", base=2)
-        ticks = [
-            2**k for k in range(3, 15) if min(p["bytes"] for p in points) <= 2**k <= max(p["bytes"] for p in points)
-        ]
+        smallest, largest = min(p["bytes"] for p in points), max(p["bytes"] for p in points)
+        ticks = [2**k for k in range(16) if smallest <= 2**k <= largest] or [smallest]
         axis.set_xticks(ticks, [str(tick) for tick in ticks])
         axis.minorticks_off()
-        axis.set_xlabel("bytes a vector")
+        _least_span(axis, 4)
+        axis.set_xlabel("bytes per vector")
         axis.set_ylabel("mean score × 100")
-        axis.set_title(title, fontsize=11)
-        _legend(figure, axes)
+        axis.set_title("Score against bytes per vector; bars: what the loss may be, at most and at least", fontsize=10)
+        _legend(figure, axes, columns=2)
     return svg[0]
 
 

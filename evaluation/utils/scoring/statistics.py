@@ -95,7 +95,7 @@ def mean_estimate(estimates: Sequence[Estimate]) -> Estimate:
         float(np.mean([e.value for e in estimates])),
         np.mean([e.replicates for e in estimates], axis=0),
         # leaving out an item of one sample moves the mean by a k-th of what it moves that sample
-        np.concatenate([_centred(e.jackknife) / k for e in estimates]),
+        np.concatenate([centred(e.jackknife) / k for e in estimates]),
     )
 
 
@@ -104,12 +104,13 @@ def unpaired_difference(first: Estimate, other: Estimate) -> Estimate:
     return Estimate(
         first.value - other.value,
         first.replicates - other.replicates,
-        np.concatenate([_centred(first.jackknife), -_centred(other.jackknife)]),
+        np.concatenate([centred(first.jackknife), -centred(other.jackknife)]),
     )
 
 
-def _centred(jackknife: np.ndarray) -> np.ndarray:
-    return jackknife - np.nanmean(jackknife)
+def centred(jackknife: np.ndarray) -> np.ndarray:
+    """What leaving out each item or group changes."""
+    return jackknife - (np.nanmean(jackknife) if np.isfinite(jackknife).any() else np.nan)
 
 
 def paired_mean(estimates: Sequence[Estimate]) -> Estimate:
@@ -122,7 +123,12 @@ def paired_mean(estimates: Sequence[Estimate]) -> Estimate:
 
 
 def bootstrap(
-    statistic: Statistic, items: int, resamples: int = RESAMPLES, seed: int = SEED, sample: str = ""
+    statistic: Statistic,
+    items: int,
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
+    sample: str = "",
+    groups: int = JACKKNIFE_GROUPS,
 ) -> list[Estimate]:
     """Measure a statistic on resamples of ``items`` items.
 
@@ -132,11 +138,12 @@ def bootstrap(
         items: Number of items: pairs, or queries.
         seed, sample: The same of both and of ``items`` gives the same resamples, so that calls for several models are
             paired; another sample (task and subset) gives independent ones.
+        groups: The jackknife, which gives the acceleration, leaves out at most so many groups of items in turn.
 
     Returns:
         ``k`` estimates.
     """
-    groups = min(items, JACKKNIFE_GROUPS)
+    groups = min(items, groups)
     group_of = np.arange(items) * groups // items
     value = statistic(np.ones((items, 1)))[:, 0]
     rng = np.random.default_rng([seed, zlib.crc32(sample.encode())])

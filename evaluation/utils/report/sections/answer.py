@@ -1,125 +1,259 @@
-"""The report's first section: the dimension to deploy, and how sure that is."""
+"""The report's first section: what to deploy, what that loses, and what every other choice costs and loses."""
 
 from __future__ import annotations
 
+import math
+
+from evaluation.utils.analysis.decision import Decision, Loss, Option
 from evaluation.utils.analysis.model_analysis import ModelAnalysis
-from evaluation.utils.analysis.quantization import PRECISIONS, bytes_per_vector, gigabytes_per_million
-from evaluation.utils.analysis.recommendation import MIN_SCORE, Choice, recommend, retention, sets_that_count
-from evaluation.utils.report.content import Section, Table
-from evaluation.utils.report.formatting import NO_VALUE, interval, join, number, p_text, signed
+from evaluation.utils.analysis.quantization import bytes_per_vector, pareto_front
+from evaluation.utils.analysis.recommendation import MIN_SCORE, pairs_that_tell
+from evaluation.utils.report import plots
+from evaluation.utils.report.content import Plot, Section, Table
+from evaluation.utils.report.formatting import NO_VALUE, join, number
 from evaluation.utils.report.material import Material
 from evaluation.utils.scoring.rows import set_name
+
+SEARCHED_BY_QUERY = ("Retrieval", "Reranking")  # task types whose items are queries
 
 
 def build(material: Material) -> Section:
     section = Section("The answer")
-    for model in material.models:
-        if not model.baseline:
-            _add_model(section, model, material.label(model))
-    section.paragraphs.append(
-        "“Not significantly below” does not mean “as good”: the intervals above say which losses the pairs at hand cannot rule "
-        "out."
-    )
+    decision = material.decision
+    section.leads.add(0)
+    if decision.option is None:
+        section.paragraphs.append(f"Nothing can be recommended: {_why_nothing(decision)}.")
+    else:
+        section.paragraphs.append(_sentence(material))
+        section.paragraphs += [text for text in (_why_not_smaller(material), _single_sets(material)) if text]
+        section.paragraphs += [_other_model(material, model) for model in _others(material)]
+        section.plots.append(_plot(material))
+        section.tables.append(_table(material))
+    section.paragraphs += _not_counted(material)
     if material.warning:
         section.paragraphs.append(material.warning)
     return section
 
 
-def _add_model(section: Section, model: ModelAnalysis, name: str) -> None:
-    sets = sets_that_count(model.estimates, model.width)
-    best = recommend(model.dimensions)
-    section.leads.add(len(section.paragraphs))
-    if best is None:
-        why = (
-            f"no set has a score of {100 * MIN_SCORE:.0f} at full width"
-            if model.estimates
-            else "none of these tasks has an interval"
+def points(value: float) -> str:
+    """A score or loss in points; 1 point is a hundredth."""
+    return number(value if abs(value) >= 0.00005 else 0.0)
+
+
+def _bytes(number_of: int) -> str:
+    return f"{number_of:,} byte" + "s" * (number_of != 1)
+
+
+def _tolerance(decision: Decision) -> str:
+    value = f"{100 * decision.tolerance:g}"
+    return f"{value} point" + "s" * (value != "1")
+
+
+def _why_nothing(decision: Decision) -> str:
+    if decision.too_low:
+        return f"no model scores {100 * MIN_SCORE:.0f} at full width on any set"
+    return "these tasks have no intervals, or the models have no set in common"
+
+
+def _sentence(material: Material) -> str:
+    decision = material.decision
+    model, option, best = decision.model, decision.option, decision.best
+    assert model is not None and option is not None and best is not None
+    name = material.name(model)
+    if len(model.options) == 1:
+        return f"Of {name} only the full width of {model.width} dimensions was scored: give --dims to choose between several."
+    if (model, option.dim, option.precision) == (best, best.width, "float32"):
+        return (
+            f"Deploy {name} at all {option.dim} dimensions in float32, {_bytes(option.bytes)} per vector: no smaller vector is "
+            f"shown to lose at most {_tolerance(decision)}, which is what you accept (--max_loss)."
         )
-        section.paragraphs.append(f"No dimension of {name} can be recommended: {why}.")
-        return
-    section.paragraphs += _recommendation(model, best, name, sets)
-    smallest = recommend(model.grid, PRECISIONS)
-    if smallest is not None and (smallest.dim, smallest.precision) != (best.dim, "float32"):
-        section.paragraphs.append(
-            f"With quantised vectors, {smallest.dim} dimensions in {smallest.precision} are the smallest by the same test: "
-            f"{_savings(smallest, model.width)}. " + _certainty(smallest, len(sets))
-        )
-    section.tables.append(_dimension_table(model, best, name))
-    if not_counted := [set_name(*key) for key in model.estimates if key not in sets]:
-        section.paragraphs.append(
-            f"{join(not_counted)} did not count: {name} scores below {100 * MIN_SCORE:.0f} there at full width, so there "
-            "is nothing to retain."
-        )
-
-
-def _recommendation(model: ModelAnalysis, best: Choice, name: str, sets: list[tuple[str, str]]) -> list[str]:
-    """The paragraphs that say which dimension to deploy, and why."""
-    set_names = join(set_name(*key) for key in sets)
-    if len(model.dimensions) == 1:
-        return [
-            f"Of {name} only the full width of {model.width} dimensions was scored: give --dims to choose between several."
-        ]
-    if best.dim == model.width:
-        next_smaller = model.dimensions[-2]
-        return [
-            f"Keep all {model.width} dimensions of {name}: every smaller one that was tried scores significantly "
-            f"lower (p < 0.05), on the mean of {set_names} or on one of these sets.",
-            f"What the next smaller, {next_smaller.dim} dimensions, costs: " + _certainty(next_smaller, len(sets)),
-        ]
-    return [
-        f"Deploy {name} at {best.dim} of its {model.width} dimensions: {_savings(best, model.width)}.",
-        "It is the smallest dimension tried whose score is not significantly below the full width's (p of 0.05 or more), "
-        f"neither on the mean of {set_names} nor, corrected for their number, on any of them. "
-        + _certainty(best, len(sets)),
-    ]
-
-
-def _savings(choice: Choice, width: int) -> str:
-    full = bytes_per_vector(width, "float32")
+    whole = f"all {best.width} dimensions" + (f" of {material.name(best)}" if model is not best else "") + " in float32"
     return (
-        f"{choice.bytes} bytes a vector instead of {full} ({full / choice.bytes:.3g} times less), or "
-        f"{gigabytes_per_million(choice.dim, choice.precision):.3g} GB for a million vectors instead of "
-        f"{gigabytes_per_million(width):.3g} GB"
+        f"Deploy {name} at {option.dim} dimensions in {option.precision}: {_bytes(option.bytes)} per vector instead of "
+        f"{bytes_per_vector(best.width, 'float32'):,}. {_lost(option.loss)}, compared with {whole}, which score "
+        f"{points(decision.full_score)} on average over {_sets(decision)}. You accept {_tolerance(decision)} (--max_loss)."
     )
 
 
-def _certainty(choice: Choice, sets: int) -> str:
-    name, value, low, high, p = choice.worst
+def _lost(loss: Loss) -> str:
+    most = f"at most {points(max(0.0, loss.most))} with 95% confidence"
+    if loss.value < 0.00005:
+        return f"It loses nothing here ({most})"
+    return f"It loses {points(loss.value)} points ({most})"
+
+
+def _sets(decision: Decision) -> str:
+    names = [set_name(*key) for key in decision.sets]
+    return names[0] if len(names) == 1 else f"{len(names)} test sets ({join(names)})"
+
+
+def _option(option: Option) -> str:
+    return f"{option.dim} dimensions in {option.precision}"
+
+
+def _why_not_smaller(material: Material) -> str:
+    """What the first choices that were not accepted lose."""
+    decision = material.decision
+    model, option = decision.model, decision.option
+    assert model is not None and option is not None
+    in_float32 = [o for o in model.options if o.precision == "float32" and not o.accepted]
+    quantised = [o for o in model.options if o.dim == option.dim and not o.accepted]
+    refused = [o for o in in_float32[:1] + quantised[:1] if o.loss.most > decision.tolerance]
+    if not refused:
+        return ""
+    return "Why not smaller? " + " ".join(f"{_refusal(o, decision.tolerance)}." for o in refused)
+
+
+def _refusal(option: Option, tolerance: float) -> str:
+    loss = option.loss
+    text = f"{_option(option)} lose{'' if loss.value > 0 else ' nothing here'}"
+    if loss.value > 0:
+        text += f" {points(loss.value)} points"
+    if loss.value > tolerance:
+        return f"{text}, more than you accept"
+    text += f", but a loss of {points(loss.most)} cannot be ruled out"
+    times = pairs_that_tell(1, loss.value, loss.most, tolerance)
+    return f"{text}: about {_rounded_up(times, digits=2):g} times as many pairs would tell" if times < 1000 else text
+
+
+def _rounded_up(value: float, digits: int = 2) -> float:
+    scale = 10 ** (math.floor(math.log10(value)) - digits + 1)
+    return round(math.ceil(value / scale - 1e-9) * scale, 6)
+
+
+def _single_sets(material: Material) -> str:
+    """The sets on which more is lost than the tolerance, or on which the pairs cannot tell."""
+    decision = material.decision
+    assert decision.model is not None and decision.option is not None
+    if len(decision.sets) == 1:
+        return ""
+    type_of = {row.set_key: row.task_type for row in decision.model.scored_rows}
+    texts: list[str] = []
+    for key, loss in decision.option.of_sets.items():
+        items = "queries" if type_of.get(key) in SEARCHED_BY_QUERY else "pairs"
+        if text := _single_set(loss, decision.tolerance, items):
+            texts.append(f"{set_name(*key)} {text}")
+    return f"The mean can hide a set that loses more. {'; '.join(texts)}." if texts else ""
+
+
+def _single_set(loss: Loss, tolerance: float, items: str) -> str:
+    if loss.most <= tolerance:
+        return ""
+    if loss.least > tolerance:
+        return f"loses {points(loss.value)} points (at least {points(loss.least)}), more than you accept"
+    bound = loss.most if loss.value < tolerance else loss.least
+    enough = pairs_that_tell(loss.n, loss.value, bound, tolerance) if loss.value != tolerance else math.inf
     text = (
-        f"The mean score is {number(choice.score)} there and {number(choice.full)} at the full width, a difference of "
-        f"{signed(choice.difference)} points (95% interval {interval(choice.low, choice.high)}, p = {p_text(choice.p)}): "
-        f"a mean loss of more than {number(max(0.0, -choice.low))} points is unlikely."
+        f"loses {points(max(0.0, loss.value))} points here, and its {loss.n:,} {items} cannot tell whether that is more than "
+        f"you accept ({points(loss.least)} to {points(loss.most)})"
     )
-    if sets > 1:
+    return f"{text}; about {_rounded_up(enough):,.0f} would" if enough < 1e6 else text
+
+
+def _others(material: Material) -> list[ModelAnalysis]:
+    return [m for m in material.models if not m.baseline and m is not material.decision.model and m.options]
+
+
+def _other_model(material: Material, model: ModelAnalysis) -> str:
+    name, option, best = material.name(model), model.recommended, material.decision.best
+    against = "" if model is best or best is None else f" against {material.name(best)}"
+    if option is None:
+        return f"Not {name}: {_refusal(model.options[0], material.decision.tolerance)}{against}."
+    lost = _lost(option.loss).removeprefix("It ")
+    return f"The smallest of {name} by the same rule, {_option(option)} ({_bytes(option.bytes)}), {lost}{against}."
+
+
+def _not_counted(material: Material) -> list[str]:
+    """The test sets that the mean leaves out, and why."""
+    decision = material.decision
+    compared = [model for model in material.models if not model.baseline]
+    scored = dict.fromkeys(row.set_key for model in compared for row in model.scored_rows)
+    others = [set_name(*key) for key in scored if key not in (*decision.sets, *decision.too_low)]
+    paragraphs: list[str] = []
+    if decision.too_low and decision.sets:
+        names = join(set_name(*key) for key in decision.too_low)
+        paragraphs.append(f"{names} did not count: no model scores {100 * MIN_SCORE:.0f} there at full width.")
+    if others and decision.sets:
+        paragraphs.append(f"{join(others)} did not count: no interval, or not scored for every model.")
+    return paragraphs
+
+
+def _plot(material: Material) -> Plot:
+    """Score against bytes, with the interval of the loss, which is paired, around each score."""
+    decision = material.decision
+    assert decision.model is not None and decision.option is not None
+    full = decision.full_score
+    of_models = {
+        material.label(model): [
+            {
+                "dim": option.dim,
+                "precision": option.precision,
+                "bytes": option.bytes,
+                "score": 100 * option.score,
+                "low": 100 * (full - option.loss.most),
+                "high": 100 * (full - option.loss.least),
+                "picked": option is decision.option,
+            }
+            for option in model.options
+        ]
+        for model in material.models
+        if model.options
+    }
+    candidates = [p for m in material.models if not m.baseline for p in of_models.get(material.label(m), [])]
+    lowest_accepted = 100 * (full - decision.tolerance)
+    svg = plots.pareto_plot(of_models, pareto_front(candidates), lowest_accepted, f"{_tolerance(decision)} lost")
+    return Plot("Score against bytes per vector", svg)
+
+
+def _table(material: Material) -> Table:
+    decision, search = material.decision, material.search
+    columns = ["model", "vector", "accepted", "bytes per vector", "encode, ms per text", "search, ms per query", "mean score",
+               "loss", "at most"]  # fmt: skip
+    rows: list[list[str]] = []
+    picked: set[int] = set()
+    for model in material.models:
+        for option in [] if model.baseline else model.options:
+            if option is decision.option:
+                picked.add(len(rows))
+            reference = (model, option.dim, option.precision) == (decision.best, model.width, "float32")
+            rows.append(
+                [
+                    material.name(model),
+                    f"{option.dim} {option.precision}",
+                    "yes" if option.accepted else "no",
+                    f"{option.bytes:,}",
+                    _milliseconds(model.encode_ms),
+                    _milliseconds(search.ms.get((option.dim, option.precision))),
+                    number(option.score),
+                    NO_VALUE if reference else points(option.loss.value),
+                    NO_VALUE if reference else points(option.loss.most),
+                ]
+            )
+    return Table(columns, rows, "What each choice costs and loses", note=_note(material), text_columns=3, picked=picked)
+
+
+def _milliseconds(value: float | None) -> str:
+    return NO_VALUE if value is None else f"{value:.2g}" if value < 10 else f"{value:.0f}"
+
+
+def _note(material: Material) -> str:
+    decision, search = material.decision, material.search
+    assert decision.best is not None
+    text = (
+        f"Loss: points of the mean over {_sets(decision)}, against all {decision.best.width} dimensions of "
+        f"{material.name(decision.best)} in float32. At most: the true loss lies below with 95% confidence, for all steps of the "
+        "decision together. Accepted: dimensions are tried from the full width down, then int8, then binary at the last "
+        f"accepted; the first that may lose more than {_tolerance(decision)} ends the trial. Bytes per vector are megabytes per "
+        "million vectors, without an index."
+    )
+    if search.vectors:
         text += (
-            f" On the set that loses most, {name}, the difference is {signed(value)} ({interval(low, high)}, "
-            f"p = {p_text(p)}, and {p_text(min(1.0, p * sets))} corrected for {sets} sets)."
+            f" Times on this machine ({material.hardware}): encoding takes the same at every dimension; search is exhaustive over "
+            f"{search.vectors:,} random vectors, one query at a time, in NumPy, which has no fast product for int8."
+        )
+    if any(option.precision != "float32" for model in material.models for option in model.options):
+        text += (
+            f" Both sides of a pair are quantised with sentence-transformers: int8 with ranges from {material.calibration}, "
+            "turned back to numbers before the cosine; binary (the signs) compared by Hamming distance."
         )
     return text
-
-
-def _dimension_table(model: ModelAnalysis, best: Choice, name: str) -> Table:
-    columns = [
-        "dimensions",
-        "bytes a vector",
-        "GB per million",
-        "mean score",
-        "retention, %",
-        "difference",
-        "95% interval",
-        "p",
-    ]
-    largest_first = model.dimensions[::-1]
-    rows = [
-        [
-            str(c.dim),
-            str(c.bytes),
-            f"{gigabytes_per_million(c.dim):.3g}",
-            number(c.score),
-            number(retention(c.score, c.full), 1),
-            *([signed(c.difference), interval(c.low, c.high), p_text(c.p)] if c.dim != model.width else [NO_VALUE] * 3),
-        ]
-        for c in largest_first
-    ]
-    picked = {i for i, c in enumerate(largest_first) if c == best}
-    return Table(columns, rows, f"{name}: what each dimension costs and keeps", picked=picked)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from evaluation.utils.analysis.baselines import DRAWS
-from evaluation.utils.analysis.recommendation import retention, sets_that_count
+from evaluation.utils.analysis.recommendation import retention
 from evaluation.utils.report import plots
 from evaluation.utils.report.content import Plot, Section, Table
 from evaluation.utils.report.formatting import join, number
@@ -16,7 +16,7 @@ from evaluation.utils.scoring.rows import set_name
 def build(material: Material) -> Section | None:
     section = Section("Against other ways to make an embedding smaller")
     for model in material.models:
-        sets = sets_that_count(model.estimates, model.width)
+        sets = [key for key in material.decision.sets if key in model.estimates]
         table = pd.DataFrame([row for row in model.baselines if (row["task"], row["subset"]) in sets])
         if table.empty or len(model.dims) < 2:
             continue

@@ -8,7 +8,7 @@ from evaluation.utils.report.formatting import interval, minus, score_cell, sign
 from evaluation.utils.report.material import Material
 from evaluation.utils.scoring.pairs import main_language
 from evaluation.utils.scoring.rows import set_name
-from evaluation.utils.scoring.statistics import Estimate, mean_estimate, unpaired_difference
+from evaluation.utils.scoring.statistics import Estimate, unpaired_difference
 
 LANGUAGES = {"ara": "Arabic", "eng": "English"}
 
@@ -51,12 +51,7 @@ def _language_means(material: Material) -> Table:
             if languages and key in model.estimates:
                 sets_of_language.setdefault(main_language(languages), []).append(key)
         for language, keys in sets_of_language.items():
-            cells = [
-                _cell(mean_estimate([model.estimates[key][dim, "float32"] for key in keys]))
-                if dim in model.dims
-                else ""
-                for dim in dims
-            ]
+            cells = [_cell(model.mean(keys, dim)) if dim in model.dims else "" for dim in dims]
             set_names = ", ".join(set_name(*key) for key in keys)
             rows.append([material.label(model), LANGUAGES.get(language, language), set_names, *cells])
     return Table(

@@ -1,0 +1,159 @@
+"""Which model, dimension and precision to deploy for a loss that the user accepts, and what each choice loses.
+
+The loss is that against the full-width float32 embedding of the best model compared, on the mean over the test sets.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from evaluation.utils.analysis.model_analysis import ModelAnalysis
+from evaluation.utils.analysis.quantization import PRECISIONS, bytes_per_vector
+from evaluation.utils.analysis.recommendation import (
+    ERROR,
+    MIN_SCORE,
+    error_of_step,
+    least_lost,
+    most_lost,
+    smallest_accepted,
+)
+from evaluation.utils.analysis.shared_pairs import SetKey
+from evaluation.utils.scoring.statistics import Estimate
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss and its one-sided bounds, from 0 to 1; ``n`` is the number of pairs or queries it was measured on."""
+
+    value: float
+    least: float
+    most: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Option:
+    """A model at a dimension and precision.
+
+    Attributes:
+        score: The mean score over the sets that count.
+        loss: Of the mean score, with the bounds that the decision takes.
+        of_sets: Of each set, with bounds of 95% confidence each.
+        accepted: The fixed sequence reached it and accepted its loss.
+    """
+
+    dim: int
+    precision: str
+    score: float
+    loss: Loss
+    of_sets: dict[SetKey, Loss]
+    accepted: bool
+
+    @property
+    def bytes(self) -> int:
+        return bytes_per_vector(self.dim, self.precision)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What to deploy.
+
+    Attributes:
+        tolerance: The loss that is acceptable, from 0 to 1.
+        sets: The tasks and subsets that count: those on which a model compared scores 0.3 or more at full width.
+        too_low: Those that do not count because no model does.
+        best: The model whose full width scores highest; None where no set counts.
+        model, option: What to deploy; None where no set counts.
+    """
+
+    tolerance: float
+    sets: list[SetKey] = field(default_factory=list)
+    too_low: list[SetKey] = field(default_factory=list)
+    best: ModelAnalysis | None = None
+    model: ModelAnalysis | None = None
+    option: Option | None = None
+
+    @property
+    def full_score(self) -> float:
+        """The mean score of the best model at full width."""
+        assert self.best is not None
+        return next(option.score for option in self.best.options if option.dim == self.best.width)
+
+
+def decide(analyses: Sequence[ModelAnalysis], max_loss: float) -> Decision:
+    """Set the options of each model and the one recommended for it, and choose the smallest of these.
+
+    A baseline gets options, to compare with, and is never recommended.
+
+    Args:
+        max_loss: The loss that is acceptable, in points: hundredths of the score.
+    """
+    tolerance = max_loss / 100
+    for analysis in analyses:
+        analysis.options, analysis.recommended = [], None
+    compared = [analysis for analysis in analyses if not analysis.baseline and analysis.estimates]
+    common = [key for key in _sets_of(compared[0]) if all(key in _sets_of(a) for a in compared)] if compared else []
+    sets = [key for key in common if max(_full(analysis, key).value for analysis in compared) >= MIN_SCORE]
+    too_low = [key for key in common if key not in sets]
+    if not sets:
+        return Decision(tolerance, too_low=too_low)
+    joint = all(analysis.shared == compared[0].shared for analysis in compared)  # or the models would not be paired
+    best = max(compared, key=lambda analysis: analysis.mean(sets, analysis.width, joint=joint).value)
+    for analysis in analyses:
+        if all(key in analysis.estimates for key in sets):
+            in_line = joint and analysis.shared == best.shared
+            _set_options(analysis, best, sets, tolerance, len(compared), in_line)
+    candidates = [analysis for analysis in compared if analysis.recommended is not None]
+    model = min(candidates, key=lambda a: (a.recommended.bytes, a.recommended.loss.value))
+    return Decision(tolerance, sets, too_low, best, model, model.recommended)
+
+
+def _sets_of(analysis: ModelAnalysis) -> list[SetKey]:
+    return [key for key, estimates in analysis.estimates.items() if (analysis.width, "float32") in estimates]
+
+
+def _full(analysis: ModelAnalysis, key: SetKey) -> Estimate:
+    return analysis.estimates[key][analysis.width, "float32"]
+
+
+def _set_options(
+    analysis: ModelAnalysis, best: ModelAnalysis, sets: list[SetKey], tolerance: float, models: int, joint: bool
+) -> None:
+    """Measure the options of a model, fewest bytes last, and choose the one to recommend for it."""
+    pairs_of = {row.set_key: row.n for row in analysis.scored_rows}
+    total = sum(pairs_of.get(key, 0) for key in sets)
+    full, error = best.mean(sets, best.width, joint=joint), error_of_step(models)
+    scores = {
+        (dim, precision): analysis.mean(sets, dim, precision, joint)
+        for precision in PRECISIONS
+        for dim in analysis.dims
+        if all((dim, precision) in analysis.estimates[key] for key in sets)
+    }
+    losses = {choice: _loss(full - score, total, error) for choice, score in scores.items()}
+    precisions = [p for p in PRECISIONS if (analysis.width, p) in losses]
+    chosen = smallest_accepted(analysis.dims, precisions, lambda *choice: losses[choice].most, tolerance)
+
+    def is_accepted(dim: int, precision: str) -> bool:
+        if chosen is None:
+            return False
+        if precision == "float32":
+            return dim >= chosen[0]
+        return dim == chosen[0] and precisions.index(precision) <= precisions.index(chosen[1])
+
+    for (dim, precision), score in scores.items():
+        if not math.isfinite(score.value):
+            continue  # quantised to a constant, say: no score, and the sequence ended there
+        of_sets = {
+            key: _loss(_full(best, key) - analysis.estimates[key][dim, precision], pairs_of.get(key, 0)) for key in sets
+        }
+        accepted = is_accepted(dim, precision)
+        option = Option(dim, precision, score.value, losses[dim, precision], of_sets, accepted)
+        analysis.options.append(option)
+        if (dim, precision) == chosen and not analysis.baseline:
+            analysis.recommended = option
+
+
+def _loss(loss: Estimate, pairs: int, error: float = ERROR) -> Loss:
+    return Loss(loss.value, least_lost(loss, error), most_lost(loss, error), pairs)
