@@ -42,7 +42,7 @@ class Guide:
     def __init__(self, model: SentenceTransformer, anchors: list[str], candidates: list[str], batch_size: int):
         self._anchors, self._candidates = (
             model.encode(texts, prompt=prompt, batch_size=batch_size, normalize_embeddings=True, convert_to_tensor=True)
-            for texts, prompt in zip((anchors, candidates), role_prompts(model), strict=True)
+            for texts, prompt in zip((anchors, candidates), role_prompts(model).values(), strict=True)
         )
         self._anchor_rows, self._candidate_rows = (
             {text: row for row, text in enumerate(texts)} for texts in (anchors, candidates)
@@ -61,15 +61,17 @@ class Guide:
         return torch.cat(parts)
 
 
-def role_prompts(model: SentenceTransformer) -> tuple[str, str]:
-    """What a model puts before anchors and before candidates: its prompts for queries and documents.
+def role_prompts(model: SentenceTransformer) -> dict[str, str]:
+    """What a model puts before anchors and before candidates: its prompts for a ``query`` and for a ``document``.
 
     Without such a prompt it is the model's default one, unless that is the prompt for queries, where documents have none.
     """
     default = model.default_prompt_name
     query = model.prompts.get(QUERY) or model.prompts.get(default) or ""
     document = next((model.prompts[name] for name in DOCUMENT_PROMPTS if model.prompts.get(name)), None)
-    return query, document or (model.prompts.get(default) if default != QUERY else None) or ""
+    if document is None and default != QUERY:
+        document = model.prompts.get(default)
+    return {QUERY: query, DOCUMENT: document or ""}
 
 
 def mine(
@@ -167,7 +169,7 @@ def find_candidates(
     anchors = list(dict.fromkeys(anchor for anchor, _ in used))
     among_texts = set(texts)
     most_refused = max(len(refused[anchor] & among_texts) for anchor in anchors)
-    query, document = role_prompts(model)
+    prompts = role_prompts(model)
     model.similarity_fn_name = "cosine"
     random.seed(config.seed)  # what the library draws from
     mined = mine_hard_negatives(
@@ -182,8 +184,8 @@ def find_candidates(
         relative_margin=config.relative_margin,
         num_negatives=min(config.num_negatives + most_refused, config.range_max - config.range_min),
         sampling_strategy=config.sampling_strategy,
-        query_prompt=query,
-        corpus_prompt=document,
+        query_prompt=prompts[QUERY],
+        corpus_prompt=prompts[DOCUMENT],
         output_format="labeled-list",
         output_scores=True,
         batch_size=config.batch_size,
