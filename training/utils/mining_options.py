@@ -5,6 +5,7 @@ Those that sentence-transformers' ``mine_hard_negatives`` takes have its names.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -113,7 +114,8 @@ def output_file(config: MiningConfig) -> Path:
     """The file to write: ``output_file``, or ``output/<data>-mined.parquet``.
 
     Raises:
-        UsageError: It is no Parquet file, it exists and is not to be overwritten, or it is the file with the pairs.
+        UsageError: It is no Parquet file, its folder cannot be written to, it exists and is not to be overwritten, or it is the
+            file with the pairs.
     """
     data = Path(config.path)
     stem = table_name(data) if is_file_name(config.path) else "-".join([data.name, *filter(None, [config.name])])
@@ -122,6 +124,9 @@ def output_file(config: MiningConfig) -> Path:
         raise UsageError(f"--output_file {path}: its name must end in .parquet")
     if path.is_dir():
         raise UsageError(f"--output_file {path} is a folder: give the name of a file")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UsageError(f"--output_file {path}: {folder} is {'not writable' if folder.is_dir() else 'a file'}")
     if path.exists() and path.resolve() == data.resolve():
         raise UsageError(f"--output_file {path} is the file with the pairs: choose another file")
     if path.exists() and not config.overwrite:
