@@ -22,6 +22,7 @@ from common.keys import Key, check_value, keys_of, without_none
 from evaluation.utils.options import MTEBConfig, STSConfig
 from tests.helpers import ROOT, says
 from training.utils.export_options import ExportConfig
+from training.utils.mining_options import MiningConfig
 from training.utils.option_checks import check_mixture
 from training.utils.options import DatasetEntry, HybridConfig, MatryoshkaNLIConfig
 
@@ -31,6 +32,7 @@ SCRIPTS = {
     "evaluation/evaluate_mteb.py": MTEBConfig,
     "evaluation/evaluate_sts.py": STSConfig,
     "training/export_model.py": ExportConfig,
+    "training/mine_negatives.py": MiningConfig,
 }
 
 
@@ -444,7 +446,7 @@ def test_paths_that_lead_nowhere_are_refused(value, named):
 
 def test_every_key_that_names_a_file_or_a_model_is_a_path():
     names = {"model_name", "output_dir", "resume_from_checkpoint", "train_data", "dev_data", "path", "guide", "teacher"}
-    names |= {"baseline_model", "calibration_data", "data", "translations"}
+    names |= {"baseline_model", "calibration_data", "data", "translations", "output_file"}
     for cls in (*SCRIPTS.values(), DatasetEntry):
         for name, (_, key) in keys_of(cls).items():
             assert key.path == (name in names), f"{cls.__name__}.{name}"
