@@ -9,6 +9,7 @@ were tried (``benchmarks/decision_coverage.py`` measures how often).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
@@ -89,6 +90,8 @@ def smallest_accepted(
 def pairs_that_tell(pairs: float, loss: float, bound: float, tolerance: float) -> float:
     """About how many pairs would show on which side of the tolerance a loss lies, were it as measured.
 
-    The distance between a loss and its bound shrinks with the square root of the pairs.
+    The distance between a loss and its bound shrinks with the square root of the pairs. Infinity at the tolerance itself.
     """
+    if loss == tolerance:
+        return math.inf
     return pairs * ((bound - loss) / (tolerance - loss)) ** 2

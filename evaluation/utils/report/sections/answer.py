@@ -14,6 +14,7 @@ from evaluation.utils.report.formatting import NO_VALUE, join, number
 from evaluation.utils.report.material import Material
 from evaluation.utils.scoring.rows import set_name
 
+MAX_NAMES = 5  # test sets that a sentence names
 SEARCHED_BY_QUERY = ("Retrieval", "Reranking")  # task types whose items are queries
 
 
@@ -60,7 +61,7 @@ def _sentence(material: Material) -> str:
     model, option, best = decision.model, decision.option, decision.best
     assert model is not None and option is not None and best is not None
     name = material.name(model)
-    if len(model.options) == 1:
+    if sum(len(m.options) for m in material.models if not m.baseline) == 1:
         return f"Of {name} only the full width of {model.width} dimensions was scored: give --dims to choose between several."
     if (model, option.dim, option.precision) == (best, best.width, "float32"):
         return (
@@ -84,7 +85,9 @@ def _lost(loss: Loss) -> str:
 
 def _sets(decision: Decision) -> str:
     names = [set_name(*key) for key in decision.sets]
-    return names[0] if len(names) == 1 else f"{len(names)} test sets ({join(names)})"
+    if len(names) == 1:
+        return names[0]
+    return f"{len(names)} test sets" + (f" ({join(names)})" if len(names) <= MAX_NAMES else "")
 
 
 def _option(option: Option) -> str:
@@ -142,7 +145,7 @@ def _single_set(loss: Loss, tolerance: float, items: str) -> str:
     if loss.least > tolerance:
         return f"loses {points(loss.value)} points (at least {points(loss.least)}), more than you accept"
     bound = loss.most if loss.value < tolerance else loss.least
-    enough = pairs_that_tell(loss.n, loss.value, bound, tolerance) if loss.value != tolerance else math.inf
+    enough = pairs_that_tell(loss.n, loss.value, bound, tolerance)
     text = (
         f"loses {points(max(0.0, loss.value))} points here, and its {loss.n:,} {items} cannot tell whether that is more than "
         f"you accept ({points(loss.least)} to {points(loss.most)})"
@@ -164,7 +167,7 @@ def _other_model(material: Material, model: ModelAnalysis) -> str:
 
 
 def _not_counted(material: Material) -> list[str]:
-    """The test sets that the mean leaves out, and why."""
+    """The test sets and precisions that the decision leaves out, and why."""
     decision = material.decision
     compared = [model for model in material.models if not model.baseline]
     scored = dict.fromkeys(row.set_key for model in compared for row in model.scored_rows)
@@ -175,6 +178,12 @@ def _not_counted(material: Material) -> list[str]:
         paragraphs.append(f"{names} did not count: no model scores {100 * MIN_SCORE:.0f} there at full width.")
     if others and decision.sets:
         paragraphs.append(f"{join(others)} did not count: no interval, or not scored for every model.")
+    if decision.model is not None:
+        has_int8 = [
+            key for key in decision.sets if (decision.model.width, "int8") in decision.model.estimates.get(key, {})
+        ]
+        if 0 < len(has_int8) < len(decision.sets):
+            paragraphs.append("int8 and binary vectors are not compared here: they are scored on sets of pairs alone.")
     return paragraphs
 
 
