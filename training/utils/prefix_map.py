@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-STEPS = 1000
+STEPS = 600
 ROWS = 512  # texts in a step
 LEARNING_RATE = 3e-3
 MAX_TEXTS = 10_000  # to embed
