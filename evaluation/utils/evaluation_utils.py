@@ -101,7 +101,7 @@ def run_evaluation(config: EvalConfig, scorer: Scorer) -> None:
         )
     )
     if config.update_model_card:
-        update_model_cards(analyses, scorer.hub_datasets())
+        update_model_cards(analyses, scorer.hub_datasets(), config.max_loss)
     if scorer.warning:
         print(scorer.warning)
     print(

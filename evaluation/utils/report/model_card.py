@@ -9,8 +9,8 @@ from pathlib import Path
 from common.errors import RunError, one_line
 from common.model_cards import with_recommendation
 from common.records import write_atomically
+from evaluation.utils.analysis.decision import decide
 from evaluation.utils.analysis.model_analysis import ModelAnalysis
-from evaluation.utils.analysis.recommendation import recommend
 from evaluation.utils.scoring.rows import ScoreRow, set_name
 
 logger = logging.getLogger(__name__)
@@ -18,8 +18,12 @@ logger = logging.getLogger(__name__)
 METRIC_NAMES = {"cosine_spearman": "Spearman correlation (cosine)", "max_ap": "Average precision (best similarity)"}
 
 
-def update_model_cards(analyses: list[ModelAnalysis], hub_datasets: dict[str, str]) -> None:
-    """:func:`update_model_card` for each model on disk that is not there as a baseline."""
+def update_model_cards(analyses: list[ModelAnalysis], hub_datasets: dict[str, str], max_loss: float) -> None:
+    """:func:`update_model_card` for each model on disk that is not there as a baseline.
+
+    Args:
+        max_loss: The loss, in points, for which a dimension is recommended.
+    """
     for analysis in analyses:
         source = Path(analysis.identity.source)
         if analysis.baseline:
@@ -29,8 +33,8 @@ def update_model_cards(analyses: list[ModelAnalysis], hub_datasets: dict[str, st
                 "%s: scores with --max_seq_length or --prompts do not go into its card, which is left as it is", source
             )
         elif source.is_dir():
-            choice = recommend(analysis.dimensions)
-            recommended = None if choice is None else choice.dim
+            option = decide([analysis], max_loss).option  # of this model by itself, whatever it was compared with
+            recommended = None if option is None else option.dim
             update_model_card(source, analysis.identity.name, analysis.scored_rows, hub_datasets, recommended)
         else:
             logger.warning("%s is not a folder on disk: its card is left as it is", source)
