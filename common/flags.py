@@ -52,13 +52,15 @@ def make_parser(cls: type, defaults: dict[str, Any], description: str, positiona
         "--config",
         type=Path,
         metavar="FILE",
-        help="a JSON file with any of the keys below, and those that only a file can hold",
+        help="a JSON file that sets any of the options below, or those that have no flag",
     )
     for name, (hint, key) in keys_of(cls).items():
         inner, optional = without_none(hint)
         default = defaults.get(name)
-        shown = "none" if default is None else " ".join(map(str, default)) if isinstance(default, list) else default
-        text = f"{key.help} (default: {shown})".replace("%", "%%")
+        shown = " ".join(map(str, default)) if isinstance(default, list) else default
+        shown = str(default).lower() if isinstance(default, bool) else shown
+        text = key.help if default in (None, []) else f"{key.help} (default: {shown})"
+        text = text.replace("%", "%%")
         if name == positional:
             parser.add_argument("positional", nargs="?", metavar=name.upper(), help=f"the same as --{name}")
         if inner is bool:

@@ -4,8 +4,8 @@
     python training/matryoshka_nli.py aubmindlab/bert-base-arabertv02 --language ar
     python training/matryoshka_nli.py MODEL --train_data my_triplets.csv
 
-MultipleNegativesRankingLoss inside MatryoshkaLoss; the checkpoint with the best mean dev score over the dimensions becomes
-<output_dir>/final, whose path is the last line of standard output.
+Trains with MultipleNegativesRankingLoss inside MatryoshkaLoss. The checkpoint with the best mean dev score over the dimensions becomes
+<output_dir>/final; its path is the last line of standard output.
 """
 
 from __future__ import annotations
