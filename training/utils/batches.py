@@ -61,9 +61,9 @@ def _number_texts(dataset: Dataset, columns: list[str]) -> np.ndarray:
     import pyarrow.compute as pc
 
     table = dataset.with_format("arrow")
-    chunks = [chunk for name in columns for chunk in pa.chunked_array(_chunks(table[name])).chunks]
-    encoded = pa.chunked_array([chunk.cast(pa.large_string()) for chunk in chunks]).dictionary_encode()
-    encoded = encoded.unify_dictionaries()
+    # one chunk a column: a data set of which rows were removed has one a row, and unifying takes the square of their number
+    texts = [pa.chunked_array(_chunks(table[name])).cast(pa.large_string()).combine_chunks() for name in columns]
+    encoded = pa.chunked_array(texts).dictionary_encode().unify_dictionaries()
     numbers = np.concatenate([chunk.indices.to_numpy() for chunk in encoded.chunks]).astype(np.int64)
     empty = pc.index(encoded.chunk(0).dictionary, pa.scalar("", pa.large_string())).as_py()
     numbers[numbers == empty] = -1
