@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 from datasets import Dataset
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from common.errors import RunError
@@ -166,6 +166,7 @@ def test_the_collator_tokenises_only_the_negatives_that_are_there():
     st.integers(1, 3),
     st.integers(0, 5),
 )
+@example([(0, 0, None), (0, 1, None), (2, 2, None), (0, 2, None), (1, 1, None)], 2, 3, 0)  # a later epoch has no step
 def test_any_rows_in_any_epoch(table, batch_size, processes, seed):
     anchors, positives, negatives = (
         [None if n is None else f"t{n}" for n in column] for column in zip(*table, strict=True)

@@ -295,6 +295,8 @@ def chunk(rows: list[int], size: int, parts: int) -> Epoch:
 
 def split(steps: list[list[int]], count: int, parts: int, smallest: int) -> list[list[int]] | None:
     """The steps as ``count`` steps, the largest split in two; None where those would have fewer than ``smallest`` rows."""
+    if not steps:
+        return None
     heap = [(-len(rows), number, rows) for number, rows in enumerate(steps)]
     heapq.heapify(heap)
     for number in range(len(steps), count):
