@@ -42,7 +42,7 @@ def checked(path: Path, script: str):
 
 def test_every_recipe_is_tried_here():
     found = {path.name for path in (ROOT / "configs").glob("*.json")}
-    assert found == {*RECIPES, "training_config.json", "eval_config.json", "export_config.json"}
+    assert found == {*RECIPES, "training_config.json", "eval_config.json", "export_config.json", "mining_config.json"}
 
 
 @pytest.mark.parametrize("name", [name for name, row in ROWS.items() if "model" not in row])

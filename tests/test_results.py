@@ -245,7 +245,11 @@ def test_nothing_is_left_of_an_earlier_run_and_no_file_of_anothers_goes(call, st
 
 @pytest.mark.parametrize("again", ["all-MiniLM-L6-v2", "the model itself"])
 def test_a_baseline_is_held_against_the_model_and_never_recommended(call, static, tmp_path, again):
-    data, out = write_pairs(tmp_path / "mine.jsonl", pairs_of()), tmp_path / "out"
+    rows, model, out = pairs_of(), SentenceTransformer(str(static), device="cpu"), tmp_path / "out"
+    first, second = (model.encode([row[side] for row in rows]) for side in ("sentence1", "sentence2"))
+    for row, score in zip(rows, model.similarity_pairwise(first, second).tolist(), strict=True):
+        row["score"] = score  # a model that scores nothing is not recommended either
+    data = write_pairs(tmp_path / "mine.jsonl", rows)
     baseline = static if again == "the model itself" else again
     result = call(*of(static, data, out, "--baseline_model", baseline))
     assert result.code == 0, result.err

@@ -396,7 +396,7 @@ def test_a_best_checkpoint_that_cannot_be_loaded_ends_the_run(fails, monkeypatch
         (2, "--max_seq_length has no use for static embeddings", [NLI, "static", "--max_seq_length", "9"]),
         (
             2,
-            "there is only the full width, 64",
+            "below the full width of 64",
             [NLI, ARABERT, "--matryoshka_dims", "64", "--self_distillation_weight", "1"],
         ),
         (2, "unknown flag --model; did you mean --model_name?", [NLI, "--model", "x"]),
@@ -456,7 +456,7 @@ def test_mini_batches_of_no_use(fails, call, tmp_path, rows, tiny_model):
         ({"lr_scheduler_type": "no such"}, "no such"),
         ({"adam_beta1": "x"}, "adam_beta1' must be a number"),
         ({"bf16": True}, "'bf16' has no effect here: give --precision"),
-        ({"batch_sampler": "batch_sampler"}, "no batch ever holds a text twice"),
+        ({"batch_sampler": "batch_sampler"}, "no batch has a false negative"),
     ],
 )
 def test_mistakes_in_the_training_arguments(fails, tmp_path, tiny_model, arguments, message):
