@@ -6,7 +6,8 @@
 A row is a model to train, with its script, its configuration and its seeds, or one that is only scored; "of" another row, it is
 that row with changes. A model that is there already is not trained again. The development sets chose everything; STS17 is only reported. A number is the mean over the seeds; a row is compared with the
 one it names in "against", on the same pairs. Results go to --output_dir: recipes.md (at a glance), dimensions.md (every dimension, with
-intervals), dev.md (the development sets, and the time of training), recipes.png, and recipes.json (all of it, and what each run was made with).
+intervals), dev.md (the development sets, and the time of training), agreement.md (development sets, those that no choice was made
+on, and STS17, seed by seed), recipes.png, kept.png, agreement.png, and recipes.json (all of it, and what each run was made with).
 """
 
 from __future__ import annotations
@@ -21,6 +22,14 @@ import json
 import subprocess
 from typing import TYPE_CHECKING
 
+from benchmarks.recipe_plots import (
+    RESERVED,
+    agreement,
+    agreement_plot,
+    agreement_text,
+    dimensions_plot,
+    kept_plot,
+)
 from benchmarks.skeleton import make_parser, start_record
 from common.errors import run
 
@@ -82,22 +91,28 @@ def main(argv: list[str] | None = None) -> None:
     from common.records import write_atomically
 
     record = start_record(__file__, options, rows=rows)
-    pairs = load_pairs()
+    pairs, reserved = load_pairs(), load_reserved()
+    per_seed: dict[str, list[dict]] = {}
     scores: Scores = {}
     runs: dict[str, list[dict]] = {}
     for name, row in rows.items():
         seeds = row.get("seeds", [0])
         sources = [row.get("model") or str(train(name, every, seed, options.models)) for seed in seeds]
-        scores[name] = score(sources, row.get("pca", False), pairs)
+        scores[name], per_seed[name] = score(sources, row.get("pca", False), pairs, reserved)
         if "model" not in row:
             runs[name] = [summary_of_run(options.models / f"{name}-{seed}") for seed in seeds]
-        record.write(scores=as_json(scores), runs=runs)
+        record.write(scores=as_json(scores), per_seed=per_seed, runs=runs)
 
     text = glance(rows, scores)
     write_atomically(options.output_dir / "recipes.md", text)
     write_atomically(options.output_dir / "dimensions.md", every_dimension(rows, scores))
     write_atomically(options.output_dir / "dev.md", dev_table(every, runs))
-    plot(options.output_dir / "recipes.png", rows, as_json(scores))
+    points = agreement(per_seed, runs)
+    write_atomically(options.output_dir / "agreement.md", agreement_text(points, every))
+    dimensions_plot(options.output_dir / "recipes.png", rows, as_json(scores), SUBSETS, DIMS)
+    kept_plot(options.output_dir / "kept.png", rows, as_json(scores), DIMS)
+    if points:
+        agreement_plot(options.output_dir / "agreement.png", points, every)
     record.finish()
     print(text)
 
@@ -114,23 +129,56 @@ def load_pairs() -> dict[str, tuple[list[str], list[str], list[float]]]:
     }
 
 
-def score(sources: list[str], pca: bool, pairs: dict) -> dict[str, list[Estimate]]:
-    """For each subset, and for "mean", the mean over them: an estimate for each dimension, of the mean over the models (of several seeds)."""
+def load_reserved() -> dict[str, tuple[list[str], list[str], list[float]]]:
+    """The pairs that no choice was made on, where the Hub has them."""
+    from common.data_files import load_hub_dataset
+    from common.errors import RunError
+
+    pairs = {}
+    for name, where in RESERVED.items():
+        try:
+            rows = load_hub_dataset(*where)
+        except RunError as error:
+            print(f"{name} is not reported: {error}", file=sys.stderr)
+            continue
+        pairs[name] = tuple(list(rows[column]) for column in ("sentence1", "sentence2", "score"))
+    return pairs
+
+
+def score(
+    sources: list[str], pca: bool, pairs: dict, reserved: dict
+) -> tuple[dict[str, list[Estimate]], list[dict[str, dict[str, float]]]]:
+    """Scores of the models of several seeds.
+
+    Returns:
+        For each subset, and for "mean", the mean over them: an estimate for each dimension, of the mean over the models; and for
+        each model its scores by subset, also those of the reserved sets, and dimension.
+    """
+    import numpy as np
+
     from common.models import load_model
+    from common.packing import pack
     from evaluation.utils.scoring.similarity import pairwise_similarities
     from evaluation.utils.scoring.statistics import bootstrap, mean_estimate, paired_mean, spearman
 
     per_seed: dict[str, list[list[Estimate]]] = {subset: [] for subset in pairs}
+    singles: list[dict[str, dict[str, float]]] = []
     for source in sources:
-        model = load_model(source)
+        model = pack(load_model(source))
         project = principal_axes(model) if pca else lambda embeddings: embeddings
-        for subset, (first, second, gold) in pairs.items():
+        single: dict[str, dict[str, float]] = {}
+        for subset, (first, second, gold) in (pairs | reserved).items():
             a, b = (project(model.encode(texts, show_progress_bar=False)) for texts in (first, second))
             cosines = [pairwise_similarities(a[:, :dim], b[:, :dim])["cosine"] for dim in DIMS]
-            per_seed[subset].append(bootstrap(spearman(gold, cosines), len(gold), sample=subset))
+            values = spearman(gold, cosines)(np.ones((len(gold), 1)))[:, 0]
+            single[subset] = {str(dim): float(value) for dim, value in zip(DIMS, values, strict=True)}
+            if subset in pairs:
+                per_seed[subset].append(bootstrap(spearman(gold, cosines), len(gold), sample=subset))
+        single["mean"] = {str(dim): float(np.mean([single[s][str(dim)] for s in pairs])) for dim in DIMS}
+        singles.append(single)
     found = {subset: [paired_mean(seeds) for seeds in zip(*runs, strict=True)] for subset, runs in per_seed.items()}
     found["mean"] = [mean_estimate(subsets) for subsets in zip(*found.values(), strict=True)]
-    return found
+    return found, singles
 
 
 def principal_axes(model):
@@ -248,15 +296,12 @@ def dev_table(rows: dict, runs: dict[str, list[dict]]) -> str:
 
     means: dict[str, dict[str, float]] = {}
     for name, found in runs.items():
-        [alone, *others] = resolve(rows[name], rows)["config"].get("dev_data", ["en"])
         values: dict[str, list[float]] = {}
         for summary in found:
             for key, value in summary["scores"].items():
-                kind, _, metric = key.partition("-dev-")
-                if metric.endswith(("_spearman_cosine", "_mean_accuracy")):
-                    if not others:  # a set that is the only one has no language in its name
-                        kind = f"{kind}-{alone}"
-                    values.setdefault(kind, []).append(value)
+                kind, _, metric = key.rpartition("-")  # "<set>-<dimension>_<metric>"
+                if kind and "-test" not in kind and metric.endswith(("_spearman_cosine", "_mean_accuracy")):
+                    values.setdefault(kind.removesuffix("-dev"), []).append(value)
         means[name] = {kind: 100 * float(np.mean(of_kind)) for kind, of_kind in values.items()}
     kinds = list(dict.fromkeys(kind for found in means.values() for kind in found))
     lines = []
@@ -268,32 +313,6 @@ def dev_table(rows: dict, runs: dict[str, list[dict]]) -> str:
     return text + (
         "\nMean over the dimensions that a model was trained at and over the seeds, × 100: Spearman for STS, accuracy for translations.\n"
     )
-
-
-def plot(path: Path, rows: dict, scores: dict) -> None:
-    """A panel for each subset: score against dimension, for the rows that ask for a line. ``scores`` as in recipes.json."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    shown = [name for name, row in rows.items() if row.get("plot")]
-    dims = [str(dim) for dim in sorted(DIMS)]
-    figure, panels = plt.subplots(1, len(SUBSETS), figsize=(12, 4.2), layout="constrained")
-    for panel, subset in zip(panels, SUBSETS, strict=True):
-        for number, name in enumerate(shown):
-            found = [scores[name][subset][dim] for dim in dims]
-            low, high = zip(*([100 * bound for bound in one["interval"]] for one in found), strict=True)
-            color = f"C{number}"
-            panel.plot(dims, [100 * one["value"] for one in found], marker="o", color=color, label=rows[name]["label"])
-            panel.fill_between(dims, low, high, color=color, alpha=0.12)
-        panel.set(title=f"{TASK} {subset}", xlabel="embedding dimension")
-        panel.grid(alpha=0.3)
-    panels[0].set_ylabel("Spearman × 100, with 95% interval")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(shown))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 import typing
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from common.errors import UsageError
-from common.keys import Key, describe, keys_of, without_none
+from common.keys import Key, describe, keys_of, members_of, without_none
 
 
 def parse_bool(text: str) -> bool:
@@ -24,15 +25,18 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (see {self.prog} --help)")
 
 
-def flag_type(hint: Any, optional: bool) -> Any:
+def flag_type(hint: Any, optional: bool, takes_object: bool = False) -> Any:
     def convert(text: str) -> Any:
         if optional and text.lower() in ("none", "null"):
             return None
         try:
+            if takes_object and text.lstrip().startswith("{"):
+                return json.loads(text)
             return int(text) if hint is int else float(text) if hint is float else text
         except ValueError:
-            raise argparse.ArgumentTypeError(f"must be {describe(hint)}, not {text!r}") from None
+            raise argparse.ArgumentTypeError(f"must be {wanted}, not {text!r}") from None
 
+    wanted = f"{describe(hint)} or a JSON object" if takes_object else describe(hint)
     return convert
 
 
@@ -48,13 +52,15 @@ def make_parser(cls: type, defaults: dict[str, Any], description: str, positiona
         "--config",
         type=Path,
         metavar="FILE",
-        help="a JSON file with any of the keys below, and those that only a file can hold",
+        help="a JSON file that sets any of the options below, or those that have no flag",
     )
     for name, (hint, key) in keys_of(cls).items():
         inner, optional = without_none(hint)
         default = defaults.get(name)
-        shown = "none" if default is None else " ".join(map(str, default)) if isinstance(default, list) else default
-        text = f"{key.help} (default: {shown})".replace("%", "%%")
+        shown = " ".join(map(str, default)) if isinstance(default, list) else default
+        shown = str(default).lower() if isinstance(default, bool) else shown
+        text = key.help if default in (None, []) else f"{key.help} (default: {shown})"
+        text = text.replace("%", "%%")
         if name == positional:
             parser.add_argument("positional", nargs="?", metavar=name.upper(), help=f"the same as --{name}")
         if inner is bool:
@@ -66,7 +72,8 @@ def make_parser(cls: type, defaults: dict[str, Any], description: str, positiona
             )
         elif inner in (int, float, str):
             choices = f"{{{','.join(key.choices)}}}" if key.choices else name.upper()
-            parser.add_argument(f"--{name}", type=flag_type(inner, optional), metavar=choices, help=text)
+            convert = flag_type(inner, optional, takes_object=len(members_of(hint)) > 1)
+            parser.add_argument(f"--{name}", type=convert, metavar=choices, help=text)
     return parser
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from common.errors import RunError, UsageError, one_line
+from common.hub import explain_cache_error
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -185,10 +186,12 @@ def _not_readable(path: Path, kind: str) -> Iterator[None]:
 
     try:
         yield
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise RunError(f"{path}: not a readable {kind} ({one_line(error, 120)})") from None
-    except Exception as error:  # datasets wraps what the readers raise in a class of its own
-        if type(error).__module__.startswith("datasets."):
+    except Exception as error:
+        if message := explain_cache_error(error):  # the file is not to blame
+            raise RunError(f"{path}: {message}") from None
+        if isinstance(error, (pa.ArrowException, OSError, ValueError)):
+            raise RunError(f"{path}: not a readable {kind} ({one_line(error, 120)})") from None
+        if type(error).__module__.startswith("datasets."):  # which wraps what the readers raise
             raise RunError(f"{path}: not a readable {kind} ({one_line(error.__cause__ or error, 120)})") from None
         raise
 

@@ -8,6 +8,7 @@ error or a connection that ends in the middle of a file) is retried here, after 
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -110,6 +111,22 @@ def chain_of(error: BaseException | None) -> list[BaseException]:
     return chain
 
 
+def explain_cache_error(error: BaseException) -> str | None:
+    """What an error says of the libraries' cache, in one line: a full disk, a folder that cannot be written. None of any other."""
+    import datasets.config
+    import huggingface_hub.constants
+
+    caches = {str(datasets.config.HF_DATASETS_CACHE), huggingface_hub.constants.HF_HUB_CACHE}
+    for cause in chain_of(error):
+        if not isinstance(cause, OSError):
+            continue
+        cache = next((cache for cache in caches if str(cause.filename or "").startswith(cache)), None)
+        if cache is not None or cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            where = f"the cache in {cache}" if cache else "the cache of the Hugging Face libraries"
+            return f"{where} cannot be written ({cause.strerror}): make room there, or set HF_HOME to another folder"
+    return None
+
+
 def is_temporary(error: BaseException) -> bool:
     """Whether a failure may pass by itself: a server error, too many requests, a time-out, a broken download."""
     from huggingface_hub import errors as hub
@@ -147,6 +164,8 @@ def explain_hub_error(error: BaseException, repository: str) -> str:
     from huggingface_hub import errors as hub
 
     chain = chain_of(error)
+    if message := explain_cache_error(error):
+        return message
 
     def first(*classes: type) -> BaseException | None:
         return next((e for e in chain if isinstance(e, classes)), None)

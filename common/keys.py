@@ -48,7 +48,16 @@ def without_none(hint: Any) -> tuple[Any, bool]:
     return hint, False
 
 
+def members_of(hint: Any) -> list[Any]:
+    """``str | dict[str, str] | None`` gives ``[str, dict[str, str]]``; a type that is no union gives itself."""
+    is_union = get_origin(hint) in (Union, types.UnionType)
+    return [member for member in get_args(hint) if member is not type(None)] if is_union else [hint]
+
+
 def describe(hint: Any) -> str:
+    members = members_of(hint)
+    if len(members) > 1:
+        return " or ".join([*map(describe, members), *(["null"] if type(None) in get_args(hint) else [])])
     hint, optional = without_none(hint)
     if get_origin(hint) is list:
         text = f"a list of {describe(get_args(hint)[0]).split(' ', 1)[-1]}s"
@@ -74,6 +83,10 @@ def check_value(where: str, value: Any, hint: Any, key: Key | None = None) -> An
         if optional:
             return None
         raise wrong
+    if len(members := members_of(hint)) > 1:
+        inner = next((member for member in members if isinstance(value, get_origin(member) or member)), None)
+        if inner is None:
+            raise wrong
     if dataclasses.is_dataclass(inner):
         return build(where, inner, value)
     if get_origin(inner) is list:

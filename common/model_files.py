@@ -1,10 +1,12 @@
-"""Which files of a model are pickled: unpacking a pickle can run whatever its author wrote into it."""
+"""The files of a model, in a folder or on the Hub: which there are, what the small ones say, and which are pickled."""
 
 from __future__ import annotations
 
 import json
 import posixpath
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from common.errors import RunError
 
@@ -17,54 +19,79 @@ PICKLED = {
 NESTED = ("Router", "Asym")  # modules that hold others, in folders of their own
 
 
-def refuse_pickles(source: str, revision: str | None) -> None:
-    """Raise :class:`RunError` where weights of a model are there as a pickle alone.
+class ModelFiles:
+    """The files of a model.
 
     Args:
         source: The model's folder, or its name on the Hub.
         revision: Its commit; None for a folder.
+
+    Attributes:
+        names: The paths of all files, relative to the model's folder; of a model that only the cache has, those there.
     """
-    files = _files(source, revision)
-    for folder in _module_folders(source, revision, files):
+
+    def __init__(self, source: str, revision: str | None):
+        self.source, self.revision = source, revision
+
+    @cached_property
+    def names(self) -> set[str]:
+        if self.revision is None:
+            return _names_in(Path(self.source))
+        from huggingface_hub import HfApi, constants
+
+        if constants.HF_HUB_OFFLINE:
+            cache = Path(constants.HF_HUB_CACHE, f"models--{self.source.replace('/', '--')}")
+            return _names_in(cache / "snapshots" / self.revision)
+        return set(HfApi().list_repo_files(self.source, revision=self.revision))
+
+    def json(self, name: str) -> Any:
+        """What a JSON file of the model holds, or None where it has no such file."""
+        if name not in self.names:
+            return None
+        from sentence_transformers.util import load_file_path
+
+        path = load_file_path(self.source, name, revision=self.revision)
+        return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+
+    def object(self, name: str) -> dict[str, Any]:
+        """The JSON object in a file of the model; an empty one where there is none."""
+        values = self.json(name)
+        return values if isinstance(values, dict) else {}
+
+    @cached_property
+    def modules(self) -> list[dict[str, Any]]:
+        """The entries of ``modules.json``; none where sentence-transformers did not save the model."""
+        return self.json("modules.json") or []
+
+
+def refuse_pickles(files: ModelFiles) -> None:
+    """Raise :class:`RunError` where weights of a model are there as a pickle alone."""
+    for folder in _module_folders(files):
         for pickled, safe in PICKLED.items():
             path = f"{folder}/{pickled}".lstrip("/")
             known = {f"{folder}/{safe}".lstrip("/"), f"{folder}/{safe}.index.json".lstrip("/")}
-            if path in files and not known & files:
+            if path in files.names and not known & files.names:
                 raise RunError(
-                    f"model {source}: {path} is pickled, and unpacking a pickle can run any code: use a revision with "
-                    f"{safe}, convert it (https://huggingface.co/spaces/safetensors/convert), or, if you trust its "
+                    f"model {files.source}: {path} is pickled, and unpacking a pickle can run any code: use a revision "
+                    f"with {safe}, convert it (https://huggingface.co/spaces/safetensors/convert), or, if you trust its "
                     "author, give --allow_pickle"
                 )
 
 
-def _files(source: str, revision: str | None) -> set[str]:
-    """The names of a model's files; of one that only the cache has, those in the cache."""
-    if revision is None:
-        return {path.relative_to(source).as_posix() for path in Path(source).rglob("*") if path.is_file()}
-    from huggingface_hub import HfApi, constants
-
-    if constants.HF_HUB_OFFLINE:
-        snapshot = Path(constants.HF_HUB_CACHE, f"models--{source.replace('/', '--')}", "snapshots", revision)
-        return {path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file()}
-    return set(HfApi().list_repo_files(source, revision=revision))
+def _names_in(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-def _module_folders(source: str, revision: str | None, files: set[str]) -> set[str]:
+def _module_folders(files: ModelFiles) -> set[str]:
     """The folders that modules are loaded from, relative to the model's."""
-    from sentence_transformers.util import load_file_path
-
-    path = load_file_path(source, "modules.json", revision=revision) if "modules.json" in files else None
-    if path is None:
-        return {""}
-    modules = json.loads(Path(path).read_text(encoding="utf-8"))
-    if any(str(module["type"]).endswith(NESTED) for module in modules):
-        return {path.rpartition("/")[0] for path in files}
+    if any(str(module["type"]).endswith(NESTED) for module in files.modules):
+        return {path.rpartition("/")[0] for path in files.names}
     folders = {""}
-    for module in modules:
+    for module in files.modules:
         folder = posixpath.normpath(str(module["path"]) or ".")
         if folder.startswith(("..", "/")):
             raise RunError(
-                f"model {source}: modules.json names the folder {module['path']!r}, which is outside of the model"
+                f"model {files.source}: modules.json names the folder {module['path']!r}, which is outside of the model"
             )
         folders.add("" if folder == "." else folder)
     return folders

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import re
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from common.adapters import ADAPTER_CONFIG, base_of, with_adapter
 from common.errors import RunError, UsageError, one_line
 from common.hub import HUB_NAME, explain_hub_error, is_unanswered, look_up, offline, try_again
-from common.model_files import refuse_pickles
+from common.model_files import ModelFiles, refuse_pickles
+from common.model_kinds import no_text, refuse_other_kinds
+from common.prompts import set_prompts
+from common.text_inputs import prepare_text_inputs
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 logger = logging.getLogger(__name__)
+
+LOADABLE = ("modules.json", "config.json", ADAPTER_CONFIG)  # a model has one of these
 
 
 @dataclass(frozen=True)
@@ -27,19 +34,38 @@ class ModelIdentity:
 
     Attributes:
         name: The Hub's ``organisation/model``, or ``local/<folder>`` for a model on disk.
-        revision: The Hub commit, or a hash of all the local model's files but its README.
+        commit: The Hub commit, or a hash of all the local model's files except its README.
         source: What loads it: the Hub name or the path.
         cached: The Hub did not answer for it: it comes from the cache.
+        max_seq_length: Texts are cut to so many tokens; by default at the model's own limit.
+        prompts: The prompts that replace those of the model, as JSON; None where it keeps its own.
+        base: The model that it is an adapter of, if it is one.
     """
 
     name: str
-    revision: str
+    commit: str
     source: str
     cached: bool = False
+    max_seq_length: int | None = None
+    prompts: str | None = None
+    base: ModelIdentity | None = None
+
+    @property
+    def revision(self) -> str:
+        """What results are filed under next to the name: the commit, that of an adapter's base, a limit of tokens, prompts."""
+        base = "" if self.base is None else f"-on-{self.base.revision}"
+        limit = "" if self.max_seq_length is None else f"-{self.max_seq_length}tokens"
+        prompts = "" if self.prompts is None else f"-prompts{hashlib.sha1(self.prompts.encode()).hexdigest()[:8]}"
+        return self.commit + base + limit + prompts
 
     @property
     def label(self) -> str:
-        return f"{self.name}@{self.revision[:8]}"
+        return f"{self.name}@{short_revision(self.revision)}"
+
+
+def short_revision(revision: str) -> str:
+    """A revision with its hashes cut to 8 digits."""
+    return re.sub(r"[0-9a-f]{40}", lambda match: match[0][:8], revision)
 
 
 def local_name(folder: Path) -> str:
@@ -48,7 +74,7 @@ def local_name(folder: Path) -> str:
     name = folder.name
     if name == "final":
         name = folder.parent.name
-    elif name == "untrained" or name.startswith("checkpoint-"):
+    elif name in ("untrained", "final-adapter") or name.startswith("checkpoint-"):
         name = f"{folder.parent.name}-{name}"
     return "local/" + (re.sub(r"[^\w.-]+", "_", name) or "model")
 
@@ -69,24 +95,58 @@ def hash_folder(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def identify(source: str) -> ModelIdentity:
+def identify(
+    source: str, max_seq_length: int | None = None, prompts: str | dict[str, str] | None = None
+) -> ModelIdentity:
     """The identity of a model on disk or on the Hub.
+
+    Args:
+        max_seq_length: Texts are truncated to so many tokens; by default at the model's own limit.
+        prompts: See :func:`common.prompts.set_prompts`; by default the model keeps its own.
 
     Raises:
         RunError: There is no such model, or it is neither on disk nor in the cache and the Hub cannot be reached.
     """
     if not source:
         raise RunError("model: the name is empty")
+    settings = {
+        "max_seq_length": max_seq_length,
+        "prompts": None if prompts is None else json.dumps(prompts, sort_keys=True, ensure_ascii=False),
+    }
     folder = Path(source)
     if folder.is_dir():
         if not any(folder.iterdir()):
             raise RunError(f"model {source}: the folder is empty")
-        return ModelIdentity(local_name(folder), hash_folder(folder), source)
+        identity = ModelIdentity(local_name(folder), hash_folder(folder), source, **settings)
+        return _with_base(identity, ModelFiles(source, None))
     if folder.exists():
         raise RunError(f"model {source} is a file: give the model's folder or its name on the Hub")
     if not HUB_NAME.fullmatch(source):
         raise RunError(f"model {source}: no such folder, and not a name that the Hub has (organisation/model)")
-    return _identify_on_hub(source)
+    return replace(_identify_on_hub(source), **settings)
+
+
+def _with_base(identity: ModelIdentity, files: ModelFiles) -> ModelIdentity:
+    """The identity of a model with that of its base, where it is an adapter of one."""
+    base = base_of(files)
+    if base is None:
+        return identity
+    name, revision = base
+    if Path(name).is_dir() and Path(name).resolve() == Path(identity.source).resolve():
+        raise RunError(f"model {identity.source}: its {ADAPTER_CONFIG} names itself as the base model")
+    try:
+        found = identify(name)
+    except RunError as error:
+        raise RunError(f"model {identity.source} is an adapter, and its base model is not there: {error}") from None
+    except RecursionError:
+        raise RunError(f"model {identity.source}: adapters name each other as their base model") from None
+    if re.fullmatch("[0-9a-f]{40}", revision or "") and not Path(name).is_dir():
+        found = replace(found, commit=revision)
+    elif revision not in (None, "main"):
+        logger.warning(
+            "%s names %s at %r, which is no commit: its main branch is used", identity.source, name, revision
+        )
+    return replace(identity, base=found)
 
 
 def unique_identities(identities: list[ModelIdentity]) -> list[ModelIdentity]:
@@ -111,14 +171,18 @@ def _identify_on_hub(source: str) -> ModelIdentity:
             continue
         if not re.fullmatch("[0-9a-f]{40}", str(info.sha)):  # it becomes a folder's name
             raise RunError(f"model {source}: the Hub gives no commit for it but {str(info.sha)[:60]!r}")
-        return ModelIdentity(name, info.sha, name)
+        identity = ModelIdentity(name, info.sha, name)
+        if ADAPTER_CONFIG not in {file.rfilename for file in info.siblings or ()}:
+            return identity
+        return _with_base(identity, ModelFiles(name, info.sha))
     for name in names if is_unanswered(failure) else ():
         if commit := _newest_in_cache(name):
             logger.warning(
                 "the Hub does not answer for model %s (%s): using the copy in the cache, commit %s",
                 name, one_line(failure, 100), commit,
             )  # fmt: skip
-            return ModelIdentity(name, commit, name, cached=True)
+            with offline():
+                return _with_base(ModelIdentity(name, commit, name, cached=True), ModelFiles(name, commit))
     raise RunError(f"model {source}: {explain_hub_error(failure, source)}")
 
 
@@ -127,7 +191,7 @@ def _newest_in_cache(name: str) -> str | None:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     snapshots = Path(HF_HUB_CACHE, f"models--{name.replace('/', '--')}", "snapshots")
-    complete = [p for p in snapshots.glob("*") if (p / "modules.json").exists() or (p / "config.json").exists()]
+    complete = [p for p in snapshots.glob("*") if any((p / name).exists() for name in LOADABLE)]
     return max(complete, key=lambda p: p.stat().st_mtime).name if complete else None
 
 
@@ -139,14 +203,18 @@ def load_model(
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
 ) -> SentenceTransformer:
-    """Load a model by path or Hub name, at the commit of ``identity`` where it comes from the Hub.
+    """Load a dense embedding model by path or Hub name, as its ``identity`` says: at this commit, with this limit of tokens.
+
+    An adapter is merged into its base model. Every transformer gets a padding token and a limit of tokens that its
+    positions reach, where it has none.
 
     Args:
         trust_remote_code: Run Python code that the model brings along.
         allow_pickle: Read weights that are pickled (``pytorch_model.bin``), where there are no safetensors.
 
     Raises:
-        RunError: It cannot be loaded, or only with one of these two; the message says why in one line.
+        RunError: It is no dense embedding model for text, or it cannot be loaded, or only with one of these two; the
+            message says why in one line.
     """
     import torch
     from sentence_transformers import SentenceTransformer
@@ -154,15 +222,20 @@ def load_model(
 
     disable_progress_bar()  # loading weights takes a second
     identity = identity or identify(source)
-    local = Path(source).is_dir()
+    commit = None if Path(source).is_dir() else identity.commit
     model_kwargs = {"dtype": getattr(torch, dtype)} | ({} if allow_pickle else {"use_safetensors": True})
 
     def load() -> SentenceTransformer:
+        files = ModelFiles(identity.source, commit)
+        refuse_other_kinds(files)
         if not allow_pickle:
-            refuse_pickles(identity.source, None if local else identity.revision)
+            refuse_pickles(files)
+        if identity.base is not None:
+            base = load_model(identity.base.source, identity.base, dtype, device, trust_remote_code, allow_pickle)
+            return with_adapter(base, files)
         return SentenceTransformer(
             identity.source,
-            revision=None if local else identity.revision,
+            revision=commit,
             device=device,
             trust_remote_code=trust_remote_code,
             model_kwargs=model_kwargs,
@@ -175,14 +248,18 @@ def load_model(
         raise
     except Exception as error:
         raise RunError(f"model {source}: cannot be loaded: {_why_not_loaded(error, source)}") from None
-    _refuse_reranker(source, model)
+    if not {"text", "message"} & set(model.modalities):
+        raise no_text(source, model.modalities)
     if model.get_embedding_dimension() is None:
         raise RunError(f"model {source}: it does not say how wide its embeddings are")
     if model.truncate_dim is not None:
         logger.warning(
-            "%s truncates its embeddings to %d by itself; evaluating from its full width", source, model.truncate_dim
+            "%s truncates its embeddings to %d by itself; its full width is used instead", source, model.truncate_dim
         )
         model.truncate_dim = None
+    prepare_text_inputs(model, source, identity.max_seq_length)
+    if identity.prompts is not None:
+        set_prompts(model, json.loads(identity.prompts))
     return model
 
 
@@ -195,15 +272,6 @@ def check_devices(devices: Sequence[str]) -> None:
             torch.empty(0, device=name)
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             raise UsageError(f"--device {name}: {str(error).splitlines()[0]}") from None
-
-
-def _refuse_reranker(source: str, model: SentenceTransformer) -> None:
-    """sentence-transformers makes an embedding model of any transformer; of one that scores pairs it makes a meaningless one."""
-    config = getattr(getattr(model[0], "auto_model", None), "config", None)
-    architectures = [str(name) for name in getattr(config, "architectures", None) or []]
-    classifies = any(name.endswith("ForSequenceClassification") for name in architectures)
-    if classifies and getattr(config, "num_labels", None) == 1:
-        raise RunError(f"model {source}: {architectures[0]} with one score is a reranker, not an embedding model")
 
 
 def _why_not_loaded(error: BaseException, source: str) -> str:

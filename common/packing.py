@@ -1,27 +1,27 @@
 """No padding work: the transformer sees the real tokens of a batch, end to end, and nothing else.
 
-The rows of a batch differ in length, and padded to the longest most of a batch of NLI sentences is padding. Here the rows
-are sorted by length and their tokens laid end to end in one sequence. Every layer but attention works on tokens one by one
-and needs no change; attention is computed for each group of rows of equal length, without a mask. With dropout off, values
-and gradients are those of the padded batch but for rounding (Krell et al., 2021, https://arxiv.org/abs/2107.02027, has the
-idea for pre-training).
+The rows of a batch differ in length, and when they are padded to the longest, most of a batch of NLI sentences is padding.
+Here the rows are sorted by length and their tokens laid end to end in one sequence. Every layer except attention works on
+tokens one by one and needs no change; attention, bidirectional or causal, is computed for each group of rows of equal
+length. With dropout off, values and gradients are those of the padded batch up to rounding (Krell et al., 2021,
+https://arxiv.org/abs/2107.02027, has the idea for pre-training).
 
-:func:`pack` tries this out on the model at hand and, where the values differ, takes the second way: rows sorted by length
-and run in chunks of similar length, which every architecture can do.
+:func:`pack` tries this out on the model at hand, and where a text's embedding is not what it is for that text alone, falls
+back on rows sorted by length and run in chunks of similar length, which every architecture can do.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.errors import RunError
+from common.errors import RunError, one_line
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -30,8 +30,10 @@ logger = logging.getLogger(__name__)
 
 ATTENTION = "packed_sdpa"
 KERNELS = 64  # of each operation that PyTorch and oneDNN keep; a step of BERT needs a dozen
-CHUNK_ROWS = 32  # rows that the second way runs together
-# texts on which both ways must agree, the last one longer than the windows of models with local attention
+CHUNK_ROWS = 32  # rows that are run together where a model cannot be packed
+KNOWN_LAYERS = {"full_attention", "sliding_attention"}  # others, as chunked ones, may differ only on longer texts
+UNSUPPORTED = ("softcap", "s_aux", "position_bias")  # of Gemma 2, GPT-OSS, T5
+# texts whose embeddings must be the same packed and alone; the last is longer than most models' windows of local attention
 TRIAL = ("word", "a few words more", "one two three four five six seven eight nine ten", "a long text " * 150)
 
 
@@ -46,35 +48,50 @@ def packed_attention(
     row_groups: list[tuple[int, int]] | None = None,
     row_offsets: Tensor | None = None,
     sliding_window: int | None = None,
-    **_: Any,
+    is_causal: bool | None = None,
+    **options: Any,
 ) -> tuple[Tensor, None]:
     """Attention within each row of a packed sequence, as an attention function of transformers.
 
     Args:
-        query, key, value: Tensors of shape ``[1, heads, tokens, head_dim]``.
+        module: The attention layer; its ``is_causal`` says whether a token sees those behind it.
+        query: Tensor of shape ``[1, heads, tokens, head_dim]``.
+        key, value: Tensors of the same shape, or with fewer heads (grouped queries).
         row_groups: ``(rows, length)`` of each run of rows of equal length, in order; ``rows * length`` adds up to ``tokens``.
         row_offsets: Where each row begins, and the end, for a GPU: shape ``[rows + 1]``.
         sliding_window: Tokens further apart than this do not see each other, exclusive.
+        is_causal: Overrides the layer's own.
 
     Returns:
         A tensor of shape ``[1, tokens, heads, head_dim]``, and None in place of the attention weights.
+
+    Raises:
+        ValueError: The layer asks for something that this function does not compute.
     """
     if row_groups is None:
         raise RuntimeError("this model is set up for packed batches: call it through SentenceTransformer")
+    if unsupported := [name for name in UNSUPPORTED if options.get(name) is not None]:
+        raise ValueError(f"packed attention does not compute {unsupported[0]}")
+    causal = getattr(module, "is_causal", False) if is_causal is None else is_causal
+    causal = bool(causal) and getattr(getattr(module, "config", None), "is_causal", True) is not False
+    if key.shape[1] != query.shape[1]:
+        key, value = (tensor.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for tensor in (key, value))
     if query.is_cuda and (sliding_window is None or row_groups[-1][1] <= sliding_window):
-        return jagged_attention(query, key, value, row_groups, row_offsets, scaling, dropout), None
-    heads, head_dim = query.shape[1], query.shape[3]
+        return jagged_attention(query, key, value, row_groups, row_offsets, scaling, dropout, causal), None
     sizes = [rows * length for rows, length in row_groups]
     split = [tensor[0].transpose(0, 1).split(sizes) for tensor in (query, key, value)]
     outputs = []
     for (rows, length), *states in zip(row_groups, *split, strict=True):
-        q, k, v = (state.view(rows, length, heads, head_dim).transpose(1, 2) for state in states)
+        q, k, v = (state.unflatten(0, (rows, length)).transpose(1, 2) for state in states)
         mask = None
         if sliding_window is not None and length > sliding_window:
             position = torch.arange(length, device=q.device)
-            mask = (position[:, None] - position[None, :]).abs() < sliding_window
-        output = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scaling)
-        outputs.append(output.transpose(1, 2).reshape(rows * length, heads, head_dim))
+            distance = position[:, None] - position[None, :]
+            mask = (distance.abs() < sliding_window) & (distance >= 0 if causal else True)
+        output = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=dropout, scale=scaling, is_causal=causal and mask is None
+        )
+        outputs.append(output.transpose(1, 2).flatten(0, 1))
     return torch.cat(outputs)[None], None
 
 
@@ -86,6 +103,7 @@ def jagged_attention(
     row_offsets: Tensor,
     scaling: float | None,
     dropout: float,
+    causal: bool = False,
 ) -> Tensor:
     """The same in one kernel for all rows, for a GPU, which at these sizes waits for launches and not for arithmetic."""
     jagged = [
@@ -97,7 +115,7 @@ def jagged_attention(
         ).transpose(1, 2)
         for tensor in (query, key, value)
     ]
-    output = F.scaled_dot_product_attention(*jagged, dropout_p=dropout, scale=scaling)
+    output = F.scaled_dot_product_attention(*jagged, dropout_p=dropout, scale=scaling, is_causal=causal)
     return output.transpose(1, 2).contiguous().values()[None]
 
 
@@ -105,7 +123,7 @@ def pack(model: SentenceTransformer, train_dtype: torch.dtype | None = None) -> 
     """Make a model spend its time on real tokens, in training and in encoding, and train in ``train_dtype``.
 
     The change is to this object alone, and to how many compiled kernels the process keeps; what is saved is the same as
-    before. Models without attention (static embeddings) and batches other than padded text are left as they are.
+    before. Models without token embeddings (static ones, CLIP) and batches other than padded text stay as they are.
 
     Args:
         model: The model; it is changed in place.
@@ -116,48 +134,54 @@ def pack(model: SentenceTransformer, train_dtype: torch.dtype | None = None) -> 
         The same model.
 
     Raises:
-        RunError: The model's embeddings are not finite.
+        RunError: The model cannot embed a text, or its embeddings are not finite.
     """
     transformer = model[0]
     if not hasattr(transformer, "auto_model") or isinstance(transformer.__dict__.get("forward"), _Forward):
+        return model
+    if getattr(transformer, "module_output_name", "token_embeddings") != "token_embeddings":
         return model
     # bfloat16 on a CPU has a kernel compiled for each new shape, as each packed batch is, and would keep 1,024 of them, 0.7 MiB each
     for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
         os.environ.setdefault(cache, str(KERNELS))
     forward = _Forward(transformer, train_dtype)
-    before = _embed(model)
-    if not torch.isfinite(before).all():
+    try:
+        alone = torch.cat([_embed(model, [text]) for text in TRIAL])
+    except Exception as error:  # of a stranger's architecture, or of token ids that the embeddings do not have
+        raise RunError(f"the model cannot embed a text: {type(error).__name__}: {one_line(error, 200)}") from None
+    if not torch.isfinite(alone).all():
         raise RunError("the model gives NaN or infinite embeddings: its weights are corrupt")
     transformer.forward = forward
-    if not (forward.use_packing() and _same(before, model)):
+    if not (forward.use_packing() and _same(alone, model)):
         forward.use_chunks()
         logger.info("%s cannot be packed: running rows sorted by length instead", type(transformer.auto_model).__name__)
     return model
 
 
-def _embed(model: SentenceTransformer) -> Tensor:
+def _embed(model: SentenceTransformer, texts: Sequence[str]) -> Tensor:
     training = model.training
     model.eval()
     with torch.no_grad():
         features = {
             key: value.to(model.device) if isinstance(value, Tensor) else value
-            for key, value in model.preprocess(list(TRIAL)).items()
+            for key, value in model.preprocess(list(texts)).items()
         }
         embeddings = model(features)["sentence_embedding"]
     model.train(training)
     return embeddings.float()
 
 
-def _same(before: Tensor, model: SentenceTransformer) -> bool:
+def _same(alone: Tensor, model: SentenceTransformer) -> bool:
+    """Whether the texts of the trial, embedded as one batch, have the embeddings that each has alone."""
     try:
-        after = _embed(model)
+        together = _embed(model, TRIAL)
     except (TypeError, RuntimeError, ValueError, IndexError) as error:  # the architecture lacks an argument or a shape
         logger.debug("packing failed: %s", error)
         return False
-    exact = next(model.parameters()).dtype == torch.float32 and before.device.type == "cpu"
+    exact = next(model.parameters()).dtype == torch.float32 and alone.device.type == "cpu"
     tolerance = 1e-4 if exact else 3e-2  # GPUs may use TF32
-    return after.shape == before.shape and torch.allclose(
-        before, after, atol=tolerance * float(before.abs().max()), rtol=0
+    return together.shape == alone.shape and torch.allclose(
+        alone, together, atol=tolerance * float(alone.abs().max()), rtol=0
     )
 
 
@@ -183,6 +207,9 @@ class _Forward:
         register()  # in another process, which encodes beside this one
 
     def use_packing(self) -> bool:
+        config = self.transformer.auto_model.config
+        if not set(getattr(config, "layer_types", None) or ()) <= KNOWN_LAYERS:
+            return False
         try:
             self.transformer.auto_model.set_attn_implementation(ATTENTION)
         except (ValueError, AttributeError, ImportError):

@@ -7,6 +7,7 @@ import logging
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from common.config import ROOT
-from common.errors import one_line
+from common.errors import one_line, writing
 from common.redact import redact, redact_values
 
 logger = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ PACKAGES = (
     "transformers",
     "sentence-transformers",
     "datasets",
+    "peft",
     "mteb",
     "accelerate",
     "numpy",
@@ -62,6 +64,26 @@ def write_atomically(path: Path, text: str) -> None:
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def folder_atomically(path: Path, advice: str) -> Iterator[Path]:
+    """A folder to write into, which takes the place of ``path`` at the end: that appears complete or not at all.
+
+    Raises:
+        RunError: It could not be written; the message ends with ``advice``.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        with writing(path, advice):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield partial
+            shutil.rmtree(path, ignore_errors=True)
+            partial.rename(path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
         raise
 
 

@@ -1,4 +1,4 @@
-"""Score models on MTEB tasks at every Matryoshka dimension, from one encode, and say which dimension to deploy.
+"""Score models on MTEB tasks at every Matryoshka dimension, encoding each text once, and recommend which to deploy.
 
     python evaluation/evaluate_mteb.py --model_name Omartificial-Intelligence-Space/GATE-AraBert-v0
     python evaluation/evaluate_mteb.py --model_name output/my-model/final --subsets ar-ar en-ar en-en
@@ -6,7 +6,7 @@
     python evaluation/evaluate_mteb.py --model_name A --benchmark "MTEB(Multilingual, v2)" --languages ara
 
 Writes report.html and report.md, summary.csv, a table, a plot, and mteb's result files into --output_dir. Every score
-equals that of SentenceTransformer(model, truncate_dim=d) in mteb.
+equals what mteb gives for SentenceTransformer(model, truncate_dim=d).
 """
 
 from __future__ import annotations

@@ -7,4 +7,5 @@ bash scripts/setup.sh requirements-dev.txt
 bin="${VENV:-.venv}/bin"
 "$bin/ruff" check .
 "$bin/ruff" format --check .
-exec "$bin/python" -m pytest "$@"
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # the processes share the cores
+exec "$bin/python" -m pytest -n auto --maxprocesses 4 --dist loadfile "$@"

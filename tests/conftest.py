@@ -19,7 +19,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.helpers import ROOT, read_jsonl, says, write_datasets, write_models
+from tests.helpers import ROOT, read_jsonl, says, triplets, write, write_datasets, write_models
 from tests.hub import Hub
 
 
@@ -129,6 +129,18 @@ def warm(hub, tmp_path_factory):
 
         yield run
         server.stdin.close()
+
+
+@pytest.fixture(scope="session")
+def trained(hub, tiny_model, groups, warm, tmp_path_factory) -> Path:
+    """The final model of a short training at 64, 32 and 16 dimensions. Copy it before changing it."""
+    folder = tmp_path_factory.mktemp("trained")
+    data = write(folder / "triplets.jsonl", triplets(groups[:48], "en"))
+    flags = ("--train_data", data, "--dev_data", "none", "--matryoshka_dims", "64", "32", "16", "--precision", "fp32")
+    flags += ("--per_device_train_batch_size", "16", "--learning_rate", "1e-3", "--output_dir", folder / "run")
+    done = warm("training/matryoshka_nli.py", tiny_model, *flags)
+    assert done.code == 0, done.err
+    return folder / "run/final"
 
 
 @pytest.fixture

@@ -253,6 +253,47 @@ def write_models(folder: Path, texts: list[str]) -> None:
     pieces = [*wordpiece.get_vocab(), *letters, *(f"##{letter}" for letter in letters)]
     write_bert(english, BertTokenizerFast(vocab={piece: i for i, piece in enumerate(pieces)}, model_max_length=128))
     sentence_model(english).save_pretrained(str(folder / "sentence-transformers/all-MiniLM-L6-v2"))
+    sentence_model(unigram_bert(folder / "tiny/unigram-bert", texts)).save_pretrained(
+        str(folder / "intfloat/multilingual-e5-small")
+    )
+
+
+def unigram_bert(folder: Path, texts: list[str]) -> Path:
+    """A tiny BERT with the tokenizer of XLM-RoBERTa: <s>, <pad>, </s>, <unk> first, <mask> last, and rows that no piece uses."""
+    import torch
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    trainer = trainers.UnigramTrainer(vocab_size=900, special_tokens=special, unk_token="<unk>", show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    state = json.loads(tokenizer.to_str())
+    state["model"]["vocab"].append(["<mask>", 0.0])
+    tokenizer = Tokenizer.from_str(json.dumps(state))
+    tokenizer.post_processor = processors.TemplateProcessing("<s> $A </s>", None, [("<s>", 0), ("</s>", 2)])
+    names = {
+        "cls_token": "<s>",
+        "sep_token": "</s>",
+        "pad_token": "<pad>",
+        "unk_token": "<unk>",
+        "mask_token": "<mask>",
+    }
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=128, **names).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=tokenizer.get_vocab_size() + 35,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=128,
+        max_position_embeddings=128,
+        pad_token_id=1,
+    )
+    BertModel(config).save_pretrained(folder)
+    return folder
 
 
 def static_model(seed=0, width=32, **arguments):
@@ -288,10 +329,13 @@ class Counting:
 def tokens_seen(model: SentenceTransformer, texts: list[str]) -> int:
     """How many positions the first layer's matrix products work on."""
     import torch
+    from transformers.pytorch_utils import Conv1D  # GPT-2's
 
     seen = []
     layer = next(
-        m for n, m in model[0].auto_model.named_modules() if isinstance(m, torch.nn.Linear) and "embedding" not in n
+        module
+        for name, module in model[0].auto_model.named_modules()
+        if isinstance(module, (torch.nn.Linear, Conv1D)) and "embedding" not in name
     )
     handle = layer.register_forward_hook(lambda module, inputs, output: seen.append(output[..., 0].numel()))
     model.encode(texts, batch_size=64)

@@ -117,7 +117,7 @@ CASES = {
     "token in the training arguments": config(NLI, {"training_arguments": {"hub_token": "x"}}, "'hub_token' … checkpoint", 2, "{model} --dev_data none --train_data {good_triplets}"),
     # data: refused
     "data that is missing": Case(STS, SCORE + "none.csv", "none.csv … no such file", 2),
-    "data that is a folder": Case(STS, SCORE, "is a folder", 2),
+    "data that is a folder": Case(STS, SCORE, "the folder has no file … .csv … save_to_disk", 2),
     "data of another ending": pairs("x.xlsx", "a", "x.xlsx … .csv", 2),
     "empty csv": pairs("x.csv", "", "empty"),
     "empty jsonl": pairs("x.jsonl", "", "empty"),
@@ -149,7 +149,7 @@ CASES = {
     "constant scores": pairs("x.csv", HEAD + "word1,word2,2\nword3,word4,2\nword5,word6,2\n", "every score is 2"),
     "one row": pairs("x.csv", HEAD + "word1,word2,2\n", "1 scored pair … 3"),
     "subset of a thousand characters": pairs("x.jsonl", jsonl(*[r | {"subset": "s" * 1000} for r in GOOD_ROWS]), "'subset' … 100"),
-    "training on one row": training("x.csv", "anchor,positive\nword1,word2\n", "one row … 2"),
+    "training on one row": training("x.csv", "anchor,positive\nword1,word2\n", "one usable row … 2"),
     "training on scored pairs": training("x.csv", THREE, "'anchor' … sentence1, sentence2, score"),
     "training on an empty text": training("x.csv", TRIPLETS + "word1,\n", "row 5 … 'positive' … empty"),
     "training on numbers": training("x.jsonl", jsonl({"anchor": 1, "positive": "a"}, {"anchor": 2, "positive": "b"}), "'anchor' … int64 … text"),
@@ -341,7 +341,7 @@ def transformer_case(folder: Path, kind: str) -> None:
         ("NaN weights", "NaN"),
         ("weights of another shape", "cannot be loaded"),
         ("a tokenizer alone", "cannot be loaded"),
-        ("a reranker", "is a reranker, not an embedding model"),
+        ("a reranker", "says that it is a cross-encoder or classifier"),
     ],
 )
 def test_models_that_are_none(warm, good, tiny_model, tmp_path, script, kind, said):

@@ -10,11 +10,13 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from common.errors import RunError
-from tests.conftest import write_dataset
+from tests.helpers import write_dataset
 from training.utils.data_loading import load_training_data
 from training.utils.losses import make_loss
 from training.utils.options import DatasetEntry
 from training.utils.sampling import Collator, GlobalBatchSampler
+
+NLI = "training/matryoshka_nli.py"
 
 
 def load(tmp_path, rows, loss="mnrl", drop=False, **more):
@@ -273,3 +275,17 @@ def test_a_run_with_uneven_negatives_trains_and_says_what_it_reads(call, tiny_mo
     assert "24 rows of anchor, positive, negative_1, negative_2; every column is used" in done.err
     record = json.loads((tmp_path / "run/run.json").read_text())
     assert record["steps"] == 4
+
+
+def test_the_columns_of_train_data_can_be_named(call, fails, tmp_path, tiny_model):
+    rows = [{"q": f"the man {i}", "a": f"man number {i}", "n": f"a dog {i}"} for i in range(8)]
+    data, config = tmp_path / "rows.jsonl", tmp_path / "c.json"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config.write_text(json.dumps({"columns": {"anchor": "q", "positive": "a", "negative": "n"}}))
+    flags = ("--dev_data", "none", "--max_steps", "1", "--per_device_train_batch_size", "4", "--matryoshka_dims", "16")
+    flags += ("--output_dir", tmp_path / "run", "--config", config)
+    fails(2, "'columns' … --train_data", NLI, tiny_model, *flags)
+    done = call(NLI, tiny_model, *flags, "--train_data", data)
+    assert done.code == 0, done.err
+    (dataset,) = json.loads((tmp_path / "run/run.json").read_text())["datasets"].values()
+    assert dataset["columns"] == ["anchor", "positive", "negative"]

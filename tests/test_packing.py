@@ -13,6 +13,7 @@ from sentence_transformers.sentence_transformer import losses as st
 from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding, Transformer
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
+from common.errors import RunError
 from common.packing import jagged_attention, pack, packed_attention
 from tests.helpers import tokens_seen
 from training.utils.matryoshka_loss import MatryoshkaLoss
@@ -44,6 +45,13 @@ DISTILBERT = {
     "max_position_embeddings": 80,
     "pad_token_id": 0,
 }
+GEMMA = {
+    **SIZES,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "sliding_window": 8,
+    "layer_types": ["sliding_attention", "full_attention"],
+}
 ARCHITECTURES = {
     "Bert": SIZES,
     "Roberta": SIZES,
@@ -53,8 +61,17 @@ ARCHITECTURES = {
     "ModernBert": {**SIZES, "global_attn_every_n_layers": 2, "local_attention": 4},
     "MPNet": SIZES,
     "Qwen2": {**SIZES, "num_key_value_heads": 2},
+    "Qwen3": {**SIZES, "num_key_value_heads": 2, "head_dim": 8},
+    "Llama": {**SIZES, "num_key_value_heads": 1},
+    "Mistral": {**SIZES, "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 4},
+    "GPT2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 80},
+    "Gemma3Text": GEMMA,
+    "EmbeddingGemma": {**GEMMA, "use_bidirectional_attention": True},
+    "BidirectionalQwen3": {**SIZES, "num_key_value_heads": 2, "head_dim": 8, "is_causal": False},
+    "Gemma2": {**GEMMA, "attn_logit_softcapping": 50.0},
 }
-FALLS_BACK = ("MPNet", "Qwen2")  # relative positions; causal attention
+CONFIGS = {"EmbeddingGemma": "Gemma3Text", "BidirectionalQwen3": "Qwen3"}
+FALLS_BACK = ("MPNet", "Gemma2")  # relative positions; logits that are capped
 
 
 @pytest.fixture(scope="module")
@@ -74,14 +91,16 @@ def build(tmp_path_factory, tokenizer):
     """``build("Bert", pooling="cls")``: a model with random weights, the same ones each time, and no dropout."""
     root = tmp_path_factory.mktemp("models")
 
-    def make(name: str, pooling: str = "mean", **tokenizer_options) -> SentenceTransformer:
+    def make(name: str, pooling: str = "mean", **options) -> SentenceTransformer:
         folder = root / name
         if not folder.exists():
             torch.manual_seed(0)
-            config = getattr(transformers, f"{name}Config")(vocab_size=len(tokenizer), **ARCHITECTURES[name])
+            config = getattr(transformers, f"{CONFIGS.get(name, name)}Config")(
+                vocab_size=len(tokenizer), **ARCHITECTURES[name]
+            )
             transformers.AutoModel.from_config(config).save_pretrained(folder)
             tokenizer.save_pretrained(folder)
-        transformer = Transformer(str(folder), **tokenizer_options)
+        transformer = Transformer(str(folder), **options)
         pool = Pooling(transformer.get_embedding_dimension(), pooling_mode=pooling)
         model = SentenceTransformer(modules=[transformer, pool], device="cpu")
         for module in model.modules():
@@ -144,25 +163,43 @@ def test_only_real_tokens_are_worked_on(build, name):
 
 
 @pytest.mark.parametrize("pooling", ["cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"])
-@pytest.mark.parametrize("name", ["Bert", "MPNet"])
+@pytest.mark.parametrize("name", ["Bert", "MPNet", "Qwen3"])
 def test_every_way_of_pooling(build, name, pooling):
     plain, packed = build(name, pooling), pack(build(name, pooling))
     assert packed.encode(TEXTS) == pytest.approx(plain.encode(TEXTS), abs=2e-5, rel=1e-4)
 
 
-@pytest.mark.parametrize("name", ["Bert", "MPNet", "Qwen2"])
+@pytest.mark.parametrize("name", ["Bert", "Qwen3", "GPT2", "Gemma3Text", "Gemma2"])
 def test_padding_on_the_left(build, name):
-    plain, packed = build(name, "lasttoken"), pack(build(name, "lasttoken"))
+    """The embeddings are those of the texts alone, also where a padded batch would count its padding as positions."""
+    packed = pack(build(name, "lasttoken"))
+    packed.tokenizer.padding_side = "left"
+    assert packed.encode(TEXTS) == pytest.approx(build(name, "lasttoken").encode(TEXTS), abs=2e-5, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["Bert", "Qwen3", "EmbeddingGemma"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_models_in_half_precision(build, name, dtype, caplog):
+    plain, packed = (build(name, model_kwargs={"dtype": dtype}) for _ in range(2))
+    with caplog.at_level(logging.INFO, "common.packing"):
+        pack(packed)
+    assert "cannot be packed" not in caplog.text
+    assert next(packed.parameters()).dtype == dtype
+    found, expected = (model.encode(TEXTS, convert_to_tensor=True).float() for model in (packed, plain))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.02 * float(expected.abs().max()))
+
+
+def test_the_padding_token_may_end_texts_too(build):
+    """A decoder that is padded with its end-of-text token, which the tokenizer also appends to each text."""
+    plain, packed = build("Qwen3", "lasttoken"), pack(build("Qwen3", "lasttoken"))
     for model in (plain, packed):
-        model.tokenizer.padding_side = "left"
-    right = build(name, "lasttoken").encode(TEXTS)
-    if name != "Bert":  # whose positions count the padding, unless it is packed
-        assert packed.encode(TEXTS) == pytest.approx(plain.encode(TEXTS), abs=2e-5, rel=1e-4)
-    else:
-        assert packed.encode(TEXTS) == pytest.approx(right, abs=2e-5, rel=1e-4)
+        model.tokenizer.pad_token, model.tokenizer.eos_token = "[SEP]", "[SEP]"
+    found, expected = packed.encode(TEXTS), plain.encode(TEXTS)
+    assert found == pytest.approx(expected, abs=2e-5, rel=1e-4)
+    assert found == pytest.approx(build("Qwen3", "lasttoken").encode(TEXTS), abs=2e-5, rel=1e-4)
 
 
-@pytest.mark.parametrize("name", ["Bert", "Qwen2"])
+@pytest.mark.parametrize("name", ["Bert", "Qwen2", "Gemma2"])
 def test_columns_padded_on_the_left_train_the_same(build, name, monkeypatch):
     """The columns of a batch are of different widths, and run as one."""
     monkeypatch.setattr("common.packing.CHUNK_ROWS", 2)
@@ -196,6 +233,13 @@ def test_what_is_saved_is_the_same(build, tmp_path):
     again = SentenceTransformer(str(folders[1]), device="cpu")
     assert again[0].auto_model.config._attn_implementation != "packed_sdpa"
     assert again.encode(TEXTS) == pytest.approx(build("Bert").encode(TEXTS), abs=2e-5, rel=1e-4)
+
+
+def test_a_model_that_cannot_embed_its_own_tokens_is_refused(build):
+    model = build("Bert")
+    model[0].auto_model.set_input_embeddings(torch.nn.Embedding(4, 32))
+    with pytest.raises(RunError, match="the model cannot embed a text: IndexError"):
+        pack(model)
 
 
 def test_packing_twice_changes_nothing_more(build):
@@ -243,19 +287,57 @@ def test_the_models_of_the_suite_can_be_packed(hub, caplog):
     assert "cannot be packed" not in caplog.text
 
 
-def test_the_kernel_for_gpus_gives_what_the_groups_give():
-    """Values and gradients of the jagged form, which runs on a GPU only when training, tried on the CPU."""
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("key_heads", [4, 2])
+def test_the_kernel_for_gpus_gives_what_the_groups_give(causal, key_heads):
+    """Values and gradients of the jagged form; the CPU has no causal one."""
+    if causal and not torch.cuda.is_available():
+        pytest.skip("causal attention of jagged tensors needs a GPU")
+    device = "cuda" if causal else "cpu"
     torch.manual_seed(0)
     groups, heads, head_dim = [(2, 3), (1, 5), (3, 9)], 4, 8
-    lengths = torch.tensor([length for rows, length in groups for _ in range(rows)])
+    lengths = torch.tensor([length for rows, length in groups for _ in range(rows)], device=device)
     offsets = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
-    states = [torch.randn(1, heads, int(lengths.sum()), head_dim, requires_grad=True) for _ in range(3)]
+    states = [
+        torch.randn(1, n, int(lengths.sum()), head_dim, requires_grad=True) for n in (heads, key_heads, key_heads)
+    ]
     weights = torch.randn(1, int(lengths.sum()), heads, head_dim)
-    found = []
-    for output in (
-        packed_attention(None, *states, None, scaling=0.3, row_groups=groups)[0],
-        jagged_attention(*states, groups, offsets, 0.3, 0.0),
-    ):
-        found.append([output.detach(), *torch.autograd.grad((output * weights).sum(), states)])
-    for one, other in zip(*found, strict=True):
+    grouped = packed_attention(None, *states, None, scaling=0.3, row_groups=groups, is_causal=causal)[0]
+    query, *others = states
+    others = [tensor.repeat_interleave(heads // key_heads, dim=1) for tensor in others]
+    results = []
+    on_device = [tensor.to(device) for tensor in (query, *others)]
+    jagged = jagged_attention(*on_device, groups, offsets, 0.3, 0.0, causal).cpu()
+    for output in (grouped, jagged):
+        results.append([output.detach(), *torch.autograd.grad((output * weights).sum(), states)])
+    for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("window", [None, 3])
+def test_attention_against_its_definition(causal, window):
+    """Each row of a packed sequence against a softmax written out, with the mask built token by token."""
+    torch.manual_seed(0)
+    groups, heads, head_dim = [(2, 2), (1, 7)], 2, 4
+    query, key, value = (torch.randn(1, heads, 11, head_dim) for _ in range(3))
+    found = packed_attention(
+        None, query, key, value, None, scaling=0.5, row_groups=groups, is_causal=causal, sliding_window=window
+    )[0]
+    start = 0
+    for length in (2, 2, 7):
+        row = slice(start, start + length)
+        for head in range(heads):
+            for i in range(length):
+                seen = [j for j in range(length) if (j <= i or not causal) and (window is None or abs(i - j) < window)]
+                scores = 0.5 * key[0, head, row][seen] @ query[0, head, start + i]
+                expected = torch.softmax(scores, 0) @ value[0, head, row][seen]
+                torch.testing.assert_close(found[0, start + i, head], expected, rtol=1e-5, atol=1e-5)
+        start += length
+
+
+@pytest.mark.parametrize("option", ["softcap", "s_aux", "position_bias"])
+def test_attention_refuses_what_it_does_not_compute(option):
+    states = [torch.randn(1, 2, 3, 4) for _ in range(3)]
+    with pytest.raises(ValueError, match=option):
+        packed_attention(None, *states, None, row_groups=[(1, 3)], **{option: torch.ones(1)})

@@ -47,9 +47,9 @@ SOURCES = sorted(
 IMPORTED_AS = {"sklearn": "scikit-learn", "yaml": "pyyaml"}
 
 
-def requirements() -> dict[str, str]:
-    """Names and version bounds of requirements.txt."""
-    lines = [line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
+def requirements(name: str = "requirements.txt") -> dict[str, str]:
+    """Names and version bounds of a requirements file."""
+    lines = [line.split("#")[0].strip() for line in (ROOT / name).read_text().splitlines()]
     found = [re.fullmatch(r"([\w.-]+)(?:\[[\w,-]+\])?(.*)", line) for line in lines if line]
     assert all(found)
     return {match[1].lower(): match[2] for match in found}
@@ -68,7 +68,7 @@ def test_the_licence_is_mit():
 def test_versions_have_upper_bounds_and_torch_is_pinned():
     found = requirements()
     assert found["torch"] == "==2.13.0"
-    for name, bounds in found.items():
+    for name, bounds in (found | requirements("requirements-export.txt")).items():
         assert re.search(r"==|<\d", bounds), f"{name}{bounds} has no upper bound"
     assert {"transformers", "sentence-transformers", "datasets", "mteb"} <= set(found)
 
@@ -76,8 +76,9 @@ def test_versions_have_upper_bounds_and_torch_is_pinned():
 def test_what_is_installed_is_what_is_asked_for():
     from packaging.requirements import Requirement
 
-    for line in (ROOT / "requirements.txt").read_text().splitlines():
-        if line.split("#")[0].strip():
+    lines = [line for path in ROOT.glob("requirements*.txt") for line in path.read_text().splitlines()]
+    for line in lines:
+        if not line.startswith("-r ") and line.split("#")[0].strip():
             wanted = Requirement(line.split("#")[0])
             version = metadata.version(wanted.name)
             assert wanted.specifier.contains(version), f"{wanted} but {version} is installed"
@@ -98,7 +99,7 @@ def test_the_environment_is_python_and_the_requirements():
 
 
 def test_every_package_that_is_imported_is_required():
-    required = set(requirements())
+    required = set(requirements()) | set(requirements("requirements-export.txt"))
     own = {"common", "training", "evaluation", "benchmarks", "tests"}
     # what comes with a required package as that package's own foundation
     along = {"huggingface_hub", "tokenizers", "safetensors", "accelerate", "tqdm", "sklearn", "jinja2"}

@@ -38,11 +38,15 @@ def main(argv: list[str] | None = None) -> None:
 
     from common.packing import pack
     from evaluation.utils.dev_evaluator import MatryoshkaEvaluator
-    from training.utils.data_loading import load_dev_sets, load_training_data
+    from training.utils.crosslingual import with_translations
+    from training.utils.data_loading import load_training_data
+    from training.utils.dev_data import load_development_data
     from training.utils.final_model import finish
     from training.utils.leaks import drop_leaks
     from training.utils.losses import fit_weights, make_loss
     from training.utils.model_utils import choose_precision, load_base_model
+    from training.utils.prefix_map import add_prefix_map
+    from training.utils.prompts import choose_prompts
     from training.utils.run_folder import (
         clear_run_folder,
         make_record,
@@ -53,6 +57,7 @@ def main(argv: list[str] | None = None) -> None:
     from training.utils.teacher import add_targets
     from training.utils.trainer import MatryoshkaTrainer
     from training.utils.training_arguments import check_training_arguments, make_training_arguments
+    from training.utils.weight_averaging import average_weights, copy_weights
 
     folder = run_folder(config, "hybrid_training")
     check_training_arguments(config, folder)
@@ -62,11 +67,13 @@ def main(argv: list[str] | None = None) -> None:
     # 2. The data: the mixture, and dev and test sets; training rows that share a sentence with those are removed
     train_datasets = DatasetDict(
         {
-            name: load_training_data(entry, config.max_train_samples, config.drop_unusable_rows)
+            name: with_translations(
+                load_training_data(entry, config.max_train_samples, config.drop_unusable_rows), entry
+            )
             for name, entry in config.datasets.items()
         }
     )
-    dev_sets, test_sets = load_dev_sets(config.dev_data, "en")
+    dev_sets, test_sets, dev_check = load_development_data(config, "en")
     entries = {name: (entry, train_datasets[name]) for name, entry in config.datasets.items()}
     kept, leaks = drop_leaks(entries, dev_sets | test_sets, config.keep_leaks)
     train_datasets = DatasetDict(kept)
@@ -85,7 +92,8 @@ def main(argv: list[str] | None = None) -> None:
     for name, entry in config.datasets.items():
         if "teacher" in LOSSES[entry.loss].keys:
             teacher = entry.teacher or config.model_name
-            train_datasets[name] = add_targets(train_datasets[name], teacher, width, **loading_options(config))
+            same_width = width if entry.target == "embeddings" else None
+            train_datasets[name] = add_targets(train_datasets[name], teacher, same_width, **loading_options(config))
 
     # 6. The losses: for each data set its own, at every dimension
     losses = {
@@ -105,19 +113,21 @@ def main(argv: list[str] | None = None) -> None:
     # 7. The evaluator: dev scores at every dimension, and their mean
     evaluator = MatryoshkaEvaluator(dev_sets, dims) if dev_sets else None
 
-    # 8. The training arguments, and how the data sets are mixed
+    # 8. The prompts and the training arguments, and how the data sets are mixed
     metric = evaluator.primary_metric if evaluator else None
-    args = make_training_arguments(config, folder, precision, metric)
+    prompts = choose_prompts(config, model, train_datasets)
+    args = make_training_arguments(config, folder, precision, metric, prompts=prompts)
     weights_of_sets = [entry.weight for entry in config.datasets.values()]
     mixing = config.multi_dataset_batch_sampler if None in weights_of_sets else weights_of_sets
 
     # 9. The folder of the run: with --overwrite_output_dir an earlier run is removed here, then this one's record is written
     entries = {name: (entry, train_datasets[name]) for name, entry in config.datasets.items()}
-    record = make_record(folder, config, model, dims, entries, dev_sets | test_sets, leaks)
+    record = make_record(folder, config, model, dims, entries, dev_sets | test_sets, leaks | {"dev_sets": dev_check})
     clear_run_folder(folder, config)
     write_beginning(record, model, config)
 
     # 10. Train
+    start = copy_weights(model) if config.start_share else None
     trainer = MatryoshkaTrainer(
         model=model,
         args=args,
@@ -129,7 +139,13 @@ def main(argv: list[str] | None = None) -> None:
     )
     result = trainer.train(resume_from_checkpoint=checkpoint)
 
-    # 11. Score the final model, save it with its card, and print its path
+    # 11. Average the weights with those before training; rotate the embeddings for the prefixes
+    if start is not None:
+        average_weights(trainer.model, start, config.start_share)
+    if config.prefix_map and trainer.is_world_process_zero():
+        add_prefix_map(trainer.model, train_datasets.values(), dims, weights, config.seed)
+
+    # 12. Score the final model, save it with its card, and print its path
     finish(trainer, result, record, config, dims, dev_sets, test_sets)
 
 

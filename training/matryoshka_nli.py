@@ -4,8 +4,8 @@
     python training/matryoshka_nli.py aubmindlab/bert-base-arabertv02 --language ar
     python training/matryoshka_nli.py MODEL --train_data my_triplets.csv
 
-MultipleNegativesRankingLoss inside MatryoshkaLoss; the checkpoint with the best mean dev score over the dimensions becomes
-<output_dir>/final, whose path is the last line of standard output.
+Trains with MultipleNegativesRankingLoss inside MatryoshkaLoss. The checkpoint with the best mean dev score over the dimensions becomes
+<output_dir>/final; its path is the last line of standard output.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from common.config import load_config
 from common.dims import check_dims, fit_dims
 from common.errors import run
 from common.script import set_up_logging
-from training.utils.option_checks import check_training
+from training.utils.option_checks import check_nli, check_training
 from training.utils.options import DatasetEntry, MatryoshkaNLIConfig
 
 
@@ -30,17 +30,21 @@ def main(argv: list[str] | None = None) -> None:
     config = load_config(MatryoshkaNLIConfig, __doc__, argv, positional="model_name")
     check_dims("--matryoshka_dims", config.matryoshka_dims)
     check_training(config)
+    check_nli(config)
     set_up_logging()
 
     from transformers import set_seed
 
     from common.packing import pack
     from evaluation.utils.dev_evaluator import MatryoshkaEvaluator
-    from training.utils.data_loading import NLI_TRIPLETS, load_dev_sets, load_training_data
+    from training.utils.data_loading import NLI_TRIPLETS, load_training_data
+    from training.utils.dev_data import load_development_data
     from training.utils.final_model import finish
     from training.utils.leaks import drop_leaks
     from training.utils.losses import fit_weights, make_loss
     from training.utils.model_utils import choose_precision, load_base_model
+    from training.utils.prefix_map import add_prefix_map
+    from training.utils.prompts import choose_prompts
     from training.utils.run_folder import (
         clear_run_folder,
         make_record,
@@ -50,6 +54,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     from training.utils.trainer import MatryoshkaTrainer
     from training.utils.training_arguments import check_training_arguments, make_training_arguments
+    from training.utils.weight_averaging import average_weights, copy_weights
 
     folder = run_folder(config, "matryoshka_nli")
     check_training_arguments(config, folder)
@@ -58,11 +63,11 @@ def main(argv: list[str] | None = None) -> None:
 
     # 2. The data: triplets (or pairs), and dev and test sets; training rows that share a sentence with those are removed
     if config.train_data is not None:
-        entry = DatasetEntry(config.train_data, "mnrl", scale=config.scale)
+        entry = DatasetEntry(config.train_data, "mnrl", columns=config.columns, scale=config.scale)
     else:
         entry = dataclasses.replace(NLI_TRIPLETS[config.language], scale=config.scale)
     train_dataset = load_training_data(entry, config.max_train_samples, config.drop_unusable_rows)
-    dev_sets, test_sets = load_dev_sets(config.dev_data, config.language)
+    dev_sets, test_sets, dev_check = load_development_data(config, config.language)
     kept, leaks = drop_leaks({entry.path: (entry, train_dataset)}, dev_sets | test_sets, config.keep_leaks)
     train_dataset = kept[entry.path]
 
@@ -85,17 +90,19 @@ def main(argv: list[str] | None = None) -> None:
     # 6. The evaluator: dev scores at every dimension, and their mean
     evaluator = MatryoshkaEvaluator(dev_sets, dims) if dev_sets else None
 
-    # 7. The training arguments
+    # 7. The prompts, and the training arguments
     metric = evaluator.primary_metric if evaluator else None
-    args = make_training_arguments(config, folder, precision, metric)
+    prompts = choose_prompts(config, model, {entry.path: train_dataset})
+    args = make_training_arguments(config, folder, precision, metric, prompts=prompts)
 
     # 8. The folder of the run: with --overwrite_output_dir an earlier run is removed here, then this one's record is written
     entries = {entry.path: (entry, train_dataset)}
-    record = make_record(folder, config, model, dims, entries, dev_sets | test_sets, leaks)
+    record = make_record(folder, config, model, dims, entries, dev_sets | test_sets, leaks | {"dev_sets": dev_check})
     clear_run_folder(folder, config)
     write_beginning(record, model, config)
 
     # 9. Train
+    start = copy_weights(model) if config.start_share else None
     trainer = MatryoshkaTrainer(
         model=model,
         args=args,
@@ -106,7 +113,13 @@ def main(argv: list[str] | None = None) -> None:
     )
     result = trainer.train(resume_from_checkpoint=checkpoint)
 
-    # 10. Score the final model, save it with its card, and print its path
+    # 10. Average the weights with those before training; rotate the embeddings for the prefixes
+    if start is not None:
+        average_weights(trainer.model, start, config.start_share)
+    if config.prefix_map and trainer.is_world_process_zero():
+        add_prefix_map(trainer.model, [train_dataset], dims, weights, config.seed)
+
+    # 11. Score the final model, save it with its card, and print its path
     finish(trainer, result, record, config, dims, dev_sets, test_sets)
 
 

@@ -39,6 +39,7 @@ class MatryoshkaEvaluator(BaseEvaluator):
         super().__init__()
         self.primary_metric = PRIMARY_METRIC
         self.sets, self.dims, self.batch_size = sets, dims, batch_size
+        self.embeddings: dict[str, list[np.ndarray]] = {}  # of the last call: both columns of each set, full width
         # These only name each line of the model card's table; one for each line, since the card groups by evaluator.
         self._card: dict[tuple[str, int], BaseEvaluator] = {}
         for name, rows in sets.items():
@@ -63,7 +64,7 @@ class MatryoshkaEvaluator(BaseEvaluator):
         metrics: dict[str, float] = {}
         for name, rows in self.sets.items():
             columns = ("sentence1", "sentence2") if is_scored(rows) else ("source", "target")
-            first, second = self._embed(model, *(rows[column] for column in columns))
+            first, second = self.embeddings[name] = self._embed(model, *(rows[column] for column in columns))
             for dim in self.dims:
                 if is_scored(rows):
                     scores = sts_scores(first[:, :dim], second[:, :dim], rows["score"])

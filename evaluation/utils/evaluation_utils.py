@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from common.config import as_dict
 from common.dims import fit_dims
 from common.models import ModelIdentity, check_devices, identify, unique_identities
+from common.prompts import prompt_name
 from common.records import RunRecord
 from evaluation.utils.analysis.calibration import calibration_id, calibration_texts
 from evaluation.utils.analysis.cost import encode_ms, search_times
@@ -40,8 +41,12 @@ def run_evaluation(config: EvalConfig, scorer: Scorer) -> None:
 
     # 1. Which models, and whether their results are there already
     check_devices(config.device)
-    compared = unique_identities([identify(name) for name in config.model_name])
-    baselines = [] if config.baseline_model is None else [identify(config.baseline_model)]
+    compared = unique_identities([identify(name, config.max_seq_length, config.prompts) for name in config.model_name])
+    baselines = (
+        []
+        if config.baseline_model is None
+        else [identify(config.baseline_model, config.max_seq_length, config.prompts)]
+    )
     identities = unique_identities(compared + baselines)
     fitted_on = None if config.calibration_data is None else calibration_id(config.calibration_data)
     fingerprint = run_fingerprint(as_dict(config), identities, str(fitted_on), *scorer.data_files)
@@ -52,6 +57,7 @@ def run_evaluation(config: EvalConfig, scorer: Scorer) -> None:
 
     # 2. The test data, and the record of the run
     datasets = scorer.load_data()
+    _report_unused_prompts(config.prompts, scorer.encoded_as())
     names = display_names((identity.name, identity.revision) for identity in identities)
     record = RunRecord(
         output_dir / "run.json",
@@ -95,13 +101,21 @@ def run_evaluation(config: EvalConfig, scorer: Scorer) -> None:
         )
     )
     if config.update_model_card:
-        update_model_cards(analyses, scorer.hub_datasets())
+        update_model_cards(analyses, scorer.hub_datasets(), config.max_loss)
     if scorer.warning:
         print(scorer.warning)
     print(
         f"{output_dir}: report.html and report.md open with the answer; summary.csv, table.md, plot.png; "
         f"{scorer.result_files}"
     )
+
+
+def _report_unused_prompts(prompts: str | dict[str, str] | None, encoded_as: list[tuple[str, str, str | None]]) -> None:
+    if isinstance(prompts, dict):
+        used = {prompt_name(prompts, *task) for task in encoded_as}
+        for name in [name for name in prompts if name not in used]:
+            tasks = ", ".join(dict.fromkeys(f"{task} ({task_type})" for task, task_type, _ in encoded_as))
+            logger.warning("--prompts: %r applies to nothing that is encoded here: %s", name, tasks)
 
 
 def _evaluate_model(

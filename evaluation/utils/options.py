@@ -15,22 +15,42 @@ STS_TASKS = ("STS17", "STS22", "STS22.v2", "STSBenchmark")
 class EvalConfig(Config):
     defaults_file: ClassVar[str] = "eval_config.json"
 
-    model_name: Annotated[list[str], Key("models to score: names on the Hub or folders on disk", path=True)]
-    subsets: Annotated[list[str], Key("subsets to score; a task that has none of them keeps its default ones")]
+    model_name: Annotated[list[str], Key("models to score (required): names on the Hub or folders on disk", path=True)]
+    subsets: Annotated[
+        list[str], Key("subsets to score; a task that has none of these is scored on its default subsets")
+    ]
     dims: Annotated[
-        list[int], Key("dimensions to score; the full width is always added, and defaults above it are dropped")
+        list[int],
+        Key("dimensions to score; the model's full width is always added, and default dimensions above it are skipped"),
     ]
     output_dir: Annotated[
         str, Key("folder for the report, summary.csv, table.md, plot.png, run.json and the result files", path=True)
     ]
-    trust_remote_code: Annotated[bool, Key("run Python code that comes with a model; only if you have read it")]
+    trust_remote_code: Annotated[
+        bool, Key("run the Python code that comes with a model; do this only for code that you have read")
+    ]
     allow_pickle: Annotated[
         bool,
-        Key("read pickled weights, which can run any code, where a model has no safetensors; only if you trust it"),
+        Key(
+            "load pickled weights if a model has no safetensors; a pickle can run any code, so do this only for models that you trust"
+        ),
+    ]
+    max_seq_length: Annotated[
+        int | None, Key("truncate texts to N tokens; the model's own limit by default", minimum=1)
+    ]
+    prompts: Annotated[
+        str | dict[str, str] | None,
+        Key(
+            "prompt to put before each text, in place of those stored in the model: a string, or a JSON object keyed by mteb task "
+            'name or type, such as {"STS": "query: "} (for retrieval: "query" and "document")'
+        ),
     ]
     batch_size: Annotated[int, Key("texts in a forward pass", minimum=1)]
     device: Annotated[
-        list[str], Key("devices to encode on, such as cuda:0 cuda:1; with several, each has its own process")
+        list[str],
+        Key(
+            "devices to encode on, such as cuda:0 cuda:1, with a process for each if there are several; by default a GPU if there is one"
+        ),
     ]
     dtype: Annotated[
         str, Key("precision of the weights and the forward pass", choices=("float32", "bfloat16", "float16"))
@@ -42,16 +62,16 @@ class EvalConfig(Config):
     calibration_data: Annotated[
         str | None,
         Key(
-            "texts that are not the test set, for PCA and quantisation: a file, or a Hub data set as path:config:split; "
-            "without it there are no baselines, precisions and shortlists",
+            "texts from outside the test sets, to fit PCA and the int8 ranges on: a file, or a Hub data set as path:config:split; "
+            "with 'none' the report has no baselines, quantised vectors or shortlists",
             path=True,
         ),
     ]
     max_loss: Annotated[
         float,
         Key(
-            "points of the mean score that may be lost against the full width of the best model compared; the report recommends "
-            "the smallest vector that is shown, with 95% confidence, to lose no more",
+            "largest acceptable loss, in points of the mean score, against the full width of the best model; the report recommends "
+            "the smallest vector that is shown, with 95% confidence, to lose no more than this",
             minimum=0,
         ),
     ]
@@ -62,12 +82,12 @@ class EvalConfig(Config):
 @dataclass
 class MTEBConfig(EvalConfig):
     tasks: Annotated[list[str], Key("mteb tasks to score, by name")]
-    benchmark: Annotated[str | None, Key("score all text tasks of this mteb benchmark instead")]
+    benchmark: Annotated[str | None, Key("score all text tasks of this mteb benchmark, instead of --tasks")]
     languages: Annotated[
         list[str],
         Key(
-            "only subsets with one of these languages (ISO 639-3: ara, eng); without --tasks and --benchmark, every text "
-            "task of mteb that has them"
+            "score only subsets in one of these languages (ISO 639-3 codes, such as: ara eng); with neither --tasks nor --benchmark, every text "
+            "task of mteb with such a subset"
         ),
     ]
 

@@ -20,6 +20,8 @@ import numpy as np
 if TYPE_CHECKING:
     from datasets import Dataset
 
+SMALL = 8  # a batch is small where it has less than this part of the rows asked for
+DONORS = 4  # batches to ask for a row before a small one stays small
 PAIR = ("anchor", "positive")
 MOST_BATCHES = 2**32  # a text's number is a multiple of this, so that text + batch is a number of its own
 PROBES = 64  # batches, or rows of a batch, to try before looking elsewhere
@@ -59,9 +61,9 @@ def _number_texts(dataset: Dataset, columns: list[str]) -> np.ndarray:
     import pyarrow.compute as pc
 
     table = dataset.with_format("arrow")
-    chunks = [chunk for name in columns for chunk in pa.chunked_array(_chunks(table[name])).chunks]
-    encoded = pa.chunked_array([chunk.cast(pa.large_string()) for chunk in chunks]).dictionary_encode()
-    encoded = encoded.unify_dictionaries()
+    # one chunk a column: a data set of which rows were removed has one a row, and unifying takes the square of their number
+    texts = [pa.chunked_array(_chunks(table[name])).cast(pa.large_string()).combine_chunks() for name in columns]
+    encoded = pa.chunked_array(texts).dictionary_encode().unify_dictionaries()
     numbers = np.concatenate([chunk.indices.to_numpy() for chunk in encoded.chunks]).astype(np.int64)
     empty = pc.index(encoded.chunk(0).dictionary, pa.scalar("", pa.large_string())).as_py()
     numbers[numbers == empty] = -1
@@ -193,6 +195,26 @@ class Packing:
                     heapq.heappush(largest, (-len(self.batches[other]), other))
         return unused
 
+    def level(self, least: int) -> None:
+        """Fill the batches of fewer than ``least`` rows from the largest: a step of few rows has few negatives."""
+        largest = [(-len(rows), batch) for batch, rows in enumerate(self.batches) if len(rows) > least]
+        heapq.heapify(largest)
+        for batch in [batch for batch, rows in enumerate(self.batches) if 0 < len(rows) < least]:
+            failed: list[tuple[int, int]] = []
+            while len(self.batches[batch]) < least and largest and len(failed) < DONORS:
+                entry = heapq.heappop(largest)
+                rows = self.batches[entry[1]]
+                row = next((row for row in rows[-PROBES:] if self.fits(row, batch)), None)
+                if row is None:
+                    failed.append(entry)
+                    continue
+                self._take(row, entry[1])
+                self._put(row, batch)
+                if len(rows) > least:
+                    heapq.heappush(largest, (-len(rows), entry[1]))
+            for entry in failed:
+                heapq.heappush(largest, entry)
+
     def even_out(self, parts: int) -> list[int]:
         """Move rows until the rows of every batch can be dealt in ``parts`` equal parts; the rows for which there is no place."""
         uneven = deque(
@@ -255,6 +277,8 @@ def pack(rows: list[int], texts: RepeatedTexts, size: int, parts: int, own_negat
     packing = Packing(texts, size)
     packing.add(rows)
     alone = [] if own_negatives else packing.pair_up()
+    if parts == 1:
+        packing.level(size // SMALL)
     uneven = packing.even_out(parts) if parts > 1 else []
     return Epoch([batch for batch in packing.batches if batch], packing.carried, alone, uneven)
 
@@ -271,6 +295,8 @@ def chunk(rows: list[int], size: int, parts: int) -> Epoch:
 
 def split(steps: list[list[int]], count: int, parts: int, smallest: int) -> list[list[int]] | None:
     """The steps as ``count`` steps, the largest split in two; None where those would have fewer than ``smallest`` rows."""
+    if not steps:
+        return None
     heap = [(-len(rows), number, rows) for number, rows in enumerate(steps)]
     heapq.heapify(heap)
     for number in range(len(steps), count):

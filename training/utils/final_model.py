@@ -6,12 +6,16 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.errors import RunError, one_line
+from common.adapters import adapter_of, merge
+from common.errors import RunError
 from common.records import RunRecord
 from evaluation.utils.dev_evaluator import PRIMARY_METRIC, MatryoshkaEvaluator
 from training.utils.checkpoints import resume_command
+from training.utils.dev_data import dev_estimate
+from training.utils.licences import add_licences, licences_of
 from training.utils.options import TrainingConfig
-from training.utils.run_folder import FINAL, save_atomically
+from training.utils.run_folder import ADAPTER, FINAL, save_atomically
+from training.utils.upload import upload
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -30,7 +34,10 @@ def finish(
     dev_sets: dict[str, dict[str, list[Any]]],
     test_sets: dict[str, dict[str, list[Any]]],
 ) -> None:
-    """Score the final model on the dev and test sets, save it with its card and the record, and print its path."""
+    """Score the final model on the dev and test sets, save it with its card and the record, and print its path.
+
+    An adapter is saved next to it and merged: the final model is a plain one.
+    """
     if trainer.state.global_step < trainer.state.max_steps and not trainer.control.should_training_stop:
         raise RunError(
             f"training ended at step {trainer.state.global_step} of {trainer.state.max_steps}: the data ran out of batches"
@@ -39,7 +46,13 @@ def finish(
         return
     model: SentenceTransformer = trainer.model
     folder = Path(trainer.args.output_dir)
+    advice = f"make room and resume with `{resume_command()}`"
+    if adapter_of(model) is not None:
+        save_atomically(model, folder, ADAPTER, [], advice)
+        merge(model)
     scores: dict[str, float] = {}
+    interval: tuple[float, float] | None = None
+    licences = licences_of(entry["path"] for entry in record.values["datasets"].values())
     step = trainer.state.best_global_step or trainer.state.global_step
     for part, sets in (("dev", dev_sets), ("test", test_sets)):
         if sets:
@@ -47,6 +60,9 @@ def finish(
             metrics = evaluator(model, epoch=trainer.state.epoch, steps=step)
             evaluator.log(metrics)
             mean = metrics.pop(evaluator.primary_metric)
+            if part == "dev":
+                interval = dev_estimate(evaluator.embeddings, dev_sets, dims).interval()
+                logger.info("dev mean × 100: %.2f (95%% interval %.2f to %.2f)", *(100 * x for x in (mean, *interval)))
             scores |= metrics | {f"{part}_{evaluator.primary_metric}": mean}
     history = [entry for entry in trainer.state.log_history if f"eval_{PRIMARY_METRIC}" in entry]
     record.write(  # before the final model, whose presence says that the run is complete
@@ -57,17 +73,14 @@ def finish(
         train_samples_per_second=result.metrics.get("train_samples_per_second"),
         train_loss=result.metrics.get("train_loss"),
         scores=scores,
+        dev_interval=interval,
+        licences=licences,
         dev_history=[{"step": entry["step"], PRIMARY_METRIC: entry[f"eval_{PRIMARY_METRIC}"]} for entry in history],
         final_model=FINAL,
     )
-    final = save_atomically(model, folder, FINAL, f"make room and resume with `{resume_command()}`")
+    final = save_atomically(model, folder, FINAL, dims, advice)
+    add_licences(final, licences)
     record.finish()
     if config.push_to_hub:
-        try:
-            url = model.push_to_hub(config.hub_model_id or folder.name, exist_ok=True)
-            logger.info("uploaded to %s", url)
-        except Exception as error:
-            raise RunError(
-                f"the model is trained and saved as {final}, but the upload failed: {one_line(error)}"
-            ) from None
+        logger.info("uploaded: %s", upload(final, config.hub_model_id or folder.name, config.hub_private_repo))
     print(final)

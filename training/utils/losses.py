@@ -19,6 +19,7 @@ from common.packing import pack
 from training.utils.matryoshka_loss import MatryoshkaLoss, merge
 from training.utils.options import DatasetEntry, TrainingConfig
 from training.utils.processes import get_world_size
+from training.utils.similarity_distillation import SimilarityDistillLoss
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -154,8 +155,11 @@ def build_softmax(inputs: LossInputs) -> dict[int, nn.Module]:
 def build_distill(inputs: LossInputs) -> nn.Module:
     """EmbedDistillLoss: turns embeddings towards a teacher's embedding of the first column (Kim et al., 2023,
     https://arxiv.org/abs/2301.12005), those of translations too (Reimers and Gurevych, 2020,
-    https://arxiv.org/abs/2004.09813), and each prefix towards the prefix of the teacher's.
+    https://arxiv.org/abs/2004.09813), and each prefix towards the prefix of the teacher's. With ``similarities`` for the target,
+    every prefix learns the teacher's similarities at full width: see :class:`SimilarityDistillLoss`.
     """
+    if inputs.entry.target == "similarities":
+        return SimilarityDistillLoss(inputs.model)
     return st.EmbedDistillLoss(inputs.model, distance_metric="cosine")
 
 

@@ -71,6 +71,7 @@ class MatryoshkaLoss(st.MatryoshkaLoss):
         embeddings = embed(self.model, features)
         width = embeddings[0].shape[-1]
         labels_are_embeddings = isinstance(labels, Tensor) and labels.ndim in (2, 3) and labels.shape[-1] == width
+        labels_are_embeddings &= not getattr(self.loss_at(self.matryoshka_dims[0]), "full_width_labels", False)
 
         losses: dict[int, Tensor] = {}
         with already_embedded(self.model):

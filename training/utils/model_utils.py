@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 from common.errors import RunError
 from common.models import identify, load_model
+from training.utils.lora import add_lora
 from training.utils.option_checks import check_static
 from training.utils.options import STATIC, TrainingConfig, loading_options
+from training.utils.prune_vocabulary import prune_vocabulary
 from training.utils.vocabulary import extend_vocabulary, normalize_arabic
 
 if TYPE_CHECKING:
@@ -27,30 +29,34 @@ def load_base_model(config: TrainingConfig, *datasets: Dataset) -> SentenceTrans
     """The model to start from: one from the Hub or a folder, or a static one, made from the texts of the training data.
 
     A transformer without pooling gets mean pooling over its tokens. ``--extend_vocabulary`` starts its new word pieces from the
-    translations in the training data.
+    translations in the training data, ``--lora_r`` puts an adapter onto it and freezes everything else.
+
+    Raises:
+        RunError: The model cannot be loaded or has nothing to train, or a key does not fit it.
     """
-    texts = _texts(datasets)  # only read where they are needed
+    texts = texts_of(datasets)  # only read where they are needed
     if config.model_name == STATIC:
         return make_static_model(texts, config.static_embedding_dim, config.static_vocab_size, config.seed)
-    model = load_model(config.model_name, identify(config.model_name), **loading_options(config))
+    identity = identify(config.model_name, config.max_seq_length)
+    model = load_model(config.model_name, identity, **loading_options(config))
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise RunError(
+            f"model {config.model_name}: all of its weights are frozen, so there is nothing to train: give another model"
+        )
     if is_static(model):
         check_static(config)
-    if config.max_seq_length is not None:
-        limit = model.max_seq_length
-        if limit is not None and config.max_seq_length > limit:
-            raise RunError(
-                f"--max_seq_length {config.max_seq_length} is above the {limit} tokens that {config.model_name} can take"
-            )
-        model.max_seq_length = config.max_seq_length
     if config.normalize_arabic:
         normalize_arabic(model)
     if config.extend_vocabulary:
         pairs = _pairs(datasets) if config.align_vocabulary else ()
         extend_vocabulary(model, texts, config.extend_vocabulary, pairs)
+    if config.prune_vocabulary:
+        prune_vocabulary(model, texts_of(datasets))
+    add_lora(model, config)
     return model
 
 
-def _texts(datasets: Iterable[Dataset]) -> Iterator[str]:
+def texts_of(datasets: Iterable[Dataset]) -> Iterator[str]:
     """Every text of some data sets, a column at a time."""
     for dataset in datasets:
         for column in dataset.column_names:

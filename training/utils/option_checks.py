@@ -4,17 +4,36 @@ from __future__ import annotations
 
 from common.data_files import is_file_name
 from common.errors import UsageError
-from training.utils.options import LOSSES, STATIC, DatasetEntry, HybridConfig, TrainingConfig, losses_with
+from training.utils.options import (
+    LOSSES,
+    STATIC,
+    DatasetEntry,
+    HybridConfig,
+    MatryoshkaNLIConfig,
+    TrainingConfig,
+    losses_with,
+)
 
 
 def check_training(config: TrainingConfig) -> None:
     """Raise :class:`UsageError` where two keys contradict each other."""
     if config.max_steps == 0:
         raise UsageError("--max_steps must be at least 1, or -1 for all of num_train_epochs")
+    if config.push_to_hub:
+        from training.utils.upload import check_login  # imports what only an upload needs
+
+        check_login()
     if config.early_stopping_patience is not None and config.dev_data == ["none"]:
         raise UsageError("--early_stopping_patience needs dev data to stop on: with --dev_data none there is none")
+    if config.start_share >= 1:
+        raise UsageError(f"--start_share {config.start_share:g} must be below 1, or nothing of the training is kept")
+    if config.start_share and config.model_name == STATIC:
+        raise UsageError("--start_share needs a pretrained model: new static embeddings start from random numbers")
+    if config.start_share and config.lora_r:
+        raise UsageError("--start_share is for training all weights: lower --lora_alpha to keep less of an adapter")
     if config.model_name == STATIC:
         check_static(config)
+    check_lora(config)
     if config.matryoshka_weights is not None and len(config.matryoshka_weights) != len(config.matryoshka_dims):
         raise UsageError(
             f"--matryoshka_weights has {len(config.matryoshka_weights)} numbers for the {len(config.matryoshka_dims)} of --matryoshka_dims"
@@ -25,6 +44,26 @@ def check_training(config: TrainingConfig) -> None:
         )
 
 
+def check_lora(config: TrainingConfig) -> None:
+    """Raise :class:`UsageError` where a key of LoRA has no effect, or LoRA leaves something untrained that needs training."""
+    if not config.lora_r:
+        for key in ("lora_alpha", "lora_dropout", "lora_target_modules"):
+            if config.is_set(key):
+                raise UsageError(f"--{key} is for LoRA adapters: give --lora_r too, such as 16")
+    if config.lora_dropout >= 1:
+        raise UsageError(f"--lora_dropout {config.lora_dropout} would drop everything: give a number below 1")
+    if config.lora_r and config.extend_vocabulary:
+        raise UsageError(
+            "--extend_vocabulary adds embeddings that need training, and LoRA trains none: give --lora_r 0"
+        )
+
+
+def check_nli(config: MatryoshkaNLIConfig) -> None:
+    """Raise :class:`UsageError` where a key is set that describes data which is not given."""
+    if config.columns is not None and config.train_data is None:
+        raise UsageError("'columns' describes your own data: give it with --train_data")
+
+
 def check_static(config: TrainingConfig) -> None:
     """Raise :class:`UsageError` where a key is given that static embeddings have no use for."""
     if config.mini_batch_size is not None:
@@ -33,9 +72,11 @@ def check_static(config: TrainingConfig) -> None:
         )
     if config.max_seq_length is not None:
         raise UsageError("--max_seq_length has no use for static embeddings: they take texts of any length")
-    if config.extend_vocabulary or config.normalize_arabic:
+    if config.lora_r:
+        raise UsageError("--lora_r is for transformers: static embeddings have no layers to adapt")
+    if config.extend_vocabulary or config.normalize_arabic or config.prune_vocabulary:
         raise UsageError(
-            "--extend_vocabulary and --normalize_arabic are for pretrained transformers: static embeddings learn word pieces of normalised text"
+            "--extend_vocabulary, --prune_vocabulary and --normalize_arabic are for pretrained transformers: static embeddings learn word pieces of normalised text"
         )
 
 
@@ -73,6 +114,8 @@ def check_entry(where: str, entry: DatasetEntry) -> None:
     for key in sorted({key for loss in LOSSES.values() for key in loss.keys} - set(LOSSES[entry.loss].keys)):
         if getattr(entry, key) is not None:
             raise UsageError(f"{where}: {key!r} is for {', '.join(losses_with(key))}, and the loss is {entry.loss}")
+    if entry.translate is not None and entry.translations is None:
+        raise UsageError(f"{where}: 'translate' needs 'translations', the parallel sentences to take them from")
     if (entry.name is not None or entry.split != "train") and is_file_name(entry.path):
         raise UsageError(f"{where}: 'name' and 'split' are for data sets on the Hub, and {entry.path} is a file")
     if entry.directions is not None and "query_to_doc" not in entry.directions:

@@ -53,13 +53,29 @@ LOSSES = {
     "angle": Loss(SCORED, keys=("scale", "score_range")),
     "cosine": Loss(SCORED, keys=("score_range",)),
     "softmax": Loss(CLASSIFIED),
-    "distill": Loss(TAUGHT, TRANSLATION, keys=("teacher",)),
+    "distill": Loss(TAUGHT, TRANSLATION, keys=("teacher", "target")),
 }
+TARGETS = ("embeddings", "similarities")
 
 
 def losses_with(key: str) -> list[str]:
     """The names of the losses that take a key of :class:`DatasetEntry`."""
     return [name for name, loss in LOSSES.items() if key in loss.keys]
+
+
+@dataclass
+class DevEntry:
+    """A dev set: where it is and which of its columns is which."""
+
+    path: Annotated[str, Key("a data set on the Hub, or a file", path=True)]
+    name: Annotated[str | None, Key("the data set's configuration on the Hub")] = None
+    split: Annotated[str, Key("its split")] = "validation"
+    columns: Annotated[
+        dict[str, str] | None,
+        Key(
+            "for each of sentence1, sentence2 and score (or source and target, for translations), its name in the data set"
+        ),
+    ] = None
 
 
 @dataclass
@@ -71,14 +87,20 @@ class TrainingConfig(Config):
         Key("the model to start from: a name on the Hub, a folder, or 'static' for new static embeddings", path=True),
     ]
     trust_remote_code: Annotated[
-        bool, Key("run Python code that comes with a model (also a guide or a teacher); only if you have read it")
+        bool,
+        Key(
+            "run the Python code that comes with a model (or a guide or teacher); do this only for code that you have read"
+        ),
     ]
     allow_pickle: Annotated[
         bool,
-        Key("read pickled weights, which can run any code, where a model has no safetensors; only if you trust it"),
+        Key(
+            "load pickled weights if a model has no safetensors; a pickle can run any code, so do this only for models that you trust"
+        ),
     ]
     matryoshka_dims: Annotated[
-        list[int], Key("dimensions to train; the full width is always added, and defaults above it are dropped")
+        list[int],
+        Key("dimensions to train; the model's full width is always added, and default dimensions above it are skipped"),
     ]
     matryoshka_weights: Annotated[
         list[float] | None,
@@ -91,16 +113,18 @@ class TrainingConfig(Config):
     overwrite_output_dir: Annotated[bool, Key("replace an earlier run in output_dir")]
     resume_from_checkpoint: Annotated[str | None, Key("resume from this checkpoint: a path, or 'latest'", path=True)]
     num_train_epochs: Annotated[float, Key("number of training epochs", above=0)]
-    max_steps: Annotated[int, Key("stop after this many steps; -1 for all of num_train_epochs", minimum=-1)]
+    max_steps: Annotated[int, Key("stop after N steps; -1 to train for num_train_epochs", minimum=-1)]
     per_device_train_batch_size: Annotated[int, Key("rows in a batch, on each device", minimum=2)]
     mini_batch_size: Annotated[
         int | None,
         Key(
-            "rows that mnrl and gist embed at a time (GradCache): memory then depends on these, not on the batch",
+            "embed the batch N rows at a time (GradCache; mnrl and gist only), so that memory depends on N, not on the batch size; by default the whole batch at once",
             minimum=1,
         ),
     ]
-    gradient_accumulation_steps: Annotated[int, Key("batches whose gradients are added up for one step", minimum=1)]
+    gradient_accumulation_steps: Annotated[
+        int, Key("number of batches to accumulate gradients over before each optimizer step", minimum=1)
+    ]
     learning_rate: Annotated[float, Key("peak learning rate", above=0)]
     warmup_steps: Annotated[
         float, Key("steps over which the learning rate rises to its peak (below 1: a fraction of the run)", minimum=0)
@@ -108,15 +132,17 @@ class TrainingConfig(Config):
     self_distillation_weight: Annotated[
         float,
         Key(
-            "weight of the self-distillation loss, by which the similarities at full width teach those at each smaller dimension; 0 for none",
+            "weight of the self-distillation loss, which pulls the similarities at each smaller dimension towards those at full width; 0 turns it off",
             minimum=0,
         ),
     ]
-    max_train_samples: Annotated[int | None, Key("use only the first N rows of each data set", minimum=1)]
+    max_train_samples: Annotated[
+        int | None, Key("use only the first N rows of each data set; by default all", minimum=1)
+    ]
     drop_unusable_rows: Annotated[
         bool,
         Key(
-            "remove rows of your own files that lack a text, a label or a score, instead of refusing the file; such rows of data sets on the Hub are always removed"
+            "drop rows of your own files that lack a text, label or score, instead of stopping with an error; such rows are always dropped from data sets on the Hub"
         ),
     ]
     max_seq_length: Annotated[
@@ -125,24 +151,72 @@ class TrainingConfig(Config):
     normalize_arabic: Annotated[
         bool,
         Key(
-            "remove Arabic diacritics and the tatweel, unify the forms of alef, and write presentation forms as letters; becomes part of the model's tokenizer"
+            "remove Arabic diacritics and the tatweel, unify the forms of alef, and replace Arabic presentation forms with the letters themselves; saved as part of the model's tokenizer"
         ),
     ]
     extend_vocabulary: Annotated[
         int,
         Key(
-            "add up to N word pieces for words of the training texts that the tokenizer splits into letters; 0 for none",
+            "add up to N word pieces for words of the training texts that the tokenizer splits into single letters; 0 adds none",
             minimum=0,
         ),
     ]
     align_vocabulary: Annotated[
         bool,
         Key(
-            "initialise the added word pieces from their translations in the training data, where there are any, instead of their letters"
+            "initialise the word pieces that --extend_vocabulary adds from their translations in the training data, or from their letters if there are none"
+        ),
+    ]
+    prune_vocabulary: Annotated[
+        bool,
+        Key("remove the word pieces that the training texts do not use, and their vectors; single characters are kept"),
+    ]
+    start_share: Annotated[
+        float,
+        Key(
+            "average the trained weights with those before training, which get this share (0.3: 30% before, 70% after); 0 turns it off",
+            minimum=0,
+        ),
+    ]
+    prefix_map: Annotated[
+        bool,
+        Key(
+            "after training, rotate the embeddings so that the smaller dimensions better preserve the full-width similarities, which do not change"
+        ),
+    ]
+    lora_r: Annotated[
+        int,
+        Key(
+            "rank of a LoRA adapter: only the adapter is trained, then merged into the model at the end; 0 trains all weights",
+            minimum=0,
+        ),
+    ]
+    lora_alpha: Annotated[
+        int | None,
+        Key(
+            "LoRA alpha: the adapter's output is multiplied by lora_alpha / lora_r; twice lora_r by default", minimum=1
+        ),
+    ]
+    lora_dropout: Annotated[float, Key("dropout probability on the adapter's inputs, from 0 to below 1", minimum=0)]
+    lora_target_modules: Annotated[
+        list[str] | None,
+        Key(
+            "names of the linear layers to adapt, such as: query value; by default all linear layers in the transformer blocks"
+        ),
+    ]
+    prompts: Annotated[
+        str | dict[str, Any] | None,
+        Key(
+            'prompt to put before each text: a string, or a JSON object with a prompt for each column ({"anchor": "query: "}), each data set, or each column of each data set; saved in '
+            "the model and used for the dev scores; by default the model's own default prompt"
         ),
     ]
     precision: Annotated[
-        str, Key("precision of training; auto uses bf16 or fp16 where the hardware is fast at it", choices=PRECISIONS)
+        str,
+        Key(
+            "training precision; auto picks bf16 or fp16 where the hardware runs it fast, and fp32 elsewhere",
+            choices=PRECISIONS,
+        ),
     ]
     static_embedding_dim: Annotated[int, Key("width of new static embeddings", minimum=1)]
     static_vocab_size: Annotated[
@@ -151,14 +225,17 @@ class TrainingConfig(Config):
     dev_data: Annotated[
         list[str],
         Key(
-            "what the best checkpoint is chosen on: auto (the STS set of --language, or en for a mixture), en, ar, en-ar (translation retrieval), files of scored pairs or of translations, or none",
+            "dev sets for choosing the best checkpoint, one or more of: en or ar (scored pairs), en-ar (translation retrieval), a file of scored pairs or of translations, a Hub data set as path:config:split; or auto (en or ar, as --language says; en for a mixture); or none; pairs that are also in a test set are removed",
             path=True,
         ),
+    ]
+    dev_datasets: Annotated[
+        dict[str, DevEntry], Key("more dev sets by name, with path, name, split and columns (in a file only)")
     ]
     keep_leaks: Annotated[
         bool,
         Key(
-            "keep training rows that share a sentence with the dev and test sets, or (where training data comes from the Hub) with STS17, STS22.v2 and STS-B test"
+            "keep training rows that share a sentence with the dev or test sets or, if any training data comes from the Hub, with STS17, STS22.v2 or the test part of STS-B"
         ),
     ]
     eval_steps: Annotated[
@@ -167,13 +244,17 @@ class TrainingConfig(Config):
     ]
     logging_steps: Annotated[float, Key("report the loss every N steps (below 1: a fraction of the run)", above=0)]
     early_stopping_patience: Annotated[
-        int | None, Key("stop when the mean dev score has not risen for N evaluations in a row", minimum=1)
+        int | None,
+        Key("stop when the mean dev score has not improved for N evaluations in a row; off by default", minimum=1),
     ]
     save_total_limit: Annotated[int, Key("keep this many checkpoints", minimum=1)]
     seed: Annotated[int, Key("random seed", minimum=0)]
     report_to: Annotated[str, Key("tracker to report to: none, all, tensorboard, wandb, ...")]
     push_to_hub: Annotated[bool, Key("upload the final model to the Hub")]
-    hub_model_id: Annotated[str | None, Key("name of the uploaded model on the Hub")]
+    hub_model_id: Annotated[
+        str | None, Key("name of the uploaded model on the Hub; by default the name of output_dir's last folder")
+    ]
+    hub_private_repo: Annotated[bool, Key("make the uploaded model private")]
     training_arguments: Annotated[
         dict[str, Any], Key("any other arguments of SentenceTransformerTrainingArguments (only in a file)")
     ]
@@ -185,9 +266,12 @@ class MatryoshkaNLIConfig(TrainingConfig):
     train_data: Annotated[
         str | None,
         Key(
-            "your own pairs with any number of negatives: a CSV, TSV, JSON, JSONL or Parquet file, a folder or a glob of them, with the columns anchor, positive and optionally negative (or negative_1, negative_2, ...)",
+            "your own pairs, each with any number of negatives: a CSV, TSV, JSON, JSONL or Parquet file, or a folder or quoted glob of such files, with the columns anchor, positive and optionally negative (or negative_1, negative_2, ...); by default NLI triplets in --language",
             path=True,
         ),
+    ]
+    columns: Annotated[
+        dict[str, str] | None, Key("for each column that the loss reads, its name in train_data (in a file only)")
     ]
     scale: Annotated[float, Key("inverse temperature of the contrastive loss", above=0)]
 
@@ -209,10 +293,13 @@ class DatasetEntry:
     ] = None
     score_range: Annotated[
         list[float] | None,
-        Key("lowest and highest score of a data set for cosent, angle or cosine, whose scores are brought to 0..1"),
+        Key(
+            "lowest and highest possible score, for cosent, angle or cosine; scores are rescaled from this range to 0..1"
+        ),
     ] = None
     scale: Annotated[
-        float | None, Key("inverse temperature of mnrl, gist, cosent and angle; 20 by default", above=0)
+        float | None,
+        Key("inverse temperature of mnrl, gist, cosent and angle; 20 by default", above=0),
     ] = None
     directions: Annotated[
         list[str] | None,
@@ -235,9 +322,34 @@ class DatasetEntry:
             path=True,
         ),
     ] = None
+    target: Annotated[
+        str | None,
+        Key(
+            "what distill takes from the teacher: embeddings (each prefix learns the teacher's prefix of the same length; the default) or similarities (each prefix learns those at the teacher's full width, which may differ from the model's)",
+            choices=TARGETS,
+        ),
+    ] = None
+    translations: Annotated[
+        str | None,
+        Key(
+            "parallel sentences (a file, or a Hub data set as path:config:split) to translate texts of this data set with: its rows become cross-lingual, and rows without a translation are dropped",
+            path=True,
+        ),
+    ] = None
+    translate: Annotated[
+        list[str] | None,
+        Key(
+            "which texts of a row to replace by their 'translations': first, others (all but the first) or all",
+            choices=("first", "others", "all"),
+        ),
+    ] = None
     max_train_samples: Annotated[int | None, Key("use only the first N rows", minimum=1)] = None
 
     def __post_init__(self) -> None:
+        if self.translate is None and self.translations is not None:
+            self.translate = ["first", "others"]
+        if self.target is None and "target" in LOSSES[self.loss].keys:
+            self.target = "embeddings"
         if self.scale is None and "scale" in LOSSES[self.loss].keys:
             self.scale = 20.0
         if self.directions is None and "directions" in LOSSES[self.loss].keys:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from common.config import as_dict
 from common.data_files import dataset_revision
-from common.errors import RunError, writing
+from common.errors import RunError
 from common.models import identify
-from common.records import RunRecord, read_record
+from common.records import RunRecord, folder_atomically, read_record
 from common.redact import redact_values
 from training.utils.checkpoints import (
     checkpoints,
@@ -24,6 +24,7 @@ from training.utils.checkpoints import (
 )
 from training.utils.options import LOSSES, STATIC, DatasetEntry, TrainingConfig
 from training.utils.processes import get_world_size, is_first_process
+from training.utils.serving import save_servable
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FINAL = "final"
+ADAPTER = "final-adapter"
 UNTRAINED = "untrained"
 RECORD = "run.json"
 PARTIAL = ".partial"
@@ -45,6 +47,7 @@ MAY_CHANGE = {
     "report_to",
     "push_to_hub",
     "hub_model_id",
+    "hub_private_repo",
 }
 # what the weights depend on, of a record, besides the configuration
 LEARNT_FROM = ("matryoshka_dims", "datasets", "dev_and_test_rows", "processes")
@@ -192,14 +195,21 @@ def clear_run_folder(folder: Path, config: TrainingConfig) -> None:
     """
     if not is_first_process():
         return
-    for name in (FINAL, UNTRAINED):
+    for name in (FINAL, ADAPTER, UNTRAINED):
         shutil.rmtree(folder / f".{name}{PARTIAL}", ignore_errors=True)
     for path in folder.glob(f".{RECORD}.*"):
         path.unlink()
     remove_incomplete(folder)
     if not config.overwrite_output_dir or config.resume_from_checkpoint is not None:
         return
-    for path in (folder / FINAL, folder / UNTRAINED, folder / RECORD, folder / "eval", *checkpoints(folder)):
+    for path in (
+        folder / FINAL,
+        folder / ADAPTER,
+        folder / UNTRAINED,
+        folder / RECORD,
+        folder / "eval",
+        *checkpoints(folder),
+    ):
         if path.is_dir():
             shutil.rmtree(path)
         else:
@@ -213,24 +223,16 @@ def write_beginning(record: RunRecord, model: SentenceTransformer, config: Train
     folder = record.path.parent
     resumed = config.resume_from_checkpoint is not None
     if config.model_name == STATIC and not (resumed and (folder / UNTRAINED).exists()):
-        save_atomically(model, folder, UNTRAINED, "make room, and run the command again")
+        save_atomically(model, folder, UNTRAINED, [], "make room, and run the command again")
     record.write()
 
 
-def save_atomically(model: SentenceTransformer, folder: Path, name: str, advice: str) -> Path:
-    """Save the model, with its card, as ``<folder>/<name>``; it appears there complete or not at all.
+def save_atomically(model: SentenceTransformer, folder: Path, name: str, dims: list[int], advice: str) -> Path:
+    """Save the model, with its card and its dimensions, as ``<folder>/<name>``; it appears there complete or not at all.
 
     Raises:
         RunError: It could not be written; the message ends with ``advice``.
     """
-    partial, complete = folder / f".{name}{PARTIAL}", folder / name
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        with writing(complete, advice):
-            model.save_pretrained(str(partial))
-            shutil.rmtree(complete, ignore_errors=True)
-            partial.rename(complete)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    return complete
+    with folder_atomically(folder / name, advice) as partial:
+        save_servable(model, partial, dims)
+    return folder / name

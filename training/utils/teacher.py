@@ -20,7 +20,7 @@ ROWS = 4096  # embedded between two writes to disk; sorted by length, so the mor
 BATCH = 64
 
 
-def add_targets(dataset: Dataset, teacher: str, width: int, **loading_options: bool) -> Dataset:
+def add_targets(dataset: Dataset, teacher: str, width: int | None, **loading_options: bool) -> Dataset:
     """A data set of texts with the teacher's embeddings of its column ``sentence`` in a new one, ``label``.
 
     They are the targets of the translations as well, so that both come to lie where the teacher has the sentence (Reimers and
@@ -30,11 +30,12 @@ def add_targets(dataset: Dataset, teacher: str, width: int, **loading_options: b
     Args:
         dataset: Rows with a text ``sentence``.
         teacher: A model's name on the Hub, or its folder.
-        width: Width of the student's embeddings.
+        width: Width of the student's embeddings; None where the teacher may have another, since only similarities are
+            distilled.
         **loading_options: ``trust_remote_code`` and ``allow_pickle`` of :func:`load_model`.
 
     Returns:
-        The rows with ``label``, lists of ``width`` float32 numbers.
+        The rows with ``label``, lists of float32 numbers.
 
     Raises:
         RunError: The teacher cannot be loaded, its embeddings have another width, or they are not finite.
@@ -49,9 +50,9 @@ def add_targets(dataset: Dataset, teacher: str, width: int, **loading_options: b
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{key}.arrow"
     model = None if _is_complete(path, len(dataset)) else pack(load_model(teacher, identity, **loading_options).eval())
-    if model is not None and model.get_embedding_dimension() != width:
+    if model is not None and width is not None and model.get_embedding_dimension() != width:
         raise RunError(
-            f"the teacher {teacher} has {model.get_embedding_dimension()} dimensions and the model {width}: distill needs equal widths"
+            f"the teacher {teacher} has {model.get_embedding_dimension()} dimensions and the model {width}: distill needs equal widths, unless its 'target' is similarities"
         )
 
     def embed(batch: dict[str, list[str]]) -> dict[str, np.ndarray]:
@@ -67,7 +68,7 @@ def add_targets(dataset: Dataset, teacher: str, width: int, **loading_options: b
         batch_size=ROWS,
         cache_file_name=str(path),
         new_fingerprint=key,
-        features=Features(dataset.features | {"label": List(Value("float32"), length=width)}),
+        features=Features(dataset.features | {"label": List(Value("float32"), length=width or -1)}),
         desc="teacher",
     )
 

@@ -15,6 +15,7 @@ from sentence_transformers import SentenceTransformerTrainer
 from transformers import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import rotate_checkpoints
 
+from common.adapters import adapter_of, load_weights
 from common.errors import RunError, one_line, writing
 from evaluation.utils.dev_evaluator import PRIMARY_METRIC, MatryoshkaEvaluator
 from training.utils.callbacks import (
@@ -49,12 +50,14 @@ LOG_STATE = "log_state.json"
 #   _get_grad_norm    no callback is passed the norm, and a clipped gradient does not show that it was infinite
 #   _save_checkpoint  removes older checkpoints before the event at which a callback could seal the new one
 #   _load_best_model  logs a failure and goes on with the last weights
-# Called or read, without being overridden: _load_from_checkpoint, _tr_loss, _globalstep_last_logged.
+#   _load_from_checkpoint  loads adapters as transformers does, with a version of peft that is not published
+# Called or read, without being overridden: _tr_loss, _globalstep_last_logged.
 PRIVATE_OVERRIDES = {
     "_run_epoch": {"epoch"},
     "_get_grad_norm": {"model", "grad_norm"},
     "_save_checkpoint": {"model", "trial"},
     "_load_best_model": set(),
+    "_load_from_checkpoint": {"checkpoint_path"},
 }
 
 
@@ -219,6 +222,12 @@ class MatryoshkaTrainer(SentenceTransformerTrainer):
         """Go on with the losses since the last report before a checkpoint."""
         loss, self._globalstep_last_logged = self.loss_report.load(checkpoint / LOG_STATE, self.args.device)
         self._tr_loss += loss
+
+    def _load_from_checkpoint(self, checkpoint_path: str, *args: Any) -> None:
+        if adapter_of(self.model) is None:
+            super()._load_from_checkpoint(checkpoint_path)
+        else:
+            load_weights(self.model, Path(checkpoint_path))
 
     def _load_best_model(self) -> None:
         best = self.state.best_model_checkpoint

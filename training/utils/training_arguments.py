@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 GPU_LOADERS = 2  # processes that tokenise the next batches while a GPU computes
 # keys of ours that the trainer must not act on: it would upload checkpoints while it trains
-NOT_FOR_TRAINER = {"output_dir", "resume_from_checkpoint", "push_to_hub", "hub_model_id"}
+NOT_FOR_TRAINER = {"output_dir", "resume_from_checkpoint", "push_to_hub", "hub_model_id", "hub_private_repo"}
 # arguments of the library that have no effect here, and what has
 WITHOUT_EFFECT = {
     "bf16": "give --precision",

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 
 import pandas as pd
 
+from common.models import short_revision
+
 NO_VALUE = "–"
 # what would end a table's cell, start a tag or start a link
 STRUCTURE = {"&": "&amp;", "<": "&lt;", "|": "\\|", "[": "\\["}
@@ -66,7 +68,7 @@ def display_names(models: Iterable[tuple[str, str]]) -> dict[tuple[str, str], st
     """What to call each model and revision: its name, with the revision where two share it."""
     models = list(dict.fromkeys(models))
     names = [name for name, _ in models]
-    return {(m, r): f"{m} ({r[:8]})" if names.count(m) > 1 else m for m, r in models}
+    return {(m, r): f"{m} ({short_revision(r)})" if names.count(m) > 1 else m for m, r in models}
 
 
 def names_in(table: pd.DataFrame) -> dict[tuple[str, str], str]:

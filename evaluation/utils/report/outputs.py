@@ -147,7 +147,7 @@ def _write_outputs(
     identities = dict.fromkeys((a.identity.name, a.identity.revision) for a in analyses)
     title = f"Evaluation of {', '.join(analysis.identity.name for analysis in analyses)}"
     subtitle = (
-        f"{len(identities)} model{'s' * (len(identities) > 1)}, {len(scored.groupby(['task', 'subset']))} test sets. "
+        f"{len(identities)} model{'s' * (len(identities) > 1)}, {(sets := len(scored.groupby(['task', 'subset'])))} test set{'s' * (sets > 1)}. "
         "Scores are × 100."
     )
     write_report(output_dir, title, subtitle, build_sections(material), SECTIONS)

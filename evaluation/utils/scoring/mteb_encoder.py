@@ -9,6 +9,7 @@ import numpy as np
 from mteb.models import ModelMeta
 from mteb.models.abs_encoder import AbsEncoder
 
+from common.prompts import prompt_name
 from evaluation.utils.scoring.embeddings import EmbeddingStore
 from evaluation.utils.scoring.rows import ScoredModel
 
@@ -49,10 +50,6 @@ class TruncatedEncoder(AbsEncoder):
                 "experiment_kwargs": scored_model.experiment(dim),
             }
         )
-        self.model_prompts, _ = self.validate_task_to_prompt_name(
-            {name: text for name, text in (self.model.prompts or {}).items() if text} or None,
-            raise_for_invalid_keys=False,
-        )
 
     def encode(
         self,
@@ -76,9 +73,9 @@ class TruncatedEncoder(AbsEncoder):
         self, task_metadata: TaskMetadata, prompt_type: PromptType | None
     ) -> tuple[str | None, str | None]:
         """How the texts of a task are encoded: the prompt and the role."""
-        name = self.get_prompt_name(task_metadata, prompt_type)
-        prompt = self.model_prompts[name] if name and self.model_prompts else None
-        return prompt, prompt_type.value if prompt_type else None
+        role = prompt_type.value if prompt_type else None
+        name = prompt_name(self.model.prompts, task_metadata.name, task_metadata.type, role)
+        return None if name is None else self.model.prompts[name], role
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Tensor:
         """Tensor of shape ``[n1, n2]``, a block of columns at a time: a corpus is normalised without a second copy of it."""

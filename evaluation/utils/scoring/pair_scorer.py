@@ -12,6 +12,7 @@ from filelock import FileLock
 from common.config import default
 from common.data_files import file_hash, why_undefined
 from common.errors import RunError
+from common.prompts import prompt_name
 from common.records import read_json_file, versions, write_atomically
 from evaluation.utils.scoring.pairs import PairSet, languages_of_name, load_pairs
 from evaluation.utils.scoring.rows import ScoredModel, ScoreRow
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from evaluation.utils.scoring.embeddings import EmbeddingStore
 
 METRIC = "cosine_spearman"
+TASK_TYPE = "STS"  # the user's pairs too
 
 
 class PairScorer:
@@ -48,6 +50,8 @@ class PairScorer:
 
     def score(self, store: EmbeddingStore, scored_model: ScoredModel, dims: list[int]) -> ModelScores:
         scores = ModelScores(rows=[])
+        name = prompt_name(store.model.prompts, self.task, TASK_TYPE, role=None)
+        prompt = None if name is None else store.model.prompts[name]
         for subset, pairs in self.subsets.items():
             pair_set = PairSet(
                 task=self.task,
@@ -57,8 +61,8 @@ class PairScorer:
                 sentence1=pairs["sentence1"],
                 sentence2=pairs["sentence2"],
                 gold=np.asarray(pairs["score"], dtype=float),
-                first=store.encode(pairs["sentence1"]),
-                second=store.encode(pairs["sentence2"]),
+                first=store.encode(pairs["sentence1"], prompt=prompt),
+                second=store.encode(pairs["sentence2"], prompt=prompt),
             )
             rows = self._score_subset(scored_model, pair_set, pairs["score"], dims)
             scores.rows += rows
@@ -95,7 +99,7 @@ class PairScorer:
                     subset=pairs.subset,
                     dim=dim,
                     n=len(gold),
-                    task_type="STS",
+                    task_type=TASK_TYPE,
                     metric=METRIC,
                     score=similarity_scores.get(METRIC),
                     note=note,
@@ -124,6 +128,9 @@ class PairScorer:
             "scores": entries,
         }
         write_result(folder / scored_model.experiment_name(dim) / f"{self.task}.json", result)
+
+    def encoded_as(self) -> list[tuple[str, str, str | None]]:
+        return [(self.task, TASK_TYPE, None)]
 
     def encoded_counts(self, for_scores: int, for_calibration: int) -> int:
         return for_scores + for_calibration

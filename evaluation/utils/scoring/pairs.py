@@ -11,6 +11,7 @@ import numpy as np
 
 from common.data_files import file_hash, read_pairs
 from common.errors import UsageError
+from common.formats import table_name
 from evaluation.utils.options import STS_TASKS
 from evaluation.utils.scoring.similarity import pairwise_similarities
 from evaluation.utils.scoring.statistics import Statistic, average_precision, spearman
@@ -95,7 +96,7 @@ def load_pairs(
             if missing := [name for name in wanted if name not in subsets]:
                 raise UsageError(f"{data}: no subset {missing[0]!r}; found {', '.join(subsets)}")
             subsets = {name: subsets[name] for name in wanted}
-        name = Path(data).stem
+        name = table_name(Path(data))
         return Path(data).name if name in STS_TASKS else name, subsets, file_hash(data)
     assert task_name is not None
     task = get_task(task_name, wanted, defaults)

@@ -59,6 +59,10 @@ class Scorer(Protocol):
         """The scores of a model at each of ``dims``, the full width first. Raises :class:`RunError` where it fails."""
         ...
 
+    def encoded_as(self) -> list[tuple[str, str, str | None]]:
+        """The task, its type and the role (``query``, ``document`` or None) of everything that is encoded."""
+        ...
+
     def encoded_counts(self, for_scores: int, for_calibration: int) -> Any:
         """How the run's record gives the texts that were encoded."""
         ...

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.config import default
+from common.prompts import DOCUMENT, QUERY
 from evaluation.utils.scoring.rows import ScoredModel
 from evaluation.utils.scoring.scorer import ModelScores
 from evaluation.utils.scoring.task_data import describe_data, pair_sets
@@ -56,6 +57,15 @@ class TaskScorer:
             if config.calibration_data is not None:  # shortlists, which alone need them, come with it
                 scores.corpora += corpora_of(task, encoder)
         return scores
+
+    def encoded_as(self) -> list[tuple[str, str, str | None]]:
+        from evaluation.utils.scoring.query_scores import is_retrieval
+
+        return [
+            (task.metadata.name, task.metadata.type, role)
+            for task in self.tasks
+            for role in ((QUERY, DOCUMENT) if is_retrieval(task) else (None,))
+        ]
 
     def encoded_counts(self, for_scores: int, for_calibration: int) -> dict[str, int]:
         return {"tasks": for_scores, "calibration": for_calibration}

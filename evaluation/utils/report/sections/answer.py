@@ -52,8 +52,8 @@ def _tolerance(decision: Decision) -> str:
 
 def _why_nothing(decision: Decision) -> str:
     if decision.too_low:
-        return f"no model scores {100 * MIN_SCORE:.0f} at full width on any set"
-    return "these tasks have no intervals, or the models have no set in common"
+        return f"no model reaches {100 * MIN_SCORE:.0f} at full width on any test set"
+    return "these tasks have no confidence intervals, or the models have no test set in common"
 
 
 def _sentence(material: Material) -> str:
@@ -62,7 +62,7 @@ def _sentence(material: Material) -> str:
     assert model is not None and option is not None and best is not None
     name = material.name(model)
     if sum(len(m.options) for m in material.models if not m.baseline) == 1:
-        return f"Of {name} only the full width of {model.width} dimensions was scored: give --dims to choose between several."
+        return f"For {name}, only the full width of {model.width} dimensions was scored: add smaller dimensions with --dims."
     if (model, option.dim, option.precision) == (best, best.width, "float32"):
         return (
             f"Deploy {name} at all {option.dim} dimensions in float32, {_bytes(option.bytes)} per vector: no smaller vector is "
@@ -79,7 +79,7 @@ def _sentence(material: Material) -> str:
 def _lost(loss: Loss) -> str:
     most = f"at most {points(max(0.0, loss.most))} with 95% confidence"
     if loss.value < 0.00005:
-        return f"It loses nothing here ({most})"
+        return f"It loses nothing as measured ({most})"
     return f"It loses {points(loss.value)} points ({most})"
 
 
@@ -109,14 +109,16 @@ def _why_not_smaller(material: Material) -> str:
 
 def _refusal(option: Option, tolerance: float) -> str:
     loss = option.loss
-    text = f"{_option(option)} lose{'' if loss.value > 0 else ' nothing here'}"
+    text = f"{_option(option)} lose{'' if loss.value > 0 else ' nothing as measured'}"
     if loss.value > 0:
         text += f" {points(loss.value)} points"
     if loss.value > tolerance:
         return f"{text}, more than you accept"
-    text += f", but a loss of {points(loss.most)} cannot be ruled out"
+    text += f", but a loss of {points(loss.most)} points cannot be ruled out"
     times = pairs_that_tell(1, loss.value, loss.most, tolerance)
-    return f"{text}: about {_rounded_up(times, digits=2):g} times as many pairs would tell" if times < 1000 else text
+    return (
+        f"{text}: about {_rounded_up(times, digits=2):g} times as many pairs would settle it" if times < 1000 else text
+    )
 
 
 def _rounded_up(value: float, digits: int = 2) -> float:
@@ -136,7 +138,7 @@ def _single_sets(material: Material) -> str:
         items = "queries" if type_of.get(key) in SEARCHED_BY_QUERY else "pairs"
         if text := _single_set(loss, decision.tolerance, items):
             texts.append(f"{set_name(*key)} {text}")
-    return f"The mean can hide a set that loses more. {'; '.join(texts)}." if texts else ""
+    return f"The mean can hide a larger loss on a single set: {'; '.join(texts)}." if texts else ""
 
 
 def _single_set(loss: Loss, tolerance: float, items: str) -> str:
@@ -147,10 +149,10 @@ def _single_set(loss: Loss, tolerance: float, items: str) -> str:
     bound = loss.most if loss.value < tolerance else loss.least
     enough = pairs_that_tell(loss.n, loss.value, bound, tolerance)
     text = (
-        f"loses {points(max(0.0, loss.value))} points here, and its {loss.n:,} {items} cannot tell whether that is more than "
-        f"you accept ({points(loss.least)} to {points(loss.most)})"
+        f"loses {points(max(0.0, loss.value))} points, and its {loss.n:,} {items} are too few to tell whether the true "
+        f"loss is more than you accept (it may be {points(loss.least)} to {points(loss.most)})"
     )
-    return f"{text}; about {_rounded_up(enough):,.0f} would" if enough < 1e6 else text
+    return f"{text}; about {_rounded_up(enough):,.0f} would be enough" if enough < 1e6 else text
 
 
 def _others(material: Material) -> list[ModelAnalysis]:
@@ -161,7 +163,7 @@ def _other_model(material: Material, model: ModelAnalysis) -> str:
     name, option, best = material.name(model), model.recommended, material.decision.best
     against = "" if model is best or best is None else f" against {material.name(best)}"
     if option is None:
-        return f"Not {name}: {_refusal(model.options[0], material.decision.tolerance)}{against}."
+        return f"No vector of {name} is accepted{against}: {_refusal(model.options[0], material.decision.tolerance)}."
     lost = _lost(option.loss).removeprefix("It ")
     return f"The smallest of {name} by the same rule, {_option(option)} ({_bytes(option.bytes)}), {lost}{against}."
 
@@ -175,7 +177,7 @@ def _not_counted(material: Material) -> list[str]:
     paragraphs: list[str] = []
     if decision.too_low and decision.sets:
         names = join(set_name(*key) for key in decision.too_low)
-        paragraphs.append(f"{names} did not count: no model scores {100 * MIN_SCORE:.0f} there at full width.")
+        paragraphs.append(f"{names} did not count: no model reaches {100 * MIN_SCORE:.0f} there at full width.")
     if others and decision.sets:
         paragraphs.append(f"{join(others)} did not count: no interval, or not scored for every model.")
     if decision.model is not None:
@@ -217,7 +219,7 @@ def _plot(material: Material) -> Plot:
 def _table(material: Material) -> Table:
     decision, search = material.decision, material.search
     columns = ["model", "vector", "accepted", "bytes per vector", "encode, ms per text", "search, ms per query", "mean score",
-               "loss", "at most"]  # fmt: skip
+               "loss", "loss at most"]  # fmt: skip
     rows: list[list[str]] = []
     picked: set[int] = set()
     for model in material.models:
@@ -250,19 +252,19 @@ def _note(material: Material) -> str:
     assert decision.best is not None
     text = (
         f"Loss: points of the mean over {_sets(decision)}, against all {decision.best.width} dimensions of "
-        f"{material.name(decision.best)} in float32. At most: the true loss lies below with 95% confidence, for all steps of the "
-        "decision together. Accepted: dimensions are tried from the full width down, then int8, then binary at the last "
-        f"accepted; the first that may lose more than {_tolerance(decision)} ends the trial. Bytes per vector are megabytes per "
+        f"{material.name(decision.best)} in float32. Loss at most: the true loss is below this with 95% confidence, over all steps of the "
+        "decision together. Accepted: dimensions are tried from the full width down, then int8 and binary at the smallest "
+        f"accepted dimension; each sequence ends at the first that may lose more than {_tolerance(decision)}. Bytes per vector equal megabytes per "
         "million vectors, without an index."
     )
     if search.vectors:
         text += (
-            f" Times on this machine ({material.hardware}): encoding takes the same at every dimension; search is exhaustive over "
-            f"{search.vectors:,} random vectors, one query at a time, in NumPy, which has no fast product for int8."
+            f" Times on this machine ({material.hardware}): encoding takes the same time at every dimension; search is exhaustive over "
+            f"{search.vectors:,} random vectors, one query at a time, in NumPy; int8 search is not timed, since NumPy has no fast int8 product."
         )
     if any(option.precision != "float32" for model in material.models for option in model.options):
         text += (
             f" Both sides of a pair are quantised with sentence-transformers: int8 with ranges from {material.calibration}, "
-            "turned back to numbers before the cosine; binary (the signs) compared by Hamming distance."
+            "converted back to float32 before the cosine; binary (one bit for the sign of each dimension) compared by Hamming distance."
         )
     return text

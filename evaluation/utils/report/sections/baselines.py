@@ -14,7 +14,7 @@ from evaluation.utils.scoring.rows import set_name
 
 
 def build(material: Material) -> Section | None:
-    section = Section("Against other ways to make an embedding smaller")
+    section = Section("Compared with other ways to make an embedding smaller")
     for model in material.models:
         sets = [key for key in material.decision.sets if key in model.estimates]
         table = pd.DataFrame([row for row in model.baselines if (row["task"], row["subset"]) in sets])
@@ -50,9 +50,9 @@ def build(material: Material) -> Section | None:
     if not section.tables:
         return None
     section.paragraphs.append(
-        "Matryoshka training orders the dimensions, so that the first ones (prefix) can stand alone. What any embedding gives "
-        f"without it: its principal components (PCA, centred, fitted on {material.calibration}, not on the test sets), a random "
-        f"projection, or randomly chosen dimensions (means of {DRAWS} draws). Retention in brackets is against the full embedding "
-        "as it is."
+        "Matryoshka training orders the dimensions, so that the first ones (prefix) can stand alone. For comparison, what works on any embedding "
+        f"without such training: its principal components (PCA, centred, fitted on {material.calibration}, not on the test sets), a random "
+        f"projection, or randomly chosen dimensions (means of {DRAWS} draws). In brackets: retention, relative to the full, unreduced "
+        "embedding."
     )
     return section

@@ -28,7 +28,7 @@ def build(material: Material) -> Section | None:
     if not section.tables:
         return None
     section.paragraphs.append(
-        "How far the rank of a pair by similarity is from its rank by gold score, on average, in percent of the pairs of the set: "
-        "0 is the gold order, 33 a random one. The pairs whose rank changes most are quoted in errors.html beside this report."
+        "The average distance between a pair's rank by similarity and its rank by gold score, in percent of the number of pairs: "
+        "0 is the gold order, 33 a random one. errors.html, next to this report, quotes the pairs whose rank changes most."
     )
     return section

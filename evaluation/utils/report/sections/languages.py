@@ -59,7 +59,7 @@ def _language_means(material: Material) -> Table:
         rows,
         "Means by language",
         text_columns=3,
-        note="A mean for one language never takes in a cross-lingual set.",
+        note="Cross-lingual sets are never part of the mean of a single language.",
     )
 
 

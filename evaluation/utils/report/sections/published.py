@@ -17,7 +17,7 @@ SOURCES = (
 
 
 def build(material: Material) -> Section | None:
-    section = Section("Among the published scores of the Arabic field")
+    section = Section("Rank among published scores of Arabic embedding models")
     ranks: list[list[str]] = []
     tables: list[Table] = []
     first = next((m for m in material.models if not m.baseline), material.models[0])
@@ -44,8 +44,8 @@ def build(material: Material) -> Section | None:
     if not ranks:
         return None
     section.paragraphs.append(
-        "Ranks at full width, 1 for the best. The last column takes the rank at both ends of the score's interval: published "
-        "scores bear such intervals too."
+        "Ranks at full width; 1 is the best. The last column gives the rank at both ends of the score's interval: published "
+        "scores are just as uncertain."
     )
     columns = ["model", "set", "score here", "its published score", "rank", "rank by interval"]
     section.tables = [Table(columns, ranks, text_columns=2), *tables]
@@ -61,7 +61,7 @@ def _nearest(row: ScoreRow, label: str) -> Table:
     return Table(
         ["model", "source", "score"],
         [[name, source, number(score)] for score, name, source in scores],
-        f"The best and the nearest on {set_name(*row.set_key)}",
+        f"Best and nearest published scores on {set_name(*row.set_key)}",
         text_columns=2,
         picked={i for i, (_, _, source) in enumerate(scores) if source == "this run"},
     )

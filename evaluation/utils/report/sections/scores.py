@@ -26,14 +26,14 @@ def build(material: Material) -> Section:
         section.plots.append(_plot(material, name, panel, near))
         section.tables.append(_table(material, name, panel, near))
     section.tables[-1].note = (
-        "In brackets the 95% interval; no brackets where the task has none (bootstrap intervals are drawn for sentence "
+        "In brackets: the 95% interval, for tasks that have one (sentence "
         "similarity, pair classification and retrieval). * significantly below the same model's full width (p < 0.05). "
-        f"Retention is the share of the full-width score, and undefined where that is below {100 * MIN_SCORE:.0f}."
+        f"Retention is the percentage of the full-width score that is kept; it is undefined where that score is below {100 * MIN_SCORE:.0f}."
     )
     if any_published:
         section.tables[-1].note += (
-            " Published: the best score of the Arabic field, GATE-AraBert-v1's, and those next to these models, at the width "
-            "they were published for; dotted lines where they lie in the plot."
+            " Published: the best score of an Arabic embedding model, that of GATE-AraBert-v1, and the nearest to the models here, at the width "
+            "they were published for; dotted lines in the plot, where they fall within it."
         )
     return section
 

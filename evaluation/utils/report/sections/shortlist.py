@@ -12,7 +12,7 @@ from evaluation.utils.report.material import Material
 
 
 def build(material: Material) -> Section | None:
-    section = Section("Shortlist and rescore: search short, rank long")
+    section = Section("Shortlist and rescore: search with short vectors, rank with full ones")
     for model in material.models:
         for corpus_name, shortlists in model.shortlists.items():
             if not shortlists or model.baseline:
@@ -24,9 +24,9 @@ def build(material: Material) -> Section | None:
         return None
     section.paragraphs.append(
         f"Search with the first dimensions (or their signs), then rescore the best k with the full vectors. Recall is the share of "
-        f"the full search's {TOP} nearest texts that come back. GB read: what one query reads of an index of a million vectors by "
-        "exhaustive search, short vectors first and then the largest shortlist in full; the last column holds that against a full search. "
-        "Recall falls with the size of the corpus: measure yours with a retrieval task."
+        f"the full search's {TOP} nearest texts that are found. GB read: how much of an index of a million vectors one query reads in an "
+        "exhaustive search, all short vectors, then the full vectors of the largest shortlist; the last column compares this with a full search. "
+        "Recall falls as the corpus grows: measure it on your own data with a retrieval task."
     )
     return section
 
@@ -42,5 +42,5 @@ def _table(shortlists: list[dict[str, Any]], dims: list[int], caption: str) -> T
                 recalls = [number(by_size[k]["recall"], 1) for k in sizes]
                 cost = [f"{largest['bytes'] / 1e9:.3f}", f"{largest['saving']:.3g}×"]
                 rows.append([str(dim), precision, *recalls, *cost])
-    columns = ["dimension", "precision", *(f"k = {k}" for k in sizes), "GB read", "less by"]
+    columns = ["dimension", "precision", *(f"k = {k}" for k in sizes), "GB read", "times less"]
     return Table(columns, rows, caption, text_columns=2)

@@ -7,4 +7,4 @@ from evaluation.utils.report.material import Material
 
 
 def build(material: Material) -> Section | None:
-    return Section("Without a score", material.unscored) if material.unscored else None
+    return Section("Test sets without a score", material.unscored) if material.unscored else None

@@ -1,0 +1,226 @@
+"""Search with the models of benchmarks/recipes.py: translations among distractors and duplicate questions, at every dimension.
+
+    python benchmarks/retrieval.py                                   # base, plain Matryoshka and the multilingual recipes
+    python benchmarks/retrieval.py --rows e5 multilingual            # these rows of benchmarks/recipes.json
+
+Queries, what they search, and what counts as found:
+
+- translations: a sentence, among the sentences of the other language of all sets; its translation first (accuracy@1, mean of
+  both directions)
+- questions: an Arabic question that has a duplicate, among all questions of the set; a duplicate near the top (MRR@10)
+- entailments: an English premise, among all hypotheses of SNLI dev; its entailment first (accuracy@1), to see what training and
+  pruning cost on English
+
+A number is the mean over the seeds; a row is compared with the one it names in "against", on the same queries. Models must be
+there already: benchmarks/recipes.py trains them. Results go to --output_dir: retrieval.md and retrieval.json.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a file: import from the repository root, as `python -m` does
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from benchmarks.recipes import DIMS, ROWS, table
+from benchmarks.skeleton import finish, make_parser, start_record
+from common.errors import RunError, run
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from evaluation.utils.scoring.statistics import Estimate
+
+DEFAULT_ROWS = ("e5", "e5-nli", "multilingual", "multilingual-all")
+TRANSLATIONS = {
+    "tatoeba": ("sentence-transformers/parallel-sentences-tatoeba", "en-ar", "dev"),
+    "captions": ("loopback/parallel-sentences-captions", "en-ar", "dev"),
+    "xnli": ("loopback/parallel-sentences-xnli", "en-ar", "dev"),
+    "news": ("loopback/parallel-sentences-news-health-wiki", "en-ar", "dev"),
+}
+QUESTIONS = ("loopback/arabic-question-pairs", None, "test")
+ENTAILMENTS = ("sentence-transformers/all-nli", "triplet", "dev")
+CUTOFF = 10
+
+
+@dataclass(frozen=True)
+class Search:
+    """A retrieval task.
+
+    Attributes:
+        queries: The texts to search with.
+        corpus: The texts to search in; none twice.
+        relevant: For each query the positions in the corpus that count as found.
+        excluded: For each query the position of the query itself, which is not an answer; -1 where it is not there.
+        cutoff: The score of a query is 1 / rank of the first relevant text, 0 beyond this rank.
+    """
+
+    queries: list[str]
+    corpus: list[str]
+    relevant: list[set[int]]
+    excluded: list[int]
+    cutoff: int
+
+
+def make_search(pairs: list[tuple[str, str]], others: list[str], cutoff: int) -> Search:
+    """A search for the second text of each pair with the first, among all second texts and ``others``."""
+    corpus = list(dict.fromkeys([*(answer for _, answer in pairs), *others]))
+    position = {text: index for index, text in enumerate(corpus)}
+    relevant: dict[str, set[int]] = {}
+    for query, answer in pairs:
+        if query != answer:
+            relevant.setdefault(query, set()).add(position[answer])
+    queries = list(relevant)
+    return Search(
+        queries, corpus, [relevant[q] for q in queries], [position.get(query, -1) for query in queries], cutoff
+    )
+
+
+def load_searches() -> dict[str, list[Search]]:
+    """The tasks by name; one of several searches (two directions) is the mean over all their queries."""
+    from common.data_files import load_hub_dataset
+
+    searches: dict[str, list[Search]] = {}
+    parallel = {name: load_hub_dataset(*where) for name, where in TRANSLATIONS.items()}
+    english = [text for rows in parallel.values() for text in rows["english"]]
+    arabic = [text for rows in parallel.values() for text in rows["non_english"]]
+    for name, rows in parallel.items():
+        pairs = list(zip(rows["english"], rows["non_english"], strict=True))
+        searches[f"translations, {name}"] = [
+            make_search(pairs, arabic, 1),
+            make_search([(ar, en) for en, ar in pairs], english, 1),
+        ]
+    rows = load_hub_dataset(*QUESTIONS)
+    duplicates = [
+        (a, b) for a, b, label in zip(*(rows[c] for c in ("sentence1", "sentence2", "label")), strict=True) if label
+    ]
+    searches["questions"] = [make_search(duplicates, [*rows["sentence1"], *rows["sentence2"]], CUTOFF)]
+    rows = load_hub_dataset(*ENTAILMENTS)
+    entailed = list(zip(rows["anchor"], rows["positive"], strict=True))
+    searches["entailments"] = [make_search(entailed, list(rows["negative"]), 1)]
+    return searches
+
+
+def reciprocal_ranks(queries: np.ndarray, corpus: np.ndarray, search: Search) -> np.ndarray:
+    """1 / rank of the first relevant text for each query, 0 beyond the cutoff; ties count against the query.
+
+    Args:
+        queries, corpus: Embeddings, shape ``[n, dim]`` and ``[m, dim]``, not normalised.
+    """
+    import numpy as np
+
+    queries, corpus = (x / np.linalg.norm(x, axis=1, keepdims=True).clip(1e-12) for x in (queries, corpus))
+    found = np.zeros(len(queries))
+    for start in range(0, len(queries), 512):
+        similarities = queries[start : start + 512] @ corpus.T
+        for row, scores in enumerate(similarities, start):
+            if search.excluded[row] >= 0:
+                scores[search.excluded[row]] = -np.inf
+            relevant = list(search.relevant[row])
+            best = scores[relevant].max()
+            rank = 1 + int((scores >= best).sum()) - int((scores[relevant] >= best).sum())
+            found[row] = 1 / rank if rank <= search.cutoff else 0.0
+    return found
+
+
+def score(model, searches: dict[str, list[Search]]) -> dict[str, list[Estimate]]:
+    """For each task an estimate for each dimension."""
+    import numpy as np
+
+    from evaluation.utils.scoring.statistics import bootstrap, mean
+
+    texts = list(dict.fromkeys(t for of_task in searches.values() for s in of_task for t in [*s.queries, *s.corpus]))
+    embeddings = model.encode(texts, batch_size=64, show_progress_bar=False)
+    position = {text: index for index, text in enumerate(texts)}
+    scores = {}
+    for name, of_task in searches.items():
+        columns = []
+        for dim in DIMS:
+            ranks = [
+                reciprocal_ranks(
+                    embeddings[[position[t] for t in s.queries], :dim],
+                    embeddings[[position[t] for t in s.corpus], :dim],
+                    s,
+                )
+                for s in of_task
+            ]
+            columns.append(np.concatenate(ranks))
+        scores[name] = bootstrap(mean(columns), len(columns[0]), sample=f"retrieval {name}")
+    return scores
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = make_parser(__file__, __doc__)
+    parser.add_argument("--rows", nargs="+", default=list(DEFAULT_ROWS), help="rows to score (default: %(default)s)")
+    parser.add_argument(
+        "--models", type=Path, default=Path("output/recipes"), help="folder of the models (default: %(default)s)"
+    )
+    options = parser.parse_args(argv)
+    every = json.loads(ROWS.read_text(encoding="utf-8"))
+    if unknown := set(options.rows) - every.keys():
+        parser.error(f"no row {sorted(unknown)[0]!r}; there are {', '.join(every)}")
+    sources = {name: models_of(name, every[name], options.models) for name in options.rows}
+
+    from common.models import load_model
+    from common.packing import pack
+    from evaluation.utils.scoring.statistics import paired_mean
+
+    record = start_record(__file__, options)
+    searches = load_searches()
+    results: dict[str, dict[str, list[Estimate]]] = {}
+    for name, of_row in sources.items():
+        runs = [score(pack(load_model(source)), searches) for source in of_row]
+        results[name] = {
+            task: [paired_mean(seeds) for seeds in zip(*(r[task] for r in runs), strict=True)] for task in searches
+        }
+    scores = {
+        name: {
+            task: {str(d): [e.value, *e.interval()] for d, e in zip(DIMS, of, strict=True)}
+            for task, of in tasks.items()
+        }
+        for name, tasks in results.items()
+    }
+    finish(record, describe(results, every, searches), scores=scores)
+
+
+def models_of(name: str, row: dict, models: Path) -> list[str]:
+    """The models of a row: one that is only scored, or those of its seeds. Raises RunError where one is missing."""
+    if "model" in row:
+        return [row["model"]]
+    folders = [models / f"{name}-{seed}" / "final" for seed in row["seeds"]]
+    if missing := [folder for folder in folders if not folder.is_dir()]:
+        raise RunError(f"{missing[0]} is missing: train it with benchmarks/recipes.py --rows {name}")
+    return [str(folder) for folder in folders]
+
+
+def describe(results: dict, rows: dict, searches: dict[str, list[Search]]) -> str:
+    """A table for each task: every row at every dimension, marked where it differs from the row it is compared with."""
+    from benchmarks.recipes import sign
+
+    text = "Mean over queries and seeds, × 100, and its 95% interval (bootstrap over the queries). "
+    text += "▲ ▼: significantly above or below the row in brackets (paired, p < 0.05).\n"
+    for task, of_task in searches.items():
+        queries = sum(len(s.queries) for s in of_task)
+        what = "accuracy@1" if of_task[0].cutoff == 1 else f"MRR@{of_task[0].cutoff}"
+        lines = []
+        for name, scores in results.items():
+            against = results.get(rows[name].get("against"))
+            cells = []
+            for index, estimate in enumerate(scores[task]):
+                low, high = estimate.interval()
+                mark = sign(estimate - against[task][index]) if against else ""
+                cells.append(f"{100 * estimate.value:.1f} ({100 * low:.1f} to {100 * high:.1f}){mark}")
+            label = rows[name]["label"] + (f" (▲▼ {rows[rows[name]['against']]['label']})" if against else "")
+            lines.append([label, str(len(rows[name].get("seeds", [0]))), *cells])
+        text += f"\n**{task}**: {what}, {queries} queries among {len(of_task[0].corpus)} texts\n\n"
+        text += table(["model", "seeds", *map(str, DIMS)], lines)
+    return text
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,37 @@
+"""Prompts: the text that a model was trained to find before each text, such as ``query: `` (Wang et al., 2022,
+https://arxiv.org/abs/2212.03533)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+QUERY, DOCUMENT = "query", "document"
+
+
+def set_prompts(model: SentenceTransformer, prompts: str | dict[str, str]) -> None:
+    """Replace the prompts of a model.
+
+    Args:
+        prompts: A string, which from then on comes before every text by default; or prompts by name, none of which is
+            the default.
+    """
+    if isinstance(prompts, str):
+        model.prompts, model.default_prompt_name = {QUERY: prompts, DOCUMENT: prompts}, QUERY
+    else:
+        model.prompts, model.default_prompt_name = {QUERY: "", DOCUMENT: ""} | prompts, None
+
+
+def prompt_name(prompts: dict[str, str | None] | None, task: str, task_type: str, role: str | None) -> str | None:
+    """The name of the prompt that a model has for a task, as mteb chooses it; None where it has none.
+
+    Args:
+        prompts: The model's prompts; empty ones do not count.
+        task: The task's name: ``STS17``.
+        task_type: Its type: ``STS``.
+        role: ``query`` or ``document`` in retrieval, None elsewhere.
+    """
+    order = [f"{task}-{role}", task, f"{task_type}-{role}", task_type, str(role)]
+    return next((name for name in order if (prompts or {}).get(name)), None)

@@ -1,0 +1,134 @@
+"""Development sets from anywhere, none of whose pairs is a test pair, and the interval of their mean."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+from sentence_transformers import SentenceTransformer
+
+from common.errors import RunError, UsageError
+from evaluation.utils.dev_evaluator import MatryoshkaEvaluator
+from tests.helpers import write_dataset
+from training.utils.dev_data import (
+    dev_estimate,
+    is_hub_spec,
+    label_of,
+    load_dev_dataset,
+    parse_spec,
+    without_test_pairs,
+)
+from training.utils.options import DevEntry
+
+PAIRS = {"sentence1": ["A", "C", "E", "G"], "sentence2": ["B", "D", "F", "H"], "score": [0.1, 0.5, 0.9, 0.3]}
+
+
+def test_test_pairs_are_removed_in_either_order_and_shared_sentences_counted():
+    tests = {
+        "STS17 en-en": {"sentence1": ["b!", "E"], "sentence2": ["a", "x"], "score": [1.0, 2.0]},
+        "own-test": {"sentence1": ["B"], "sentence2": ["A"], "score": [1.0]},
+    }
+    kept, record = without_test_pairs({"dev": PAIRS}, tests)
+    assert kept["dev"] == {"sentence1": ["C", "E", "G"], "sentence2": ["D", "F", "H"], "score": [0.5, 0.9, 0.3]}
+    assert record == {
+        "dev": {"rows": 3, "test_pairs_removed": {"STS17 en-en": 1, "own-test": 1}, "share_a_sentence": 1}
+    }
+
+
+def test_a_dev_set_that_is_a_test_set_is_an_error():
+    with pytest.raises(RunError, match="dev set dev: 0 of 4 pairs are not pairs of a test set"):
+        without_test_pairs({"dev": PAIRS}, {"test": PAIRS})
+
+
+@pytest.mark.parametrize(
+    ("text", "entry", "label"),
+    [
+        ("o/x", DevEntry("o/x"), "x"),
+        ("o/x:en-ar", DevEntry("o/x", "en-ar"), "x-en-ar"),
+        ("o/x:en-ar:dev", DevEntry("o/x", "en-ar", "dev"), "x-en-ar-dev"),
+        ("o/x::test", DevEntry("o/x", None, "test"), "x-test"),
+    ],
+)
+def test_a_data_set_is_named_with_its_config_and_split(text, entry, label):
+    assert is_hub_spec(text) and parse_spec(text) == entry and label_of(text) == label
+
+
+@pytest.mark.parametrize("name", ["auto", "none", "en-ar", "pairs.jsonl", "folder/pairs.csv", "a/b/c.tsv"])
+def test_names_and_files_are_no_hub_data_sets(name):
+    assert not is_hub_spec(name)
+
+
+@pytest.mark.parametrize("text", ["o/x:a:b:c", "o/x:a:"])
+def test_a_malformed_name_is_a_usage_error(text):
+    with pytest.raises(UsageError, match="give path, path:config or path:config:split"):
+        parse_spec(text)
+
+
+@pytest.fixture(scope="module")
+def graded(hub, pairs):
+    """A data set of graded pairs and one of translations, in columns of other names."""
+    rows = [{"left": p["sentence1"], "right": p["sentence2"], "grade": p["score"]} for p in pairs[-40:]]
+    write_dataset(hub.root / "datasets/tiny/graded", {"en-ar": {"validation": rows}})
+    texts = [{"english": p["sentence1"], "non_english": p["sentence2"]} for p in pairs[-20:]]
+    write_dataset(hub.root / "datasets/tiny/translated", {"default": {"dev": texts}})
+
+
+def test_columns_of_other_names_are_mapped(graded, pairs):
+    columns = {"sentence1": "left", "sentence2": "right", "score": "grade"}
+    rows = load_dev_dataset(DevEntry("tiny/graded", "en-ar", columns=columns))
+    assert rows["sentence1"] == [p["sentence1"] for p in pairs[-40:]]
+    assert rows["score"] == [p["score"] for p in pairs[-40:]]
+    with pytest.raises(RunError, match="no column for 'sentence1'; found left, right, grade"):
+        load_dev_dataset(DevEntry("tiny/graded", "en-ar"))
+    assert list(load_dev_dataset(DevEntry("tiny/translated", split="dev"))) == ["source", "target"]
+
+
+def test_the_estimate_is_the_evaluators_mean_and_its_interval_holds_it(tiny_model, pairs):
+    model = SentenceTransformer(str(tiny_model), device="cpu")
+    columns = ("sentence1", "sentence2", "score")
+    scored = {column: [p[column] for p in pairs[:60]] for column in columns}
+    translated = {"source": scored["sentence1"][:30], "target": scored["sentence2"][:30]}
+    sets, dims = {"scored": scored, "translated": translated}, [64, 16]
+    evaluator = MatryoshkaEvaluator(sets, dims)
+    score = evaluator(model)["mean_score"]
+    estimate = dev_estimate(evaluator.embeddings, sets, dims)
+    assert estimate.value == pytest.approx(score, abs=1e-6)
+    low, high = estimate.interval()
+    assert low < estimate.value < high
+    first, second = (model.encode(scored[c])[:, :16] for c in columns[:2])
+    cosine = (first * second).sum(1) / np.linalg.norm(first, axis=1) / np.linalg.norm(second, axis=1)
+    assert dev_estimate(evaluator.embeddings, {"scored": scored}, [16]).value == pytest.approx(
+        spearmanr(cosine, scored["score"]).statistic, abs=1e-6
+    )
+
+
+def test_a_run_takes_dev_sets_of_all_kinds_and_records_what_was_removed(graded, warm, hub, tmp_path, pairs):
+    config = tmp_path / "config.json"
+    columns = {"sentence1": "left", "sentence2": "right", "score": "grade"}
+    entry = {"path": "tiny/graded", "name": "en-ar", "columns": columns}
+    config.write_text(json.dumps({"dev_datasets": {"graded": entry}}), encoding="utf-8")
+    sts17 = [p for p in pairs if p["subset"] == "en-en"]
+    leaking = tmp_path / "leaking.jsonl"
+    rows = [p for start in range(7) for p in sts17[start::7]][50:90]  # the first 60 are STS17
+    leaking.write_text("".join(json.dumps({k: p[k] for k in ("sentence1", "sentence2", "score")}) + "\n" for p in rows))
+    done = warm(
+        "training/matryoshka_nli.py", "tiny/sentence-bert", "--config", config, "--max_steps", "1",
+        "--per_device_train_batch_size", "8", "--output_dir", tmp_path / "run",
+        "--dev_data", "en", "tiny/translated::dev", leaking,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    record = json.loads((tmp_path / "run/run.json").read_text())
+    checked = record["leaks"]["dev_sets"]
+    assert set(checked) == {"sts-en-dev", "translated-dev", "graded", "leaking"}
+    assert checked["leaking"]["test_pairs_removed"]["STS17 en-en"] == 10 and checked["leaking"]["rows"] == 30
+    assert record["dev_and_test_rows"]["leaking"] == 30
+    low, high = record["dev_interval"]
+    assert low < record["scores"]["dev_mean_score"] < high
+
+
+def test_what_is_not_a_dev_set_is_one_line(fails, graded):
+    fails(1, "not found on the Hub", "training/matryoshka_nli.py", "--dev_data", "tiny/absent")
+    fails(2, "give path, path:config", "training/matryoshka_nli.py", "--dev_data", "tiny/graded:a:b:c")
+    fails(2, "'none' stands alone", "training/matryoshka_nli.py", "--dev_data", "none", "tiny/graded")

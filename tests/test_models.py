@@ -1,0 +1,207 @@
+"""Models as users bring them: what their own files say they are, what they lack, and how long a text they take."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from sentence_transformers import SentenceTransformer
+
+from common.errors import RunError
+from common.models import identify, load_model
+from common.packing import pack
+from common.text_inputs import token_limit
+from tests.tiny_models import OTHER_KINDS, POSITIONS, WORDS, make_model
+
+STS, NLI = "evaluation/evaluate_sts.py", "training/matryoshka_nli.py"
+LONG = " ".join(WORDS)  # 60 words: more than any of these models can take
+SAYS = {
+    "sparse": "a sparse encoder",
+    "multi-vector": "a multi-vector model",
+    "PyLate": "a multi-vector model",
+    "HF_ColBERT": "a multi-vector model",
+    "cross-encoder": "a cross-encoder or classifier",
+    "cross-encoder of three classes": "a cross-encoder or classifier",
+    "classifier": "BertForSequenceClassification, 3 labels) says that it is a cross-encoder or classifier",
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """``model("RoBERTa")``: the folder of a model of this kind, written once. Copy it before changing it."""
+    root = tmp_path_factory.mktemp("models")
+
+    def folder(kind: str):
+        path = root / kind.replace(" ", "-")
+        return path if path.exists() else make_model(kind, path)
+
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A folder with ``pairs.jsonl`` (two words a text) and ``scored.jsonl`` (texts of which some differ only far behind)."""
+    root = tmp_path_factory.mktemp("data")
+    pairs = [{"anchor": f"word{i} word7", "positive": f"word{i} word{i + 1}"} for i in range(16)]
+    far = [f"word{i} {' '.join(WORDS[12:23])} word{30 + i}" for i in range(10)]
+    scored = [{"sentence1": far[i], "sentence2": far[i * 3 % 10], "score": i} for i in range(10)]
+    for name, rows in (("pairs", pairs), ("scored", scored)):
+        (root / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return root
+
+
+# Other kinds
+
+
+@pytest.mark.parametrize("kind", OTHER_KINDS)
+def test_other_kinds_are_refused_before_their_weights_are_read(model, tmp_path, kind):
+    folder = shutil.copytree(model(kind), tmp_path / "m")
+    (folder / "model.safetensors").write_bytes(b"")
+    with pytest.raises(RunError) as refused:
+        load_model(str(folder))
+    assert SAYS[kind] in str(refused.value) and "give a dense embedding model" in str(refused.value)
+
+
+def test_other_kinds_are_refused_by_both_commands(fails, model, data, tmp_path):
+    for kind in ("sparse", "cross-encoder of three classes"):
+        out = ("--output_dir", tmp_path / "out")
+        said = fails(1, SAYS[kind], STS, "--model_name", model(kind), "--data", data / "scored.jsonl", *out)
+        assert said == fails(
+            1, SAYS[kind], NLI, model(kind), "--train_data", data / "pairs.jsonl", "--dev_data", "none", *out
+        )
+
+
+def test_a_kind_on_the_hub_is_known_without_its_weights(hub, model):
+    shutil.copytree(model("sparse"), hub.root / "models/stranger/sparse")
+    with pytest.raises(RunError, match="model stranger/sparse: .* a sparse encoder"):
+        load_model("stranger/sparse")
+    assert not any("stranger/sparse/resolve" in request and ".safetensors" in request for request in hub.requests)
+
+
+def test_a_model_that_takes_no_text_is_refused(model, tmp_path):
+    folder = shutil.copytree(model("encoder"), tmp_path / "m")
+    path = folder / "sentence_bert_config.json"
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps(values | {"modality_config": {"image": values["modality_config"]["text"]}}))
+    with pytest.raises(RunError, match=r"it takes no text \(image\): give an embedding model for text"):
+        load_model(str(folder))
+
+
+def test_an_embedding_model_made_from_a_classifier_is_none(model, tmp_path):
+    """Behind modules.json the architecture is only where the weights came from."""
+    folder = shutil.copytree(model("encoder"), tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": ["BertForSequenceClassification"]}))
+    assert load_model(str(folder)).encode(["word1"]).shape == (1, 32)
+
+
+def test_frozen_models_have_nothing_to_train(fails, model, data, tmp_path):
+    folder = model("word vectors")
+    out = tmp_path / "out"
+    fails(1, "all of its weights are frozen", NLI, folder, "--train_data", data / "pairs.jsonl", "--output_dir", out)
+    assert load_model(str(folder)).encode(["word1 word2"]).shape == (1, 32)
+
+
+# Padding
+
+
+@pytest.mark.parametrize("kind", ["LLaMA", "GPT-2"])
+def test_the_end_of_text_token_pads_where_there_is_no_other(model, tmp_path, kind, caplog):
+    with caplog.at_level("INFO"):
+        loaded = load_model(str(model(kind)))
+    assert "its end-of-text token <end> takes the place" in caplog.text
+    texts = ["word1", "word2 word3 word4", "word5 word6"]
+    alone = np.concatenate([loaded.encode([text]) for text in texts])
+    assert loaded.encode(texts) == pytest.approx(alone, abs=1e-5)
+    loaded.save_pretrained(str(tmp_path / "saved"))
+    again = SentenceTransformer(str(tmp_path / "saved"), device="cpu")  # fails where the tokenizer cannot pad
+    assert again.tokenizer.pad_token == "<end>"
+    assert again.encode(texts) == pytest.approx(alone, abs=1e-5)
+
+
+def test_a_tokenizer_with_nothing_to_pad_with_is_refused(model, tmp_path):
+    folder = shutil.copytree(model("LLaMA"), tmp_path / "m")
+    path = folder / "tokenizer_config.json"
+    values = json.loads(path.read_text())
+    del values["eos_token"]
+    path.write_text(json.dumps(values))
+    with pytest.raises(RunError, match="no padding token, and no end-of-text token .*: name one as pad_token"):
+        load_model(str(folder))
+
+
+# Limits
+
+
+@pytest.mark.parametrize("kind", ["encoder", "RoBERTa", "Qwen3", "Gemma", "LLaMA", "GPT-2", "OPT"])
+def test_every_architecture_takes_texts_up_to_its_limit(model, kind):
+    loaded = load_model(str(model(kind)))
+    assert token_limit(loaded[0]) == loaded.max_seq_length == POSITIONS
+    assert loaded.preprocess([LONG])["input_ids"].shape == (1, POSITIONS)
+    unpacked = loaded.encode([LONG, "word1"])
+    assert pack(loaded).encode([LONG, "word1"]) == pytest.approx(unpacked, abs=1e-4)
+
+
+def test_positions_of_images_are_no_limit_of_texts():
+    from types import SimpleNamespace
+
+    from transformers import CLIPConfig, CLIPModel
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 32}
+    config = CLIPConfig(
+        text_config=sizes | {"max_position_embeddings": 77, "vocab_size": 50},
+        vision_config=sizes | {"image_size": 32, "patch_size": 8},  # 17 positions
+        projection_dim=16,
+    )
+    assert token_limit(SimpleNamespace(auto_model=CLIPModel(config))) == 77
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [(33, "--max_seq_length 33 is above the 32 tokens"), (2, "--max_seq_length 2 leaves no room for a text")],
+)
+def test_lengths_that_a_model_cannot_take_are_refused(fails, model, data, tmp_path, tokens, message):
+    out = ("--output_dir", tmp_path / "out", "--max_seq_length", tokens)
+    fails(1, message, STS, "--model_name", model("RoBERTa"), "--data", data / "scored.jsonl", *out)
+    fails(1, message, NLI, model("RoBERTa"), "--train_data", data / "pairs.jsonl", "--dev_data", "none", *out)
+
+
+def test_the_limit_of_a_tokenizer_may_be_raised_to_that_of_the_positions(model, tmp_path):
+    """As all-MiniLM-L6-v2 stops at 256 tokens, and has positions for 512."""
+    folder = shutil.copytree(model("encoder"), tmp_path / "m")
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": 8}))
+    assert load_model(str(folder)).max_seq_length == 8
+    raised = load_model(str(folder), identify(str(folder), 20))
+    assert raised.preprocess([LONG])["input_ids"].shape == (1, 20)
+
+
+def test_scores_of_shorter_texts_are_filed_apart(call, model, data, tmp_path):
+    """In one folder: another length is another revision, with embeddings, result files and rows of its own."""
+    flags = ("--model_name", model("encoder"), "--data", data / "scored.jsonl", "--calibration_data", "none")
+    flags += ("--dims", "32", "--output_dir", tmp_path / "out")
+    tables = []
+    for more in ((), ("--max_seq_length", 20), ("--max_seq_length", 14), ("--max_seq_length", 20)):
+        done = call(STS, *flags, *more)
+        assert done.code == 0, done.err
+        tables.append(pd.read_csv(tmp_path / "out/summary.csv").set_index("revision")["cosine_spearman"])
+    commit = identify(str(model("encoder"))).commit
+    assert sorted(tables[-1].index) == [commit, f"{commit}-14tokens", f"{commit}-20tokens"]
+    assert tables[-1][commit] == tables[-1][f"{commit}-20tokens"] != tables[-1][f"{commit}-14tokens"]
+    assert tables[0][commit] == tables[-1][commit]
+    record = json.loads((tmp_path / "out/run.json").read_text())
+    assert f"{commit}-20tokens" in record["models"].values()
+    for kind in ("embeddings", "sts"):
+        names = {path.name for path in (tmp_path / "out" / kind).glob("*/*")}
+        assert len(names) == 3, names
+
+
+def test_scores_of_shorter_texts_do_not_go_into_the_models_card(call, model, data, tmp_path):
+    folder = shutil.copytree(model("encoder"), tmp_path / "m")
+    before = (folder / "README.md").read_bytes()
+    flags = ("--model_name", folder, "--data", data / "scored.jsonl", "--calibration_data", "none", "--dims", "32")
+    done = call(STS, *flags, "--output_dir", tmp_path / "out", "--max_seq_length", 20, "--update_model_card")
+    assert done.code == 0, done.err
+    assert "do not go into its card" in done.err and (folder / "README.md").read_bytes() == before

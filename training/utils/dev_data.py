@@ -1,0 +1,204 @@
+"""Development data from anywhere, and honest: no dev pair is a test pair, and the dev mean comes with its interval.
+
+A dev set is an entry of ``dev_data``: the name of one that the scripts know, a file, or a data set on the Hub, written as
+``path``, ``path:config`` or ``path:config:split``; or an entry of ``dev_datasets`` in a --config file, which can also say which
+column is which. All 250 pairs of STS17 en-en are in the STS Benchmark, 125 of them in the split that checkpoints are chosen on,
+so pairs of the test sets are removed here.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from common.data_files import check_scores, check_texts, is_file_name, load_hub_dataset, number
+from common.errors import RunError, UsageError, one_line
+from evaluation.utils.dev_evaluator import is_scored
+from evaluation.utils.scoring.pairs import load_pairs
+from evaluation.utils.scoring.similarity import pairwise_similarities
+from evaluation.utils.scoring.statistics import Estimate, bootstrap, mean, mean_estimate, paired_mean, spearman
+from training.utils.data_loading import TRANSLATIONS, load_dev_sets, map_columns
+from training.utils.leaks import BENCHMARK, normalise
+from training.utils.options import SCORED, DevEntry
+
+if TYPE_CHECKING:
+    from training.utils.options import TrainingConfig
+
+logger = logging.getLogger(__name__)
+
+Sets = dict[str, dict[str, list[Any]]]
+
+
+def load_development_data(config: TrainingConfig, language: str) -> tuple[Sets, Sets, dict[str, Any]]:
+    """The dev sets of a run without the pairs of its test sets, its own test sets, and what to record of the check.
+
+    Returns:
+        The dev and test sets as :func:`training.utils.data_loading.load_dev_sets` gives them, and for each dev set the
+        pairs removed and those that share one sentence with a test set.
+
+    Raises:
+        UsageError, RunError: A set cannot be had, or has too few pairs without those of the test sets.
+    """
+    named = [name for name in config.dev_data if not is_hub_spec(name)]
+    specs = {label_of(name): parse_spec(name) for name in config.dev_data if is_hub_spec(name)}
+    for name, entry in config.dev_datasets.items():
+        if name in specs:
+            raise UsageError(f"'dev_datasets': --dev_data has a set of the name {name!r} too: rename one")
+        specs[name] = entry
+    if "none" in named and specs:
+        raise UsageError("--dev_data: 'none' stands alone")
+    dev, test = load_dev_sets(named, language) if named or not specs else ({}, {})
+    for name, entry in specs.items():
+        if name in dev:
+            raise UsageError(f"--dev_data: two sets have the name {name!r}: name each once, or rename one")
+        dev[name] = load_dev_dataset(entry)
+    from_hub = specs or any(not is_file_name(name) for name in named if name != "none")
+    tests = test | (benchmark_pairs() if from_hub else {})
+    dev, checked = without_test_pairs(dev, tests)
+    return dev, test, checked
+
+
+def is_hub_spec(name: str) -> bool:
+    """Whether an item of ``dev_data`` is a data set on the Hub: ``organisation/name``, perhaps with ``:config:split``."""
+    path = name.split(":")[0]
+    return path.count("/") == 1 and not is_file_name(name) and not is_file_name(path)
+
+
+def parse_spec(text: str, split: str = "validation") -> DevEntry:
+    """``path``, ``path:config`` or ``path:config:split`` as an entry; an empty config is the data set's default one.
+
+    Raises:
+        UsageError: There are more parts, or an empty split.
+    """
+    parts = text.split(":")
+    if len(parts) > 3 or (len(parts) == 3 and not parts[2]):
+        raise UsageError(f"{text}: give path, path:config or path:config:split")
+    name = parts[1] or None if len(parts) > 1 else None
+    return DevEntry(parts[0], name, parts[2] if len(parts) == 3 else split)
+
+
+def label_of(text: str) -> str:
+    """The name that a dev set from the Hub goes by: ``loopback/x:en-ar:dev`` is ``x-en-ar-dev``."""
+    path, *others = text.split(":")
+    return "-".join([path.split("/")[-1], *filter(None, others)])
+
+
+def load_dev_dataset(entry: DevEntry) -> dict[str, list[Any]]:
+    """Scored pairs (``sentence1``, ``sentence2``, ``score``) or translations (``source``, ``target``) from the Hub or a file.
+
+    Raises:
+        UsageError, RunError: It cannot be had, or has the columns of neither; the message lists those found.
+    """
+    from pathlib import Path
+
+    from common.data_files import read_rows
+
+    if is_file_name(entry.path):
+        where, dataset = entry.path, read_rows(Path(entry.path))
+    else:
+        where = f"data set {entry.path}" + (f" ({entry.name})" if entry.name else "")
+        dataset = load_hub_dataset(entry.path, entry.name, entry.split)
+    columns = dataset.column_names
+    if set(entry.columns) & set(TRANSLATIONS) if entry.columns else "non_english" in columns:
+        mapped = map_columns(where, columns, TRANSLATIONS, entry.columns)
+        check_texts(where, dataset, list(mapped.values()))
+        return {role: list(dataset[column]) for role, column in mapped.items()}
+    mapped = map_columns(where, columns, SCORED, entry.columns)
+    check_texts(where, dataset, [mapped["sentence1"], mapped["sentence2"]])
+    scores = [number(where, row, mapped["score"], value) for row, value in enumerate(dataset[mapped["score"]], 1)]
+    check_scores(where, scores)
+    return {role: list(dataset[mapped[role]]) for role in ("sentence1", "sentence2")} | {"score": scores}
+
+
+def benchmark_pairs() -> Sets:
+    """The test sets of the field that checkpoints must not be chosen on; one that cannot be had is named in a warning."""
+    sets: Sets = {}
+    for task, subsets in BENCHMARK.items():
+        try:
+            _, pairs, _ = load_pairs(task, None, subsets, [], explicit=False)
+        except Exception as error:  # whatever is wrong with a set that this run does not need
+            logger.warning("dev pairs are not compared with %s: %s", task, one_line(error))
+            continue
+        sets |= {task if subset == "default" else f"{task} {subset}": rows for subset, rows in pairs.items()}
+    return sets
+
+
+def without_test_pairs(dev: Sets, tests: Sets) -> tuple[Sets, dict[str, Any]]:
+    """Dev sets without the pairs that are pairs of a test set, in either order, as normalised.
+
+    Pairs that share one sentence with a test set remain, and are counted.
+
+    Returns:
+        The dev sets, and ``{set: {"rows": ..., "test_pairs_removed": {test set: n}, "share_a_sentence": n}}``.
+
+    Raises:
+        RunError: Fewer than three pairs remain.
+    """
+    pairs_of: dict[frozenset[str], list[str]] = {}
+    sentences: set[str] = set()
+    for name, rows in tests.items():
+        for pair in {_pair(*texts) for texts in _texts(rows)}:
+            pairs_of.setdefault(pair, []).append(name)
+            sentences |= pair
+    kept: Sets = {}
+    record: dict[str, Any] = {}
+    for name, rows in dev.items():
+        pairs = [_pair(*texts) for texts in _texts(rows)]
+        removed: dict[str, int] = {}
+        for pair in pairs:
+            for test in pairs_of.get(pair, ()):
+                removed[test] = removed.get(test, 0) + 1
+        keep = [row for row, pair in enumerate(pairs) if pair not in pairs_of]
+        shared = sum(bool(pairs[row] & sentences) for row in keep)
+        if len(keep) < 3:
+            raise RunError(
+                f"dev set {name}: {len(keep)} of {len(pairs)} pairs are not pairs of a test set; use another"
+            )
+        kept[name] = {column: [values[row] for row in keep] for column, values in rows.items()}
+        record[name] = {"rows": len(keep), "test_pairs_removed": removed, "share_a_sentence": shared}
+        if removed or shared:
+            logger.info(
+                "dev set %s: %d of %d pairs removed, which are test pairs (%s); %d others share one sentence with a test set",
+                name, len(pairs) - len(keep), len(pairs), ", ".join(f"{n} of {t}" for t, n in removed.items()), shared,
+            )  # fmt: skip
+    return kept, record
+
+
+def _texts(rows: dict[str, list[Any]]) -> zip:
+    first, second = ("sentence1", "sentence2") if is_scored(rows) else ("source", "target")
+    return zip(rows[first], rows[second], strict=True)
+
+
+def _pair(first: str, second: str) -> frozenset[str]:
+    return frozenset((normalise(first), normalise(second)))
+
+
+def dev_estimate(embeddings: dict[str, list[np.ndarray]], sets: Sets, dims: list[int]) -> Estimate:
+    """The dev mean over the sets and dimensions, with its bootstrap over the pairs of each set.
+
+    Its value is the ``mean_score`` of :class:`~evaluation.utils.dev_evaluator.MatryoshkaEvaluator`, which has the embeddings.
+
+    Args:
+        embeddings: Those of both columns of each set, shape ``[pairs, width]`` each.
+    """
+    estimates = []
+    for name, rows in sets.items():
+        first, second = embeddings[name]
+        columns = [_column(first[:, :dim], second[:, :dim], rows) for dim in dims]
+        statistic = spearman(rows["score"], columns) if is_scored(rows) else mean(columns)
+        estimates.append(paired_mean(bootstrap(statistic, len(first), sample=f"dev {name}")))
+    return mean_estimate(estimates)
+
+
+def _column(first: np.ndarray, second: np.ndarray, rows: dict[str, list[Any]]) -> np.ndarray:
+    """What each pair adds to a set's score at a dimension: its cosine similarity, or how often its translation is found."""
+    if is_scored(rows):
+        return pairwise_similarities(first, second)["cosine"]
+    first, second = (x / np.linalg.norm(x, axis=1, keepdims=True).clip(1e-12) for x in (first, second))
+    source, target = np.array(rows["source"], dtype=object), np.array(rows["target"], dtype=object)
+    similarities = first @ second.T
+    forth = target[similarities.argmax(axis=1)] == target
+    back = source[similarities.argmax(axis=0)] == source
+    return (forth.astype(float) + back.astype(float)) / 2

@@ -1,0 +1,132 @@
+"""The card of an exported model: what it is, how to use it, what it was made from, what rounding cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.model_cards import TAG
+from common.models import ModelIdentity
+from common.records import versions
+from training.utils.export_options import INT8, ONNX, ExportConfig
+
+KEPT = ("license", "license_name", "license_link", "language")  # of the original's metadata
+MADE_WITH = ("torch", "transformers", "sentence-transformers", "tokenizers")
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What int8 costs on one set of scored pairs: Spearman × 100, and the 95% interval of the difference."""
+
+    name: str
+    pairs: int
+    before: float
+    after: float
+    low: float
+    high: float
+
+
+def export_card(
+    config: ExportConfig,
+    identity: ModelIdentity,
+    original: dict[str, Any],
+    dim: int,
+    dims: Sequence[int],
+    losses: Sequence[Loss],
+) -> str:
+    """The README of an exported folder.
+
+    Args:
+        original: The metadata of the original model's card.
+        dims: The Matryoshka dimensions that remain, largest first; empty where the model states none.
+        losses: What int8 costs; empty for float32, and where there was nothing to measure it on.
+    """
+    from huggingface_hub import ModelCardData
+
+    onnx = config.format == ONNX
+    on_hub = not Path(identity.source).is_dir()
+    matryoshka = bool(dims) or TAG in (original.get("tags") or [])
+    data = ModelCardData(
+        library_name="onnx" if onnx else "sentence-transformers",
+        pipeline_tag="sentence-similarity",
+        tags=["sentence-transformers", "feature-extraction", *([TAG] if matryoshka else [])],
+        base_model=identity.name if on_hub else original.get("base_model"),
+        **({"base_model_relation": "quantized"} if config.weights == INT8 else {}),
+        **{key: original[key] for key in KEPT if key in original},
+    )
+    title = f"{identity.name}, {dim} dimensions{', ONNX' if onnx else ''}{', int8' if config.weights == INT8 else ''}"
+    parts = [
+        f"---\n{data.to_yaml()}\n---\n\n# {title}",
+        f"[{identity.name}](https://huggingface.co/{identity.name})" if on_hub else f"`{identity.name}`",
+    ]
+    parts[-1] += f" (revision `{identity.revision}`), cut to the first {dim} numbers of its embeddings, normalised."
+    parts += ["## Usage", ONNX_USAGE.replace("DIM", str(dim)) if onnx else st_usage(dim, dims)]
+    if config.weights == INT8:
+        parts += ["## What int8 costs", loss_table(losses)]
+    made_with = ", ".join(f"{name} {version}" for name, version in versions().items() if name in MADE_WITH)
+    source = identity.name if on_hub else "MODEL"  # no path of this machine in a card that may be uploaded
+    command = (
+        f"python training/export_model.py {source} --dim {dim} --format {config.format} --weights {config.weights}"
+    )
+    parts += ["## How it was made", f"    {command}", f"With {made_with}."]
+    return "\n\n".join(parts) + "\n"
+
+
+def loss_table(losses: Sequence[Loss]) -> str:
+    """The losses as Markdown."""
+    if not losses:
+        return "Not measured: there were no scored pairs to measure it on (`--data`)."
+    lines = ["| pairs | n | float32 | int8 | difference |", "|---|---:|---:|---:|---:|"]
+    for loss in losses:
+        difference = f"{loss.after - loss.before:+.2f} [{loss.low:+.2f}, {loss.high:+.2f}]"
+        lines.append(f"| {loss.name} | {loss.pairs} | {loss.before:.2f} | {loss.after:.2f} | {difference} |")
+    return "\n".join(
+        [*lines, "", "Spearman × 100 of the cosine similarities; in brackets the 95% interval (paired bootstrap)."]
+    )
+
+
+def st_usage(dim: int, dims: Sequence[int]) -> str:
+    text = f"""```python
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer(".")  # this folder, or its name on the Hub
+embeddings = model.encode(["The sky is clear today", "السماء صافية اليوم"])  # unit vectors, shape (2, {dim})
+print(model.similarity(embeddings, embeddings))
+```"""
+    if dims[1:]:
+        smaller = ", ".join(map(str, dims[1:]))
+        text += f"\n\nFor still fewer dimensions ({smaller}) give `truncate_dim`, and `normalize_embeddings=True` to `encode`."
+    return text
+
+
+ONNX_USAGE = """With `pip install onnxruntime tokenizers numpy`, in this folder:
+
+```python
+import json
+
+import numpy as np
+import onnxruntime
+from tokenizers import Tokenizer
+
+session = onnxruntime.InferenceSession("model.onnx")
+tokenizer = Tokenizer.from_file("tokenizer.json")
+with open("prompts.json", encoding="utf-8") as file:
+    prompts = json.load(file)
+
+
+def embed(texts, prompt=prompts["default"]):
+    \"\"\"Unit vectors, shape (texts, DIM). `prompt` is the name of a prompt, such as "query", or None.\"\"\"
+    prefix = prompts["prompts"].get(prompt, "")
+    encoded = tokenizer.encode_batch([prefix + text for text in texts])
+    ids = np.array([text.ids for text in encoded], dtype=np.int64)
+    mask = np.array([text.attention_mask for text in encoded], dtype=np.int64)
+    return session.run(None, {"input_ids": ids, "attention_mask": mask})[0]
+
+
+embeddings = embed(["The sky is clear today", "السماء صافية اليوم"])
+print(embeddings @ embeddings.T)
+```
+
+Pooling, truncation and normalisation are in `model.onnx`; truncation and padding of the tokens are in `tokenizer.json`."""

@@ -1,0 +1,80 @@
+"""The keys of ``training/export_model.py``. Their defaults are in ``configs/export_config.json``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+from common.config import Config
+from common.errors import UsageError
+from common.keys import Key
+
+SENTENCE_TRANSFORMERS, ONNX = "sentence-transformers", "onnx"
+FLOAT32, INT8 = "float32", "int8"
+
+
+@dataclass
+class ExportConfig(Config):
+    defaults_file: ClassVar[str] = "export_config.json"
+
+    model_name: Annotated[str | None, Key("the model to export: its folder, or its name on the Hub", path=True)]
+    dim: Annotated[int | None, Key("width of the exported embeddings; the model's full width by default", minimum=1)]
+    format: Annotated[
+        str,
+        Key(
+            "sentence-transformers: a folder that SentenceTransformer loads; onnx: one file that needs no torch",
+            choices=(SENTENCE_TRANSFORMERS, ONNX),
+        ),
+    ]
+    weights: Annotated[
+        str,
+        Key("precision of the weights; int8 is for --format onnx, and its loss is measured", choices=(FLOAT32, INT8)),
+    ]
+    output_dir: Annotated[
+        str | None,
+        Key("the folder to write, which must not exist; output/<model>-<dim>[-onnx[-int8]] by default", path=True),
+    ]
+    data: Annotated[
+        str | None,
+        Key(
+            "scored pairs to measure the loss of int8 on: CSV, TSV, JSONL or Parquet with sentence1, sentence2 and score; "
+            "the validation set of STS-B by default, where the Hub can be reached",
+            path=True,
+        ),
+    ]
+    trust_remote_code: Annotated[bool, Key("run Python code that the model brings along: only if you have read it")]
+    allow_pickle: Annotated[
+        bool,
+        Key("read pickled weights, which can run any code, where the model has no safetensors: only if you trust it"),
+    ]
+
+
+def check_export(config: ExportConfig) -> None:
+    """Raise :class:`UsageError` where the model is missing, or two keys contradict each other."""
+    if not config.model_name:
+        raise UsageError("MODEL is missing: the model's folder, or its name on the Hub")
+    if config.weights == INT8 and config.format != ONNX:
+        raise UsageError("--weights int8 is for --format onnx: sentence-transformers computes in floating point")
+    if config.data is not None and config.weights != INT8:
+        raise UsageError("--data measures the loss of int8: it needs --format onnx --weights int8")
+
+
+def output_folder(config: ExportConfig, model_name: str, dim: int) -> Path:
+    """The folder to write: ``output_dir``, or ``output/<model>-<dim>[-onnx[-int8]]``.
+
+    Raises:
+        UsageError: It exists.
+    """
+    name = "-".join(
+        [
+            Path(model_name).name,
+            str(dim),
+            *([ONNX] if config.format == ONNX else []),
+            *([INT8] if config.weights == INT8 else []),
+        ]
+    )
+    folder = Path(config.output_dir or f"output/{name}")
+    if folder.exists():
+        raise UsageError(f"--output_dir {folder} exists: choose another folder, or remove it")
+    return folder

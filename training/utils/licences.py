@@ -1,0 +1,62 @@
+"""The licences of the training data, as the data sets' own cards state them, in the card of the trained model."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from common.data_files import is_file_name
+from common.errors import one_line
+from common.records import write_atomically
+
+logger = logging.getLogger(__name__)
+
+NOT_STATED = "not stated"
+UNREADABLE = "unknown: the card could not be read"
+OWN_FILE = "your own file"
+# the Hub's identifiers of licences that forbid commercial use (cc-by-nc-4.0, cc-by-nc-sa-3.0, fair-noncommercial-research-license)
+NON_COMMERCIAL = re.compile(r"(^|-)nc(-|$)|non-?commercial", re.IGNORECASE)
+
+
+def licence_of(path: str, revision: str | None = None) -> str:
+    """The licence in the metadata of a data set's card on the Hub, by the Hub's identifier; several are joined by commas."""
+    if is_file_name(path):
+        return OWN_FILE
+    try:
+        from huggingface_hub import DatasetCard, hf_hub_download
+
+        card = DatasetCard.load(hf_hub_download(path, "README.md", repo_type="dataset", revision=revision))
+    except Exception as error:  # a card is no reason to lose a trained model
+        logger.warning("the licence of %s is not known: %s", path, one_line(error, 100))
+        return UNREADABLE
+    metadata = card.data.to_dict()
+    stated = metadata.get("license_name") if metadata.get("license") == "other" else metadata.get("license")
+    names = stated if isinstance(stated, list) else [stated or metadata.get("license")]
+    return ", ".join(str(name) for name in names if name) or NOT_STATED
+
+
+def licences_of(paths: Iterable[str]) -> dict[str, str]:
+    """The licence of each data set of a run, by its path."""
+    return {path: licence_of(path) for path in dict.fromkeys(paths)}
+
+
+def describe_licences(licences: dict[str, str]) -> str:
+    """A section of the model's card."""
+    lines = ["## Licences of the training data", "", "As the cards of the data sets state them:", ""]
+    lines += [f"- {path}: {licence}" for path, licence in licences.items()]
+    forbidden = [path for path, licence in licences.items() if NON_COMMERCIAL.search(licence)]
+    if forbidden:
+        lines += ["", f"**Not for commercial use**: the licence of {', '.join(forbidden)} forbids it."]
+    unknown = [path for path, licence in licences.items() if licence in (NOT_STATED, UNREADABLE)]
+    if unknown:
+        lines += ["", f"Before any use of your own, ask for the terms of {', '.join(unknown)}."]
+    return "\n".join(lines) + "\n"
+
+
+def add_licences(model_folder: Path, licences: dict[str, str]) -> None:
+    """Append the section to the ``README.md`` of a model that is saved."""
+    card = model_folder / "README.md"
+    text = card.read_text(encoding="utf-8") if card.exists() else ""
+    write_atomically(card, text.rstrip("\n") + "\n\n" + describe_licences(licences))

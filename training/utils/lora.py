@@ -1,0 +1,90 @@
+"""LoRA: two thin matrices next to each linear layer are trained, and the layer itself is not (Hu et al., 2021,
+https://arxiv.org/abs/2106.09685).
+
+The adapter is peft's. A checkpoint holds the adapter alone; at the end it is merged into the weights.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from common.adapters import wrap
+from common.errors import RunError, one_line
+from common.models import identify
+from training.utils.options import TrainingConfig
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+    from torch import nn
+
+logger = logging.getLogger(__name__)
+
+
+def add_lora(model: SentenceTransformer, config: TrainingConfig) -> None:
+    """Put a new adapter onto the model's transformer and freeze everything else, where ``lora_r`` is not 0.
+
+    Raises:
+        RunError: The model is not a transformer, or has none of the target modules.
+    """
+    if not config.lora_r:
+        return
+    from peft import LoraConfig
+
+    transformer = model[0]
+    if not hasattr(transformer, "auto_model"):
+        raise RunError(
+            f"--lora_r is for transformers, and {config.model_name} is a {type(transformer).__name__}: give --lora_r 0"
+        )
+    local = Path(config.model_name).is_dir()
+    identity = None if local else identify(config.model_name)
+    targets = config.lora_target_modules or layer_pattern(transformer.auto_model)
+    lora = LoraConfig(
+        r=config.lora_r,
+        lora_alpha=2 * config.lora_r if config.lora_alpha is None else config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules="all-linear" if targets == ["all-linear"] else targets,
+        base_model_name_or_path=str(Path(config.model_name).resolve()) if local else identity.name,
+        revision=None if local else identity.commit,
+    )
+    model.requires_grad_(False)
+    try:
+        adapter = wrap(transformer, lora)
+    except ValueError as error:
+        known = ", ".join(sorted(_names_of_linear_layers(transformer.auto_model)))
+        raise RunError(f"--lora_target_modules: {one_line(error, 120)}; the model has {known}") from None
+    trained, total = adapter.get_nb_trainable_parameters()
+    logger.info(
+        "LoRA of rank %d: %d of %d parameters are trained (%.2f%%)", lora.r, trained, total, 100 * trained / total
+    )
+
+
+def layer_pattern(transformer: nn.Module) -> str:
+    """A pattern for the names of all linear layers in the layers that a transformer repeats.
+
+    Training all of them rather than the queries and values alone is what QLoRA found to matter (Dettmers et al., 2023,
+    https://arxiv.org/abs/2305.14314). The pooler, which no embedding goes through, is not among the repeated layers.
+
+    Raises:
+        RunError: There are none.
+    """
+    names = sorted(_names_of_linear_layers(transformer, repeated=True))
+    if not names:
+        raise RunError(
+            f"no linear layers are known for {type(transformer).__name__}: name them with --lora_target_modules"
+        )
+    return rf".*\.\d+\.(.*\.)?({'|'.join(map(re.escape, names))})"
+
+
+def _names_of_linear_layers(transformer: nn.Module, repeated: bool = False) -> set[str]:
+    """The last parts of their names: ``query``, ``o_proj``."""
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D  # GPT-2's
+
+    return {
+        name.rpartition(".")[2]
+        for name, module in transformer.named_modules()
+        if isinstance(module, (nn.Linear, Conv1D)) and (not repeated or re.search(r"\.\d+\.", name))
+    }

@@ -1,0 +1,134 @@
+"""The keys of ``training/mine_negatives.py``. Their defaults are in ``configs/mining_config.json``.
+
+Those that sentence-transformers' ``mine_hard_negatives`` takes have its names.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+from common.config import Config
+from common.data_files import is_file_name
+from common.errors import UsageError
+from common.formats import table_name
+from common.keys import Key
+
+TOP, RANDOM = "top", "random"
+
+
+@dataclass
+class MiningConfig(Config):
+    defaults_file: ClassVar[str] = "mining_config.json"
+
+    model_name: Annotated[
+        str | None, Key("the model that finds the negatives: its folder, or its name on the Hub", path=True)
+    ]
+    path: Annotated[
+        str | None,
+        Key("the pairs: a data set on the Hub, or a file, a folder or a glob of files, as for training", path=True),
+    ]
+    name: Annotated[str | None, Key("the configuration (subset) on the Hub")]
+    split: Annotated[str, Key("the split on the Hub")]
+    columns: Annotated[
+        dict[str, str] | None, Key("for anchor and positive, the names of the columns in the data (only in a file)")
+    ]
+    max_train_samples: Annotated[int | None, Key("use only the first N rows", minimum=1)]
+    drop_unusable_rows: Annotated[
+        bool,
+        Key(
+            "remove rows of your own files that lack a text, instead of refusing the file; such rows of data sets on the Hub are always removed"
+        ),
+    ]
+    output_file: Annotated[
+        str | None, Key("the Parquet file to write; output/<data>-mined.parquet by default", path=True)
+    ]
+    overwrite: Annotated[bool, Key("replace output_file")]
+    num_negatives: Annotated[int, Key("negatives for each pair; a pair for which fewer remain gets fewer", minimum=1)]
+    range_min: Annotated[int, Key("skip the N nearest of the candidates that the margins leave", minimum=0)]
+    range_max: Annotated[int, Key("candidates: the N texts nearest to an anchor", minimum=1)]
+    sampling_strategy: Annotated[
+        str, Key("top: the nearest candidates; random: any of the candidates", choices=(TOP, RANDOM))
+    ]
+    relative_margin: Annotated[
+        float | None,
+        Key(
+            "a negative's similarity to the anchor is at least this part of the positive's below the positive's; else it may be a false negative",
+            minimum=0,
+        ),
+    ]
+    absolute_margin: Annotated[
+        float | None, Key("a negative's similarity to the anchor is at least this much below the positive's", minimum=0)
+    ]
+    max_score: Annotated[float | None, Key("the highest similarity of a negative to its anchor")]
+    guide: Annotated[
+        str | None,
+        Key("a second model, whose similarities decide on the candidates: margins, max_score and order", path=True),
+    ]
+    prompts: Annotated[
+        str | dict[str, str] | None,
+        Key(
+            "put this before each text, in place of the prompts that the model stores: a string, or an object such as "
+            '{"query": "query: ", "document": "passage: "} (anchors are queries); a guide keeps its own'
+        ),
+    ]
+    max_seq_length: Annotated[
+        int | None, Key("truncate texts to N tokens; the model's own limit by default", minimum=1)
+    ]
+    batch_size: Annotated[int, Key("texts in a forward pass", minimum=1)]
+    dev_data: Annotated[
+        list[str],
+        Key(
+            "sets whose sentences the result must not hold, as in training: en, ar, en-ar, files, or none; for data from the Hub, STS17, STS22.v2 and STS-B test as well",
+            path=True,
+        ),
+    ]
+    keep_leaks: Annotated[bool, Key("keep rows that share a sentence with these sets")]
+    seed: Annotated[int, Key("random seed, for --sampling_strategy random", minimum=0)]
+    trust_remote_code: Annotated[
+        bool, Key("run Python code that the model or the guide brings along: only if you have read it")
+    ]
+    allow_pickle: Annotated[
+        bool,
+        Key("read pickled weights, which can run any code, where a model has no safetensors: only if you trust it"),
+    ]
+
+
+def check_mining(config: MiningConfig) -> None:
+    """Raise :class:`UsageError` where the model or the data is missing, or two keys contradict each other."""
+    if not config.model_name:
+        raise UsageError("MODEL is missing: the model's folder, or its name on the Hub")
+    if not config.path:
+        raise UsageError("--path is missing: the pairs, a data set on the Hub or a file")
+    if config.num_negatives > config.range_max - config.range_min:
+        raise UsageError(
+            f"--num_negatives {config.num_negatives} is above the {max(0, config.range_max - config.range_min)} candidates between --range_min {config.range_min} and --range_max {config.range_max}"
+        )
+    if config.guide is not None and config.relative_margin is config.absolute_margin is config.max_score is None:
+        raise UsageError("--guide needs something to decide: give --relative_margin, --absolute_margin or --max_score")
+
+
+def output_file(config: MiningConfig) -> Path:
+    """The file to write: ``output_file``, or ``output/<data>-mined.parquet``.
+
+    Raises:
+        UsageError: It is no Parquet file, its folder cannot be written to, it exists and is not to be overwritten, or it is the
+            file with the pairs.
+    """
+    data = Path(config.path)
+    stem = table_name(data) if is_file_name(config.path) else "-".join([data.name, *filter(None, [config.name])])
+    path = Path(config.output_file or f"output/{stem}-mined.parquet")
+    if path.suffix != ".parquet":
+        raise UsageError(f"--output_file {path}: its name must end in .parquet")
+    if path.is_dir():
+        raise UsageError(f"--output_file {path} is a folder: give the name of a file")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UsageError(f"--output_file {path}: {folder} is {'not writable' if folder.is_dir() else 'a file'}")
+    if path.exists() and path.resolve() == data.resolve():
+        raise UsageError(f"--output_file {path} is the file with the pairs: choose another file")
+    if path.exists() and not config.overwrite:
+        raise UsageError(f"--output_file {path} exists: choose another file, or replace it with --overwrite")
+    return path

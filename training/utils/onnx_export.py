@@ -1,0 +1,234 @@
+"""One ONNX file that gives normalised embeddings of a dimension, and the tokenizer that goes with it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from common.errors import RunError, one_line
+from common.models import ModelIdentity
+from training.utils.export import EMBEDDING, TRIAL_TEXTS, check_equal, prefixes
+from training.utils.model_utils import is_static
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+logger = logging.getLogger(__name__)
+
+MODEL, TOKENIZER, PROMPTS = "model.onnx", "tokenizer.json", "prompts.json"
+INPUTS, OUTPUT = ("input_ids", "attention_mask"), "embeddings"
+NO_LIMIT = 10**6  # tokens; transformers writes a huge number where a tokenizer has no limit
+LARGEST = 2**31 - 2**20  # bytes of weights that fit one ONNX file
+
+
+def require_packages() -> None:
+    """Raise :class:`RunError` where a package that the export needs is not installed."""
+    from importlib.util import find_spec
+
+    if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]:
+        raise RunError(f"--format onnx needs {', '.join(missing)}: pip install -r requirements-export.txt")
+
+
+class Embedder(nn.Module):
+    """Token ids ``[batch, sequence]`` and their mask to unit vectors ``[batch, dim]``."""
+
+    def __init__(self, parts: list[nn.Module], dim: int):
+        super().__init__()
+        self.parts, self.dim = nn.ModuleList(parts), dim
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        features = {"input_ids": input_ids, "attention_mask": attention_mask}
+        for part in self.parts:
+            features = part(features)
+        return nn.functional.normalize(features[EMBEDDING][:, : self.dim], dim=-1)
+
+
+class StaticMean(nn.Module):
+    """Static embeddings of padded texts: an EmbeddingBag takes them end to end, which has no batch to export."""
+
+    def __init__(self, weight: Tensor):
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        mask = features["attention_mask"].unsqueeze(-1).to(self.weight.dtype)
+        total = (nn.functional.embedding(features["input_ids"], self.weight) * mask).sum(1)
+        return features | {EMBEDDING: total / mask.sum(1).clamp(min=1)}
+
+
+def save_onnx(model: SentenceTransformer, folder: Path, identity: ModelIdentity, dim: int) -> None:
+    """Write ``model.onnx``, ``tokenizer.json`` and ``prompts.json`` into ``folder`` and check them against ``model``.
+
+    Raises:
+        RunError: The architecture, the tokenizer or the pooling cannot be exported, or the embeddings differ.
+    """
+    folder.mkdir(parents=True)
+    tokenizer = portable_tokenizer(model, identity)
+    prompts = {
+        "prompts": {name: text or "" for name, text in model.prompts.items()},
+        "default": model.default_prompt_name,
+    }
+    if any(prompts["prompts"].values()) and not all(getattr(part, "include_prompt", True) for part in model):
+        raise RunError(
+            f"model {identity.source} leaves its prompts out of the pooling, which an ONNX file cannot: use the other --format"
+        )
+    size = sum(parameter.numel() * 4 for parameter in model.parameters())
+    if size > LARGEST:
+        raise RunError(
+            f"model {identity.source} has {size / 2**30:.1f} GiB of weights, and one ONNX file holds 2 GiB: use the other --format"
+        )
+    (folder / TOKENIZER).write_text(tokenizer, encoding="utf-8")
+    (folder / PROMPTS).write_text(json.dumps(prompts, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    export_graph(model, folder / MODEL, identity, dim)
+    check_equal(identity, prefixes(model, TRIAL_TEXTS, dim), OnnxModel(folder).encode(TRIAL_TEXTS))
+
+
+def portable_tokenizer(model: SentenceTransformer, identity: ModelIdentity) -> str:
+    """The model's ``tokenizer.json``, with its truncation and padding in it."""
+    from tokenizers import Tokenizer
+
+    original = model.tokenizer
+    if is_static(model):
+        tokenizer = Tokenizer.from_str(json.dumps(json.loads(original.to_str()) | {"post_processor": None}))
+        tokenizer.no_truncation()
+        tokenizer.enable_padding(pad_id=0, pad_token=tokenizer.id_to_token(0))  # whatever it is: the mask hides it
+        return tokenizer.to_str(pretty=True)
+    backend = getattr(original, "backend_tokenizer", None)
+    if not isinstance(backend, Tokenizer):
+        raise RunError(
+            f"model {identity.source} cannot be exported to ONNX: its tokenizer is not one of the tokenizers library"
+        )
+    tokenizer = Tokenizer.from_str(backend.to_str())
+    limit = model.max_seq_length
+    if limit is not None and limit < NO_LIMIT:
+        tokenizer.enable_truncation(int(limit), direction=original.truncation_side)
+    else:
+        tokenizer.no_truncation()
+    tokenizer.enable_padding(
+        direction=original.padding_side,
+        pad_id=original.pad_token_id,
+        pad_type_id=original.pad_token_type_id,
+        pad_token=original.pad_token,
+    )
+    return tokenizer.to_str(pretty=True)
+
+
+def export_graph(model: SentenceTransformer, path: Path, identity: ModelIdentity, dim: int) -> None:
+    """Write the ONNX file: inputs ``input_ids`` and ``attention_mask``, output ``embeddings``; any batch and length."""
+    parts = list(model.children())
+    if is_static(model):
+        parts[0] = StaticMean(parts[0].embedding.weight.detach().float())
+    embedder = Embedder(parts, dim).eval()
+    tokens = torch.arange(1, 19).reshape(2, 9)
+    mask = torch.ones_like(tokens)
+    mask[1, 5:] = 0
+    limit = model.max_seq_length
+    longest = {} if limit is None or limit >= NO_LIMIT or math.isinf(limit) else {"max": int(limit)}
+    shape = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence", **longest)}
+    try:
+        with quiet():
+            torch.onnx.export(
+                embedder,
+                (tokens, mask),
+                str(path),
+                dynamo=True,
+                external_data=False,
+                input_names=list(INPUTS),
+                output_names=[OUTPUT],
+                dynamic_shapes=dict.fromkeys(INPUTS, shape),
+                verbose=False,
+            )
+        strip(path)
+    except Exception as error:  # of a dozen kinds, some with a report of many lines
+        logger.debug("where it came from:", exc_info=True)
+        reason = one_line(error.__cause__ or error, 160)
+        kind = type(getattr(model[0], "auto_model", model[0])).__name__
+        raise RunError(
+            f"model {identity.source}: {kind} cannot be exported to ONNX ({reason}): use the other --format"
+        ) from None
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """The exporter and the quantiser warn of what does not concern the user."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def strip(path: Path) -> None:
+    """Remove the exporter's notes from an ONNX file: they hold paths of the machine that it was made on."""
+    import onnx
+
+    model = onnx.load(path)
+    for part in (
+        model,
+        model.graph,
+        *model.graph.node,
+        *model.graph.initializer,
+        *model.graph.value_info,
+        *model.graph.output,
+    ):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    for function in model.functions:
+        for node in (function, *function.node):
+            node.ClearField("metadata_props")
+            node.ClearField("doc_string")
+    onnx.save(model, path)
+
+
+def quantise(path: Path) -> None:
+    """Round the weights of an ONNX file to int8, each output channel with its own scale; activations follow at run time.
+
+    The range is reduced to 7 bits, since processors without VNNI overflow at 8.
+    """
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    rounded = path.with_name(f"int8-{path.name}")
+    with quiet():
+        quantize_dynamic(path, rounded, weight_type=QuantType.QInt8, per_channel=True, reduce_range=True)
+    rounded.replace(path)
+
+
+class OnnxModel:
+    """An exported folder, used with onnxruntime and tokenizers alone."""
+
+    def __init__(self, folder: Path):
+        import onnxruntime
+        from tokenizers import Tokenizer
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # its threads would wait at full load
+        self.session = onnxruntime.InferenceSession(str(folder / MODEL), options, providers=["CPUExecutionProvider"])
+        self.tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+
+    def encode(self, texts: list[str], batch_size: int = 32) -> np.ndarray:
+        """Unit vectors, float32, shape ``[texts, dim]``; texts of similar length share a batch."""
+        order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
+        embeddings: dict[int, np.ndarray] = {}
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            encoded = self.tokenizer.encode_batch([texts[index] for index in batch])
+            inputs: dict[str, Any] = {
+                "input_ids": np.array([text.ids for text in encoded], dtype=np.int64),
+                "attention_mask": np.array([text.attention_mask for text in encoded], dtype=np.int64),
+            }
+            embeddings |= zip(batch, self.session.run([OUTPUT], inputs)[0], strict=True)
+        return np.stack([embeddings[index] for index in range(len(texts))])

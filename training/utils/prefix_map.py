@@ -1,0 +1,211 @@
+"""A rotation of the embeddings after training, under which their prefixes keep more of the full width's similarities.
+
+Similarities at full width do not change under an orthogonal map; those of a prefix do, since it decides which directions of the
+space the prefix spans. The map is learnt on the embeddings of training texts, computed once, in a minute or two on a CPU. Principal
+axes keep most variance; here the error of the similarities themselves is what is minimised.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from common.errors import RunError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from sentence_transformers import SentenceTransformer
+
+logger = logging.getLogger(__name__)
+
+STEPS = 600
+ROWS = 512  # texts in a step
+LEARNING_RATE = 3e-3
+MAX_TEXTS = 10_000  # to embed
+HELD_OUT = 0.1  # of the texts, to see whether the map helps
+
+
+@dataclass(frozen=True)
+class PrefixMap:
+    """An orthogonal map and what it does on texts that it was not learnt on.
+
+    Attributes:
+        rotation: Shape ``[width, width]``; an embedding ``x`` becomes ``x @ rotation``.
+        errors_before, errors_after: For each dimension below the width, the root mean squared difference of its
+            similarities from those at full width, weighted as in :func:`similarity_errors`.
+    """
+
+    rotation: Tensor
+    errors_before: dict[int, float]
+    errors_after: dict[int, float]
+
+
+def similarity_errors(embeddings: Tensor, dims: Sequence[int]) -> list[Tensor]:
+    """For each dimension, the weighted mean squared difference of a prefix's cosine similarities from those at full width.
+
+    What search and grading depend on are the similarities of texts that have something in common. Most pairs of texts have
+    nothing, so a pair is weighted by how far its similarity at full width lies above the mean: by the logistic function of twice
+    the number of standard deviations, less one.
+
+    Args:
+        embeddings: Shape ``[texts, width]``.
+        dims: The prefixes.
+    """
+    full = F.normalize(embeddings, dim=-1)
+    target = full @ full.T
+    off_diagonal = ~torch.eye(len(full), dtype=torch.bool, device=full.device)
+    spread, mean = torch.std_mean(target[off_diagonal])
+    weights = torch.sigmoid(2 * ((target - mean) / spread.clamp(min=1e-12) - 1)) * off_diagonal
+    weights = weights / weights.sum()
+    errors = []
+    for dim in dims:
+        prefix = F.normalize(embeddings[:, :dim], dim=-1)
+        errors.append(((prefix @ prefix.T - target).square() * weights).sum())
+    return errors
+
+
+def learn_prefix_map(
+    embeddings: Tensor,
+    dims: Sequence[int],
+    weights: Sequence[float] | None = None,
+    seed: int = 42,
+    steps: int = STEPS,
+) -> PrefixMap:
+    """Learn the rotation that minimises :func:`similarity_errors`, weighted, in sum over the dimensions.
+
+    Within the span of each prefix the axes are then turned to the principal ones, largest first, so that a dimension between
+    two of ``dims`` is served well too.
+
+    Args:
+        embeddings: Of training texts, shape ``[texts, width]``; neighbouring rows may be alike (a text and its translation),
+            and stay together in a batch.
+        dims: The dimensions; those that are not below the width are left as they are.
+        weights: A weight for each of ``dims``; 1 by default.
+        steps: Steps of Adam on ``ROWS`` texts each.
+
+    Raises:
+        RunError: There are fewer than 20 texts, or no dimension below the width.
+    """
+    width = embeddings.shape[1]
+    weight_of = dict(zip(dims, weights or [1.0] * len(dims), strict=True))
+    below = sorted(dim for dim in dims if dim < width)
+    if not below:
+        raise RunError(f"--prefix_map needs a dimension below the full width, {width}: add one to --matryoshka_dims")
+    if len(embeddings) < 20:
+        raise RunError(f"--prefix_map: {len(embeddings)} training texts are too few to learn a map from")
+    embeddings = F.normalize(embeddings.float(), dim=-1)
+    learnt_on = len(embeddings) - max(10, int(HELD_OUT * len(embeddings)))
+    train, held_out = embeddings[:learnt_on], embeddings[learnt_on:]
+
+    generator = torch.Generator().manual_seed(seed)
+    skew = torch.zeros(width, width, requires_grad=True)  # its exponential, less its transpose's, is a rotation
+    optimizer = torch.optim.Adam([skew], lr=LEARNING_RATE)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(steps):
+        start = torch.randint(0, max(1, len(train) - 1), (ROWS // 2,), generator=generator)
+        batch = train[torch.cat([start, (start + 1).clamp(max=len(train) - 1)]).unique()]
+        errors = similarity_errors(batch @ torch.matrix_exp(skew - skew.T), below)
+        loss = sum(weight_of[dim] * error for dim, error in zip(below, errors, strict=True))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    with torch.no_grad():
+        rotation = torch.matrix_exp((skew - skew.T).double())
+        rotation = _order_axes(train.double(), rotation, [*below, width])
+        u, _, v = torch.linalg.svd(rotation)  # orthogonal to the last digit
+        rotation = u @ v
+        before, after = (
+            {dim: float(error.sqrt()) for dim, error in zip(below, similarity_errors(rows, below), strict=True)}
+            for rows in (held_out.double(), held_out.double() @ rotation)
+        )
+    return PrefixMap(rotation.float(), before, after)
+
+
+def _order_axes(embeddings: Tensor, rotation: Tensor, ends: list[int]) -> Tensor:
+    """The rotation with the axes between two dimensions turned to the principal ones there, largest first."""
+    rotated = embeddings @ rotation
+    blocks = []
+    for start, end in zip([0, *ends], ends, strict=False):
+        block = rotated[:, start:end]
+        _, axes = torch.linalg.eigh(block.T @ block)
+        blocks.append(rotation[:, start:end] @ axes.flip(1))
+    return torch.cat(blocks, dim=1)
+
+
+def add_prefix_map(
+    model: SentenceTransformer,
+    datasets: Iterable[Dataset],
+    dims: Sequence[int],
+    weights: Sequence[float] | None = None,
+    seed: int = 42,
+) -> PrefixMap | None:
+    """Learn a map on the model's embeddings of training texts and make it part of the model, unless it does not help.
+
+    In a transformer it is a ``Dense`` module without bias and activation, after pooling and before normalisation; in a model of
+    static embeddings it is folded into their table.
+
+    Args:
+        datasets: The training data, of which at most ``MAX_TEXTS`` texts are used, the same share of each data set.
+
+    Returns:
+        The map, or None where it would raise the summed error of the prefixes on the texts held out.
+
+    Raises:
+        RunError: As :func:`learn_prefix_map`, or the model has no pooling to put it behind.
+    """
+    rows = sample_texts(datasets, MAX_TEXTS, seed)
+    embeddings = model.encode(rows, batch_size=64, show_progress_bar=False, convert_to_tensor=True).float().cpu()
+    found = learn_prefix_map(embeddings, dims, weights, seed)
+    for dim, error in found.errors_before.items():
+        logger.info("prefix map: error of similarities at %d: %.4f, before %.4f", dim, found.errors_after[dim], error)
+    if sum(found.errors_after.values()) >= sum(found.errors_before.values()):
+        logger.warning("the prefix map is not used: it does not lower the error on texts that it was not learnt on")
+        return None
+    insert_rotation(model, found.rotation)
+    return found
+
+
+def sample_texts(datasets: Iterable[Dataset], limit: int, seed: int) -> list[str]:
+    """At most ``limit`` texts of some data sets, from whole rows: texts of one row, which are alike, follow one another."""
+    texts_of_rows = []
+    for dataset in datasets:
+        columns = [
+            c for c in dataset.column_names if getattr(dataset.features[c], "dtype", None) in ("string", "large_string")
+        ]
+        texts_of_rows += zip(*(dataset[column] for column in columns), strict=True)
+    random.Random(seed).shuffle(texts_of_rows)
+    return list(islice(dict.fromkeys(text for row in texts_of_rows for text in row if text is not None), limit))
+
+
+def insert_rotation(model: SentenceTransformer, rotation: Tensor) -> None:
+    """Make ``x @ rotation`` of each embedding a part of the model. Raises :class:`RunError` where it has no place."""
+    from sentence_transformers.sentence_transformer.modules import Dense
+
+    modules = list(model)
+    kinds = [type(module).__name__ for module in modules]
+    if kinds[0] == "StaticEmbedding":
+        table = modules[0].embedding.weight
+        with torch.no_grad():
+            table.copy_((table.double() @ rotation.double().to(table.device)).to(table.dtype))
+        return
+    if "Pooling" not in kinds:
+        raise RunError(f"--prefix_map: the model has no pooling to put the map behind (it has {', '.join(kinds)})")
+    place = kinds.index("Normalize") if "Normalize" in kinds else len(modules)
+    width = len(rotation)
+    dense = Dense(width, width, bias=False, activation_function=nn.Identity()).to(model.device)
+    with torch.no_grad():
+        dense.linear.weight.copy_(rotation.T)
+    names = [name for name, _ in model.named_children()]
+    for name in names:
+        del model._modules[name]
+    for index, module in enumerate([*modules[:place], dense, *modules[place:]]):
+        model.add_module(str(index), module)

@@ -1,0 +1,122 @@
+"""The prompts of a training run: checked against the data, put before the texts, and saved in the model."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from common.errors import UsageError
+from common.keys import suggest
+from common.prompts import DOCUMENT, QUERY
+from training.utils.options import TrainingConfig
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from sentence_transformers import SentenceTransformer
+
+logger = logging.getLogger(__name__)
+
+NOT_TEXT = ("score", "label")
+
+
+def choose_prompts(
+    config: TrainingConfig, model: SentenceTransformer, datasets: dict[str, Dataset]
+) -> str | dict[str, Any] | None:
+    """The prompts to train with, which ``model`` then has for its dev scores and keeps when it is saved.
+
+    Where ``prompts`` is not set, these are the model's own default prompt, since that is what it puts before each text when
+    it encodes.
+
+    Args:
+        datasets: The data sets by their names in the mixture; a single one by any name.
+
+    Returns:
+        What ``SentenceTransformerTrainingArguments`` takes as ``prompts``.
+
+    Raises:
+        UsageError: ``prompts`` names neither a data set nor a column.
+    """
+    if config.prompts is None:
+        return _own_default(model)
+    columns = {name: _text_columns(dataset) for name, dataset in datasets.items()}
+    by_dataset = _by_dataset(config.prompts, columns)
+    _save(model, by_dataset, columns)
+    return by_dataset if len(datasets) > 1 else next(iter(by_dataset.values()))
+
+
+def _own_default(model: SentenceTransformer) -> str | None:
+    if model.default_prompt_name is not None:
+        prompt = model.prompts[model.default_prompt_name]
+        logger.info("training with the model's default prompt: %r", prompt)
+        return prompt or None
+    if stored := {name: text for name, text in model.prompts.items() if text}:
+        logger.info(
+            "the model stores prompts (%s) but none of them is its default: training without; set 'prompts' to train with one",
+            ", ".join(f"{name}: {text!r}" for name, text in stored.items()),
+        )
+    return None
+
+
+def _text_columns(dataset: Dataset) -> list[str]:
+    return [
+        column
+        for column, feature in dataset.features.items()
+        if column not in NOT_TEXT and getattr(feature, "dtype", None) in ("string", "large_string")
+    ]
+
+
+def _by_dataset(prompts: str | dict[str, Any], columns: dict[str, list[str]]) -> dict[str, dict[str, str]]:
+    """The prompt of each column of each data set, of those that have one."""
+    if isinstance(prompts, str):
+        return {name: dict.fromkeys(names, prompts) for name, names in columns.items()}
+    if len(columns) > 1 and any(key in columns for key in prompts):
+        if unknown := [key for key in prompts if key not in columns]:
+            raise UsageError(
+                f"prompts: no data set {unknown[0]!r}{suggest(unknown[0], columns)}; there are {', '.join(columns)}"
+            )
+        return {
+            name: _by_column(f"prompts.{name}", prompts.get(name, {}), columns[name], columns[name]) for name in columns
+        }
+    known = list(dict.fromkeys(column for names in columns.values() for column in names))
+    return {name: _by_column("prompts", prompts, names, known) for name, names in columns.items()}
+
+
+def _by_column(where: str, prompts: Any, columns: list[str], known: list[str]) -> dict[str, str]:
+    """The prompt of each of ``columns``. ``negative`` stands for negative_1, negative_2 and so on, too."""
+    if isinstance(prompts, str):
+        return dict.fromkeys(columns, prompts)
+    if not isinstance(prompts, dict):
+        raise UsageError(f"{where} must be a string or an object, not {prompts!r}")
+    negatives = [column for column in columns if column.startswith("negative")]
+    for key, prompt in prompts.items():
+        if key not in known and not (key == "negative" and negatives):
+            raise UsageError(f"{where}: no column {key!r}{suggest(key, known)}; there are {', '.join(known)}")
+        if not isinstance(prompt, str):
+            raise UsageError(f"{where}: {key!r} must be a string, not {prompt!r}")
+    of_negatives = dict.fromkeys(negatives, prompts["negative"]) if "negative" in prompts else {}
+    return of_negatives | {column: prompts[column] for column in columns if column in prompts}
+
+
+def _save(model: SentenceTransformer, by_dataset: dict[str, dict[str, str]], columns: dict[str, list[str]]) -> None:
+    """Store the prompts in the model: that of the first column for queries, and by default; of the second for documents.
+
+    Where the data sets differ, each one's is stored under its name, and none is the default.
+    """
+
+    def prompts_of_column(index: int) -> dict[str, str]:
+        return {name: by_dataset[name].get(names[index], "") for name, names in columns.items() if len(names) > index}
+
+    queries, documents = prompts_of_column(0), prompts_of_column(1)
+    if len(set(queries.values())) > 1:
+        model.prompts |= queries
+        model.default_prompt_name = None
+        logger.warning(
+            "the data sets have different prompts: the model stores each under the name of its data set and has no default, "
+            "so its dev scores are without a prompt"
+        )
+        return
+    query = next(iter(queries.values()))
+    document = next(iter(documents.values())) if len(set(documents.values())) == 1 else ""
+    model.prompts |= {QUERY: query, DOCUMENT: document}
+    model.default_prompt_name = QUERY if query else None
+    logger.info("training with prompts, which the model keeps: queries %r, documents %r", query, document)

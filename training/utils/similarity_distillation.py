@@ -1,0 +1,61 @@
+"""Distillation of similarities: every prefix learns the similarities that the teacher has at its full width.
+
+Distilling embeddings turns a prefix towards the teacher's prefix, and with it towards what that has lost. Similarities have no
+dimension: the teacher's at full width can be the target of every prefix, and the teacher may have any width (Park et al.,
+Relational Knowledge Distillation, 2019, https://arxiv.org/abs/1904.05068).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+# 1 - r and its gradient are small next to those of the other losses, with which it shares a learning rate
+FACTOR = 3.0
+
+
+class SimilarityDistillLoss(nn.Module):
+    """Three times 1 - r, where r is Pearson's correlation of the student's and the teacher's similarities in a batch.
+
+    All texts of the batch, sentences and translations, are compared with all others. A translation has the teacher's embedding of
+    its sentence, so the teacher's similarity of the two is 1, and that of two sentences holds for their translations too, across
+    languages. A correlation asks for the teacher's order and spacing, not for its range: a model whose similarities lie between
+    0.7 and 1 may leave them there.
+
+    Args:
+        model: The model to train.
+    """
+
+    full_width_labels = True  # not cut to a prefix by the Matryoshka loss
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> Tensor:
+        """The loss of a batch: a scalar.
+
+        Args:
+            sentence_features: The tokenised texts of each column, ``batch`` rows each.
+            labels: The teacher's embeddings of the first column, shape ``[batch, teacher_width]``.
+        """
+        columns = [self.model(features)["sentence_embedding"].float() for features in sentence_features]
+        student, teacher = torch.cat(columns), labels.float().repeat(len(columns), 1)
+        return FACTOR * (1 - similarity_correlation(student, teacher))
+
+
+def similarity_correlation(student: Tensor, teacher: Tensor) -> Tensor:
+    """Pearson's correlation of two models' cosine similarities between all pairs of different texts: a scalar.
+
+    Args:
+        student, teacher: Embeddings of the same texts, shape ``[texts, width]`` each; the widths may differ.
+    """
+    rows, columns = torch.triu_indices(len(student), len(student), offset=1, device=student.device)
+    similarities = []
+    for embeddings in (student, teacher):
+        embeddings = F.normalize(embeddings, dim=-1)
+        similarities.append((embeddings @ embeddings.T)[rows, columns])
+    return torch.corrcoef(torch.stack(similarities))[0, 1]

@@ -1,0 +1,35 @@
+"""The average of the weights before and after training: what training taught, and less of what it made the model forget.
+
+Wortsman et al., Robust fine-tuning of zero-shot models, 2022, https://arxiv.org/abs/2109.01903.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+logger = logging.getLogger(__name__)
+
+
+def copy_weights(model: SentenceTransformer) -> dict[str, Tensor]:
+    """The model's parameters as they are now, by name, in the memory of the CPU."""
+    return {name: parameter.detach().cpu().clone() for name, parameter in model.named_parameters()}
+
+
+def average_weights(model: SentenceTransformer, start: dict[str, Tensor], share: float) -> None:
+    """Replace the model's parameters with ``share`` times those of the start plus ``1 - share`` times its own.
+
+    Args:
+        start: As :func:`copy_weights` gave them before training.
+        share: Between 0 and 1.
+    """
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.lerp_(start[name].to(parameter), share)
+    logger.info("weights: %g of those before training, %g of those after", share, 1 - share)
