@@ -10,7 +10,7 @@ than those of all-MiniLM-L6-v2 at 256 dimensions on STS-B and STS17 do.
 
 Each bound is that of an evaluation, from 2,000 resamples, wherever it decides: the bound by the normal distribution and the
 analytical standard error is taken where it is too far from the tolerance for the two to fall on different sides (one standard
-error with 250 pairs, 0.2 with 5,000; the record has by how much they differ at most).
+error with 250 pairs, 0.3 with 5,000; the record has by how much they differ at most).
 The last rows are two sets of 500 pairs that have half of their pairs in common, with these resampled once for both, as an
 evaluation does, and resampled for each set on its own.
 Writes coverage.json and coverage.md to --output_dir.
@@ -44,7 +44,8 @@ TOLERANCE = 0.01  # a point is a hundredth of the score
 DIMS, PRECISIONS = (512, 256, 128, 64), ("float32", "int8", "binary")
 FULL_SCORE = 0.85
 MORE_LOST = {"float32": 0.0, "int8": 0.0002, "binary": TOLERANCE}  # than in float32 at the same dimension
-DOUBT = 16.0  # divided by the root of the pairs: standard errors from the tolerance, below which the bootstrap decides
+LEAST_DOUBT = 0.3  # standard errors from the tolerance, below which the bootstrap decides; more with few pairs
+FEW_PAIRS, TIMES_AS_MANY = 1000, 4  # samples of few pairs take little time: a cell has so many times as many
 GROUPS = 50  # of the jackknife
 
 Choice = tuple[int, str]
@@ -182,7 +183,7 @@ class Sample:
                 return 0.0
             loss, error = self.loss_and_error((dim, precision))
             normal = loss - float(ndtri(error_of_step(models=1))) * error
-            if abs(normal - TOLERANCE) > DOUBT / len(self.gold) ** 0.5 * error:
+            if abs(normal - TOLERANCE) > max(LEAST_DOUBT, 16 / len(self.gold) ** 0.5) * error:
                 return normal
             exact = most_lost(self.loss((dim, precision)), error_of_step(models=1))
             self.largest_gap = max(self.largest_gap, abs(exact - normal) / error)
@@ -204,9 +205,10 @@ def sample_of(kind: str, pairs: int, loss: float, seed: int) -> Sample:
 
 
 def simulate(kind: str, pairs: int, loss: float, runs: int) -> dict[str, Any]:
-    """A cell of the table: how often each choice was made in so many runs, and how many of them were wrong."""
+    """A cell of the table: how often each choice was made, and how many of them were wrong."""
     from scipy.stats import binomtest
 
+    runs *= TIMES_AS_MANY if pairs <= FEW_PAIRS else 1
     counts: Counter[Choice] = Counter()
     largest_gap = 0.0
     for seed in range(runs):
@@ -234,7 +236,12 @@ def simulate(kind: str, pairs: int, loss: float, runs: int) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__file__, __doc__)
-    parser.add_argument("--runs", type=int, default=2000, help="samples in a cell (default: %(default)s)")
+    parser.add_argument(
+        "--runs",
+        type=int,
+        default=2000,
+        help="samples in a cell, four times as many of few pairs (default: %(default)s)",
+    )
     parser.add_argument(
         "--pairs", type=int, nargs="+", default=[250, 1000, 5000], help="in a sample (default: %(default)s)"
     )
@@ -249,17 +256,20 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
 
     record = start_record(__file__, options)
-    cells = [("one set", pairs, loss / 100, options.runs) for pairs in options.pairs for loss in options.losses]
-    cells += [(kind, 500, 0.01, options.runs) for kind in list(KINDS)[1:]]
+    cells = [("one set", pairs, loss / 100) for pairs in options.pairs for loss in options.losses]
+    cells += [(kind, 500, 0.01) for kind in list(KINDS)[1:]]
     with ProcessPoolExecutor(options.jobs) as pool:
-        futures = {cell: pool.submit(simulate, *cell) for cell in sorted(cells, key=lambda cell: -cell[1])}
+        futures = {
+            cell: pool.submit(simulate, *cell, options.runs) for cell in sorted(cells, key=lambda cell: -cell[1])
+        }
         results = [futures[cell].result() for cell in cells]
-    head = ["sample", "pairs", "true loss", "accepts too much, %", "95% interval", "finds a good dimension, %"]
+    head = ["sample", "pairs", "true loss", "runs", "accepts too much, %", "95% interval", "finds a good dimension, %"]
     rows = [
         [
             r["kind"],
             f"{r['pairs']:,}",
             f"{r['loss']:.1f}",
+            f"{r['runs']:,}",
             f"{100 * r['wrong']:.2f}",
             " to ".join(f"{100 * end:.2f}" for end in r["wrong_interval"]),
             f"{100 * r['finds_good_dimension']:.1f}" if r["good_dimension_exists"] else "–",

@@ -385,7 +385,7 @@ def test_simulated_data_have_the_losses_that_they_should():
 @pytest.mark.parametrize("kind", ["one set", "two sets, resampled together"])
 def test_a_cell_counts_wrong_choices(kind):
     cell = simulate(kind, 250, 0.02, 10)
-    assert sum(cell["choices"].values()) == 10 and cell["wrong"] <= 0.3
+    assert sum(cell["choices"].values()) == cell["runs"] == 40 and cell["wrong"] <= 0.3
     assert cell["wrong_interval"][0] <= cell["wrong"] <= cell["wrong_interval"][1]
 
 
