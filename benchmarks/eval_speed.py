@@ -57,7 +57,7 @@ def ours(
     """Seconds, texts encoded, and scores by task, subset and dimension."""
     from common.models import identify, load_model
     from common.packing import pack
-    from evaluation.utils.analysis.model_analysis import pair_estimates
+    from evaluation.utils.analysis.model_analysis import pair_estimates, similarity_columns
     from evaluation.utils.scoring.embeddings import EmbeddingStore, cache_folder
     from evaluation.utils.scoring.mteb_run import MTEBRun
     from evaluation.utils.scoring.rows import ScoredModel
@@ -75,7 +75,7 @@ def ours(
         if with_intervals:
             for task in tasks:
                 for pairs in pair_sets(task, scorer.encoder()):
-                    for estimate in pair_estimates(pairs, dims, None).values():
+                    for estimate in pair_estimates(pairs, similarity_columns(pairs, dims, None)).values():
                         estimate.interval()
         seconds = time.perf_counter() - start
     return seconds, counter["texts"], {(row.task, row.subset, row.dim): row.score for row in rows}

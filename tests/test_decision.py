@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import rankdata, spearmanr
 from scipy.stats import t as student
 
-from benchmarks.decision_coverage import draw, simulate, true_losses
+from benchmarks.decision_coverage import draw, sample_of, simulate, true_losses
 from common.models import ModelIdentity
 from evaluation.utils.analysis.cost import SearchTimes, encode_ms, search_times
 from evaluation.utils.analysis.decision import Decision, Loss, Option, decide
@@ -385,3 +385,11 @@ def test_a_cell_counts_wrong_choices(kind):
     cell = simulate(kind, 250, 0.02, 10)
     assert sum(cell["choices"].values()) == 10 and cell["wrong"] <= 0.3
     assert cell["wrong_interval"][0] <= cell["wrong"] <= cell["wrong_interval"][1]
+
+
+@pytest.mark.parametrize("kind", ["one set", "two sets, resampled together", "two sets, resampled apart"])
+def test_the_error_without_resampling_is_that_of_the_bootstrap(kind):
+    sample = sample_of(kind, 500, 0.01, seed=4)
+    loss, error = sample.loss_and_error((256, "float32"))
+    estimate = sample.loss((256, "float32"))
+    assert estimate.value == pytest.approx(loss) and estimate.replicates.std() == pytest.approx(error, rel=0.07)

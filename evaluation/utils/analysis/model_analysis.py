@@ -98,6 +98,12 @@ def similarity_columns(
     return columns
 
 
+def pair_estimates(pairs: PairSet, columns: dict[tuple[int, str], np.ndarray]) -> dict[tuple[int, str], Estimate]:
+    """The main score's estimate for each of the similarities that :func:`similarity_columns` gives."""
+    estimates = bootstrap(pairs.statistic(list(columns.values())), len(pairs.gold), sample=pairs.sample)
+    return dict(zip(columns, estimates, strict=True))
+
+
 def analyse(
     identity: ModelIdentity,
     dims: list[int],
@@ -124,9 +130,7 @@ def analyse(
     columns: dict[SetKey, dict[tuple[int, str], np.ndarray]] = {}
     for pair_set in tqdm(pairs, desc=f"analysing {identity.name}", unit="set", disable=len(pairs) < 2):
         columns[pair_set.key] = similarity_columns(pair_set, dims, quantizer)
-        statistic = pair_set.statistic(list(columns[pair_set.key].values()))
-        estimates = bootstrap(statistic, len(pair_set.gold), sample=pair_set.sample)
-        analysis.estimates[pair_set.key] = dict(zip(columns[pair_set.key], estimates, strict=True))
+        analysis.estimates[pair_set.key] = pair_estimates(pair_set, columns[pair_set.key])
         analysis.baselines += baseline_scores(pair_set, dims, methods) if methods else []
         analysis.errors += rank_errors(pair_set, dims)
         if dims[-1] < dims[0]:
