@@ -211,6 +211,8 @@ def test_the_smallest_choice_of_any_model_compared_is_recommended_and_no_baselin
     nothing_lost = decide([good, worse, baseline], max_loss=0.0)
     assert (nothing_lost.model, nothing_lost.option.dim) == (good, 32)
     assert worse.recommended is None and good.recommended is nothing_lost.option
+    tried = {(o.dim, o.precision): o.accepted for o in good.options if o.tried}
+    assert tried == {(32, "float32"): True, (16, "float32"): False, (32, "int8"): False}
 
 
 def test_more_is_accepted_where_more_may_be_lost(models):

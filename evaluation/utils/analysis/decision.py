@@ -41,6 +41,7 @@ class Option:
         score: The mean score over the sets that count.
         loss: Of the mean score, with the bounds that the decision takes.
         of_sets: Of each set, with bounds of 95% confidence each.
+        tried: The fixed sequence reached it.
         accepted: The fixed sequence reached it and accepted its loss.
     """
 
@@ -50,6 +51,7 @@ class Option:
     loss: Loss
     of_sets: dict[SetKey, Loss]
     accepted: bool
+    tried: bool = True
 
     @property
     def bytes(self) -> int:
@@ -133,14 +135,13 @@ def _set_options(
     }
     losses = {choice: _loss(full - score, total, error) for choice, score in scores.items()}
     precisions = [p for p in PRECISIONS if (analysis.width, p) in losses]
-    chosen = smallest_accepted(analysis.dims, precisions, lambda *choice: losses[choice].most, tolerance)
+    tried: set[tuple[int, str]] = set()
 
-    def is_accepted(dim: int, precision: str) -> bool:
-        if chosen is None:
-            return False
-        if precision == "float32":
-            return dim >= chosen[0]
-        return dim == chosen[0] and precisions.index(precision) <= precisions.index(chosen[1])
+    def bound(dim: int, precision: str) -> float:
+        tried.add((dim, precision))
+        return losses[dim, precision].most
+
+    chosen = smallest_accepted(analysis.dims, precisions, bound, tolerance)
 
     for (dim, precision), score in scores.items():
         if not math.isfinite(score.value):
@@ -148,8 +149,9 @@ def _set_options(
         of_sets = {
             key: _loss(_full(best, key) - analysis.estimates[key][dim, precision], pairs_of.get(key, 0)) for key in sets
         }
-        accepted = is_accepted(dim, precision)
-        option = Option(dim, precision, score.value, losses[dim, precision], of_sets, accepted)
+        is_tried = (dim, precision) in tried
+        accepted = is_tried and losses[dim, precision].most <= tolerance
+        option = Option(dim, precision, score.value, losses[dim, precision], of_sets, accepted, is_tried)
         analysis.options.append(option)
         if (dim, precision) == chosen and not analysis.baseline:
             analysis.recommended = option

@@ -231,7 +231,7 @@ def _table(material: Material) -> Table:
                 [
                     material.name(model),
                     f"{option.dim} {option.precision}",
-                    "yes" if option.accepted else "no",
+                    "yes" if option.accepted else "no" if option.tried else NO_VALUE,
                     f"{option.bytes:,}",
                     _milliseconds(model.encode_ms),
                     _milliseconds(search.ms.get((option.dim, option.precision))),
@@ -254,8 +254,8 @@ def _note(material: Material) -> str:
         f"Loss: points of the mean over {_sets(decision)}, against all {decision.best.width} dimensions of "
         f"{material.name(decision.best)} in float32. Loss at most: the true loss is below this with 95% confidence, over all steps of the "
         "decision together. Accepted: dimensions are tried from the full width down, then int8 and binary at the smallest "
-        f"accepted dimension; each sequence ends at the first that may lose more than {_tolerance(decision)}. Bytes per vector equal megabytes per "
-        "million vectors, without an index."
+        f"accepted dimension; each sequence ends at the first that may lose more than {_tolerance(decision)}, and what comes after it is not "
+        "tried (–). Bytes per vector equal megabytes per million vectors, without an index."
     )
     if search.vectors:
         text += (
