@@ -23,6 +23,7 @@ import subprocess
 from typing import TYPE_CHECKING
 
 from benchmarks.recipe_plots import (
+    PUBLISHED,
     RESERVED,
     agreement,
     agreement_plot,
@@ -105,6 +106,7 @@ def main(argv: list[str] | None = None) -> None:
 
     text = glance(rows, scores)
     write_atomically(options.output_dir / "recipes.md", text)
+    write_atomically(options.output_dir / "headline.md", headline(rows, scores))
     write_atomically(options.output_dir / "dimensions.md", every_dimension(rows, scores))
     write_atomically(options.output_dir / "dev.md", dev_table(every, runs))
     points = agreement(per_seed, runs)
@@ -244,14 +246,13 @@ def glance(rows: dict, scores: Scores) -> str:
     for name, row in rows.items():
         found = scores[name]
         against = scores.get(row.get("against"))
-        if "of" not in row:
+        if "of" not in row or row.get("plot"):  # a model of its own, not a change of one
             cells = []
             for subset in (*SUBSETS, "mean"):
                 for i in (0, -1):
                     mark = sign(found[subset][i] - against[subset][i]) if against else ""
                     cells.append(f"{100 * found[subset][i].value:.1f}{mark}")
-            whole = min(found[subset][0].value for subset in SUBSETS) > LOWEST
-            kept = f"{100 * found['mean'][-1].value / found['mean'][0].value:.1f}%" if whole else "–"
+            kept = share_kept(found)
             label = row["label"] + (f" (▲▼ {rows[row['against']]['label']})" if against else "")
             models.append([label, str(len(row.get("seeds", [0]))), *cells, kept])
         elif against:
@@ -273,6 +274,30 @@ def glance(rows: dict, scores: Scores) -> str:
             "\nPoints gained or lost by the change (one seed, beside the recipe's mean over its seeds), marked alike.\n"
         )
     return text
+
+
+def share_kept(scores_of_model: dict[str, list[Estimate]]) -> str:
+    """The mean over the subsets at the smallest dimension, as a share of that at full width."""
+    if min(scores_of_model[subset][0].value for subset in SUBSETS) <= LOWEST:
+        return "–"
+    return f"{100 * scores_of_model['mean'][-1].value / scores_of_model['mean'][0].value:.1f}%"
+
+
+def headline(rows: dict, scores: Scores) -> str:
+    """The models worth comparing and the published ones of their size, at full width and at the smallest dimension."""
+    lines = [
+        [name, *[cell for subset in SUBSETS for cell in (f"{values[subset]:.1f}", "–")], "–"]
+        for name, values in PUBLISHED.items()
+    ]
+    for name, row in rows.items():
+        if "of" in row and not row.get("plot"):
+            continue
+        cells = [f"{100 * scores[name][subset][i].value:.1f}" for subset in SUBSETS for i in (0, -1)]
+        lines.append([row["label"], *cells, share_kept(scores[name])])
+    return table(["model", *[f"{subset} {DIMS[i]}" for subset in SUBSETS for i in (0, -1)], "kept"], lines) + (
+        f"\n{TASK}, Spearman × 100 at {DIMS[0]} and {DIMS[-1]} dimensions, mean over the seeds. Kept: the mean of the three at "
+        f"{DIMS[-1]}, as a share of that at {DIMS[0]}. The first {len(PUBLISHED)} rows are published scores (model cards, MTEB).\n"
+    )
 
 
 def every_dimension(rows: dict, scores: Scores) -> str:

@@ -11,7 +11,9 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = [ROOT / "README.md", ROOT / "docs/scaling.md", ROOT / "docs/reliability.md"]
+DOCUMENTS = [
+    ROOT / name for name in ("README.md", "README.ar.md", "docs/results.md", "docs/scaling.md", "docs/reliability.md")
+]
 BLOCK = re.compile(r"<!-- (results/reference/\S+\.md) -->\n.*?<!-- end -->", re.DOTALL)
 
 

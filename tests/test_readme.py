@@ -15,6 +15,18 @@ from tests.helpers import ROOT
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+def test_the_arabic_readme_has_the_commands_and_numbers_of_the_english_one():
+    arabic = (ROOT / "README.ar.md").read_text(encoding="utf-8")
+    commands = [line.strip() for line in arabic.splitlines() if line.startswith("    ")]
+    assert len(commands) > 5
+    known = {line.split(" #")[0].strip() for line in README.splitlines() if line.startswith("    ")}
+    assert set(commands) <= known
+    outside = BLOCK.sub("", arabic)
+    numbers = set(re.findall(r"(?<![\w./])\d[\d.]*\d", outside))
+    assert numbers and numbers <= set(re.findall(r"\d[\d.]*\d", README)), "numbers that README.md does not have"
+    assert BLOCK.findall(arabic) == ["results/reference/multilingual/headline.md"]
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_the_tables_are_those_of_the_reference_results(path):
     text = path.read_text(encoding="utf-8")
@@ -28,9 +40,19 @@ def test_a_changed_table_would_be_noticed():
     assert row in README and updated(README.replace(row, row.replace("| ", "| 1", 1))) == README
 
 
-@pytest.mark.parametrize("link", re.findall(r"\]\((?!http)([^)#]+)\)", README))
-def test_links_lead_somewhere(link):
-    assert (ROOT / link).exists()
+def links() -> list[tuple[str, str]]:
+    """Every document, and a file that it links to."""
+    pattern = re.compile(r"\]\((?!http)([^)#]+)\)")
+    return [
+        (str(path.relative_to(ROOT)), link)
+        for path in (*DOCUMENTS, ROOT / "docs/models.md")
+        for link in pattern.findall(BLOCK.sub("", path.read_text(encoding="utf-8")))
+    ]
+
+
+@pytest.mark.parametrize(("document", "link"), links())
+def test_links_lead_somewhere(document, link):
+    assert ((ROOT / document).parent / link).exists()
 
 
 def commands() -> list[str]:
