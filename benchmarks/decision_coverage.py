@@ -9,7 +9,7 @@ tolerance. These count as wrong: the rate of wrong choices is to be 5% at most. 
 than those of all-MiniLM-L6-v2 at 256 dimensions on STS-B and STS17 do.
 
 Each bound is that of an evaluation, from 2,000 resamples, wherever it decides: the bound by the normal distribution and the
-analytical standard error is taken where it is too far from the tolerance for the two to fall on different sides (one standard
+analytical standard error is taken where it is so far from the tolerance that the two hardly ever disagree (one standard
 error with 250 pairs, 0.3 with 5,000; the record has by how much they differ at most).
 The last rows are two sets of 500 pairs that have half of their pairs in common, with these resampled once for both, as an
 evaluation does, and resampled for each set on its own.
