@@ -6,11 +6,19 @@ import json
 from pathlib import Path
 
 import pytest
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from common.config import load_config
 from common.errors import UsageError
 from training.utils.options import MatryoshkaNLIConfig
 from training.utils.training_arguments import check_training_arguments
+
+
+@pytest.fixture(autouse=True)
+def without_deepspeed():
+    """transformers keeps the configuration of DeepSpeed that it refused, and every model loaded later would ask it."""
+    yield
+    unset_hf_deepspeed_config()
 
 
 def check(tmp_path: Path, arguments: dict, dev_data: list[str]) -> None:
