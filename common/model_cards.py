@@ -26,6 +26,24 @@ def with_section(card: str, dims: Sequence[int], text: str) -> str:
     return f"{card[: heading.start()]}{block}\n\n{card[heading.start() :]}"
 
 
+def with_scores(card: str, dims: Sequence[int], scores: dict[str, list[float]]) -> str:
+    """A card with a table of scores by dimension after its section on fewer dimensions; one without the section stays as it is.
+
+    Args:
+        dims: The dimensions, the full width first.
+        scores: For each set its score at each dimension, from 0 to 1.
+    """
+    section = SECTION.search(card)
+    if section is None or not scores:
+        return card
+    lines = [["dimensions", "bytes per float32 vector", *scores], ["---:"] * (2 + len(scores))]
+    for index, dim in enumerate(dims):
+        lines.append([str(dim), f"{4 * dim:,}", *(f"{100 * of_set[index]:.2f}" for of_set in scores.values())])
+    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    text = f"Scores × 100 at the end of training (Spearman correlation; for translations, the share found):\n\n{table}"
+    return f"{card[: section.end()]}\n\n{text}{card[section.end() :]}"
+
+
 def with_recommendation(card: str, dim: int) -> str:
     """A card whose section recommends ``dim`` and has the code for it; one without a section stays as it is."""
     section = SECTION.search(card)

@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 
-from common.model_cards import usage, with_recommendation, with_section
+from common.model_cards import usage, with_recommendation, with_scores, with_section
 from tests.helpers import NLI, write
 from training.utils.serving import get_matryoshka_dimensions, set_matryoshka_dimensions, write_known_names
 
@@ -98,7 +98,9 @@ def test_a_section_stands_before_the_usage_and_replaces_the_earlier_one():
 
 def test_a_recommendation_changes_the_code_and_nothing_else():
     card = with_section("# A model\n\n## Usage\n", [64, 32, 16], usage("me/a", [64, 32, 16], served=True))
+    card = with_scores(card, [64, 32, 16], {"sts": [0.8, 0.75, 0.7], "translations": [1.0, 0.5, 0.25]})
     smaller = with_recommendation(card, 16)
+    assert "| 32 | 128 | 75.00 | 50.00 |" in smaller and smaller.index("| 32 | 128") < smaller.index("## Usage")
     assert "recommends 16" in smaller and "truncate_dim=16" in smaller and '"dimensions": 16' in smaller
     full = with_recommendation(smaller, 64)
     assert "recommends 64" in full and "truncate_dim=32" in full  # the code is for fewer dimensions all the same

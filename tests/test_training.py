@@ -54,6 +54,12 @@ def assert_card_has_the_scores(final: Path, record: dict) -> None:
             if f"{name} {dim}".replace("-", " ") in dataset.replace("-", " ") and metric == "spearman_cosine"
         ]
         assert values == [pytest.approx(score, abs=1e-6)], (key, list(found))
+        if len(record["matryoshka_dims"]) == 1:
+            continue  # nothing to truncate, and no table by dimension
+        [head] = re.findall(r"^\| dimensions \| bytes.*$", card, re.MULTILINE)
+        [line] = re.findall(rf"^\| {dim} \| {4 * int(dim):,} \|.*$", card, re.MULTILINE)
+        cells = dict(zip(*(row.strip("| ").split(" | ") for row in (head, line)), strict=True))
+        assert cells[name] == f"{100 * score:.2f}"
 
 
 # The mandated commands

@@ -93,12 +93,17 @@ class MatryoshkaEvaluator(BaseEvaluator):
 
     def log(self, metrics: dict[str, float], prefix: str = "") -> None:
         """Log the scores, a line for each set."""
-        for name, rows in self.sets.items():
-            scores = ", ".join(
-                f"{dim}: {100 * metrics[f'{prefix}{self._card[name, dim].primary_metric}']:.2f}" for dim in self.dims
-            )
-            metric = "Spearman" if is_scored(rows) else "translations found"
-            logger.info("%s, %s × 100: %s", name, metric, scores)
+        for name, scores in self.by_set(metrics, prefix).items():
+            metric = "Spearman" if is_scored(self.sets[name]) else "translations found"
+            at_dims = ", ".join(f"{dim}: {100 * score:.2f}" for dim, score in zip(self.dims, scores, strict=True))
+            logger.info("%s, %s × 100: %s", name, metric, at_dims)
+
+    def by_set(self, metrics: dict[str, float], prefix: str = "") -> dict[str, list[float]]:
+        """For each set the score that it is judged by, from 0 to 1, at each dimension."""
+        return {
+            name: [metrics[f"{prefix}{self._card[name, dim].primary_metric}"] for dim in self.dims]
+            for name in self.sets
+        }
 
 
 def is_scored(rows: dict[str, list[Any]]) -> bool:

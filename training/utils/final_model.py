@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from common.adapters import adapter_of, merge
 from common.errors import RunError
-from common.records import RunRecord
+from common.model_cards import with_scores
+from common.records import RunRecord, write_atomically
 from evaluation.utils.dev_evaluator import PRIMARY_METRIC, MatryoshkaEvaluator
 from training.utils.checkpoints import resume_command
 from training.utils.dev_data import dev_estimate
-from training.utils.licences import add_licences, licences_of
+from training.utils.licences import describe_licences, licences_of
 from training.utils.options import TrainingConfig
 from training.utils.run_folder import ADAPTER, FINAL, save_atomically
 from training.utils.upload import upload
@@ -51,6 +52,7 @@ def finish(
         save_atomically(model, folder, ADAPTER, [], advice)
         merge(model)
     scores: dict[str, float] = {}
+    by_set: dict[str, list[float]] = {}
     interval: tuple[float, float] | None = None
     licences = licences_of(entry["path"] for entry in record.values["datasets"].values())
     step = trainer.state.best_global_step or trainer.state.global_step
@@ -59,6 +61,7 @@ def finish(
             evaluator = MatryoshkaEvaluator(sets, dims)
             metrics = evaluator(model, epoch=trainer.state.epoch, steps=step)
             evaluator.log(metrics)
+            by_set |= evaluator.by_set(metrics)
             mean = metrics.pop(evaluator.primary_metric)
             if part == "dev":
                 interval = dev_estimate(evaluator.embeddings, dev_sets, dims).interval()
@@ -79,8 +82,15 @@ def finish(
         final_model=FINAL,
     )
     final = save_atomically(model, folder, FINAL, dims, advice)
-    add_licences(final, licences)
+    add_to_card(final, dims, by_set, licences)
     record.finish()
     if config.push_to_hub:
         logger.info("uploaded: %s", upload(final, config.hub_model_id or folder.name, config.hub_private_repo))
     print(final)
+
+
+def add_to_card(final: Path, dims: list[int], scores: dict[str, list[float]], licences: dict[str, str]) -> None:
+    """Add the scores of each set by dimension, and the licences of the training data, to the card of a saved model."""
+    card = final / "README.md"
+    text = with_scores(card.read_text(encoding="utf-8") if card.exists() else "", dims, scores)
+    write_atomically(card, text.rstrip("\n") + "\n\n" + describe_licences(licences))

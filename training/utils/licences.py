@@ -5,11 +5,9 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterable
-from pathlib import Path
 
 from common.data_files import is_file_name
 from common.errors import one_line
-from common.records import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -53,10 +51,3 @@ def describe_licences(licences: dict[str, str]) -> str:
     if unknown:
         lines += ["", f"Before any use of your own, ask for the terms of {', '.join(unknown)}."]
     return "\n".join(lines) + "\n"
-
-
-def add_licences(model_folder: Path, licences: dict[str, str]) -> None:
-    """Append the section to the ``README.md`` of a model that is saved."""
-    card = model_folder / "README.md"
-    text = card.read_text(encoding="utf-8") if card.exists() else ""
-    write_atomically(card, text.rstrip("\n") + "\n\n" + describe_licences(licences))
