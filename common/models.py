@@ -17,6 +17,7 @@ from common.errors import RunError, UsageError, one_line
 from common.hub import HUB_NAME, explain_hub_error, is_unanswered, look_up, offline, try_again
 from common.model_files import ModelFiles, refuse_pickles
 from common.model_kinds import no_text, refuse_other_kinds
+from common.precision import warn_if_slow
 from common.prompts import set_prompts
 from common.text_inputs import prepare_text_inputs
 
@@ -257,6 +258,8 @@ def load_model(
             "%s truncates its embeddings to %d by itself; its full width is used instead", source, model.truncate_dim
         )
         model.truncate_dim = None
+    if dtype != "float32" and model.device.type == "cpu":
+        warn_if_slow(f"--dtype {dtype}", model_kwargs["dtype"])
     prepare_text_inputs(model, source, identity.max_seq_length)
     if identity.prompts is not None:
         set_prompts(model, json.loads(identity.prompts))

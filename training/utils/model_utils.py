@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from common.errors import RunError
 from common.models import identify, load_model
+from common.precision import slowdown, warn_if_slow
 from training.utils.lora import add_lora
 from training.utils.option_checks import check_static
 from training.utils.options import STATIC, TrainingConfig, loading_options
@@ -112,8 +113,9 @@ def is_static(model: SentenceTransformer) -> bool:
 def choose_precision(wanted: str, model: SentenceTransformer) -> torch.dtype:
     """The data type of the matrix products in training for ``--precision``.
 
-    ``auto`` takes bfloat16 where the processor multiplies it natively, float16 on older GPUs, and float32 elsewhere and for
-    static embeddings, which multiply nothing. The weights, and evaluation, stay in float32.
+    ``auto`` takes bfloat16 where the processor has instructions for it and is faster with them, float16 on older GPUs, and
+    float32 elsewhere and for static embeddings, which multiply nothing. The weights, and evaluation, stay in float32. A choice
+    that is slow on this processor is logged with the measured factor.
 
     Raises:
         RunError: The hardware cannot do what was asked for.
@@ -127,9 +129,12 @@ def choose_precision(wanted: str, model: SentenceTransformer) -> torch.dtype:
         elif device == "cuda":
             wanted = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
         else:
-            wanted = "bf16" if device == "cpu" and cpu_has_bfloat16() else "fp32"
+            fast = device == "cpu" and cpu_has_bfloat16() and slowdown(torch.bfloat16) < 1
+            wanted = "bf16" if fast else "fp32"
     if wanted == "fp16" and device != "cuda":
         raise RunError(f"--precision fp16 needs a GPU, and the device is {device}: use bf16 or fp32")
+    if wanted == "bf16" and device == "cpu" and not is_static(model):
+        warn_if_slow("--precision bf16", torch.bfloat16)
     if device == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 where there is
     logger.info("training on %s in %s", device, wanted)

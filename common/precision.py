@@ -1,0 +1,53 @@
+"""Whether this processor multiplies matrices fast in a precision, measured."""
+
+from __future__ import annotations
+
+import logging
+import time
+from functools import cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger(__name__)
+
+SHAPE = (64, 384, 384)  # rows, columns and inner size of the product: 10 microseconds to 0.2 seconds
+ROUNDS = 5
+
+
+@cache
+def slowdown(dtype: torch.dtype) -> float:
+    """How many times as long this processor takes for a matrix product in ``dtype`` as in float32; below 1 it is faster.
+
+    Each precision is timed a few times after a warm-up, and its fastest time counts. This takes a tenth of a second where
+    both are fast, and about a second where ``dtype`` is emulated.
+    """
+    import torch
+
+    rows, columns, inner = SHAPE
+    times = {}
+    for kind in (torch.float32, dtype):
+        first, second = torch.ones(rows, inner, dtype=kind), torch.ones(inner, columns, dtype=kind)
+        measured = []
+        for _ in range(1 + ROUNDS):
+            start = time.perf_counter()
+            first @ second
+            measured.append(time.perf_counter() - start)
+        times[kind] = min(measured[1:])
+    return times[dtype] / times[torch.float32]
+
+
+def warn_if_slow(flag: str, dtype: torch.dtype) -> None:
+    """Log one warning where this processor is slower in ``dtype`` than in float32.
+
+    Args:
+        flag: The flag and its value, as the user gave them.
+    """
+    factor = slowdown(dtype)
+    if factor > 1:
+        logger.warning(
+            "%s: matrix products take %s times as long as in float32 on this processor",
+            flag,
+            f"{factor:.2g}" if factor < 10 else f"{factor:.0f}",
+        )
