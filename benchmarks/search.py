@@ -256,7 +256,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         import usearch  # noqa: F401
     except ImportError:
-        raise RunError("this benchmark needs usearch: pip install -r requirements-dev.txt") from None
+        raise RunError("this benchmark needs usearch: pip install -r requirements-search.txt") from None
 
     record = start_record(__file__, options)
     texts, tasks = load_tasks()

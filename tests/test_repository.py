@@ -68,7 +68,9 @@ def test_the_licence_is_mit():
 def test_versions_have_upper_bounds_and_torch_is_pinned():
     found = requirements()
     assert found["torch"] == "==2.13.0"
-    for name, bounds in (found | requirements("requirements-export.txt")).items():
+    for name, bounds in (
+        found | requirements("requirements-export.txt") | requirements("requirements-search.txt")
+    ).items():
         assert re.search(r"==|<\d", bounds), f"{name}{bounds} has no upper bound"
     assert {"transformers", "sentence-transformers", "datasets", "mteb"} <= set(found)
 
@@ -99,7 +101,11 @@ def test_the_environment_is_python_and_the_requirements():
 
 
 def test_every_package_that_is_imported_is_required():
-    required = set(requirements()) | set(requirements("requirements-export.txt"))
+    required = {
+        name
+        for file in ("requirements.txt", "requirements-export.txt", "requirements-search.txt")
+        for name in requirements(file)
+    }
     own = {"common", "training", "evaluation", "benchmarks", "tests"}
     # what comes with a required package as that package's own foundation
     along = {"huggingface_hub", "tokenizers", "safetensors", "accelerate", "tqdm", "sklearn", "jinja2"}
