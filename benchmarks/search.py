@@ -6,9 +6,11 @@ Two tasks whose right answers are known search one corpus: English sentences for
 their duplicates. The vectors are in a usearch HNSW index, in float32, int8 (as usearch casts normalised vectors) or binary (the
 signs, by Hamming distance). With rescoring, the nearest --shortlist vectors are ordered anew by the cosine of their full-width
 float32 embeddings, which need not be in memory. MRR@10 counts the right answers; agreement is the share of the 10 nearest by exact
-full-width search that are returned. Queries per second are those of one thread, without the time to encode the query. The
-embeddings are kept in --embeddings, so that a second run does not encode again. Writes search.json, search.md and search.png to
---output_dir.
+full-width search that are returned. Queries per second are those of one thread, without the time to encode the query.
+
+PostgreSQL with pgvector then searches the same corpus: an index of all dimensions, and one of the first 64 whose shortlist is rescored
+in SQL, both as halfvec. The embeddings are kept in --embeddings, so that a second run does not encode again. Writes search.json,
+search.md and search.png to --output_dir.
 """
 
 from __future__ import annotations
@@ -19,14 +21,14 @@ from pathlib import Path
 if not __package__:  # run as a file: import from the repository root, as `python -m` does
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import hashlib
 import logging
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from statistics import median
 from typing import TYPE_CHECKING
 
-from benchmarks.retrieval import QUESTIONS, TRANSLATIONS
+from benchmarks.search_database import DATABASE_QUERIES, search_database
+from benchmarks.search_tasks import TOP, Result, Task, encode, exact, load_tasks, mrr, without_query
 from benchmarks.skeleton import finish, make_parser, markdown_table, start_record
 from common.errors import RunError, run
 
@@ -34,106 +36,11 @@ if TYPE_CHECKING:
     import numpy as np
     from usearch.index import Index
 
-CORPUS = (  # data set, configuration and split, and its columns of Arabic text
-    (("sentence-transformers/parallel-sentences-tatoeba", "en-ar", "train"), ("non_english",)),
-    (("loopback/parallel-sentences-tatoeba-more", "en-ar", "train"), ("non_english",)),
-    (("loopback/parallel-sentences-learner", "en-ar", "train"), ("non_english",)),
-    (("loopback/parallel-sentences-professional", "en-ar", "train"), ("non_english",)),
-    (("loopback/parallel-sentences-captions", "en-ar", "train"), ("non_english",)),
-    (("loopback/parallel-sentences-xnli", "en-ar", "train"), ("non_english",)),
-    (("loopback/parallel-sentences-news-health-wiki", "en-ar", "train"), ("non_english",)),
-    (("Omartificial-Intelligence-Space/Arabic-NLi-Pair-Class", None, "train"), ("premise", "hypothesis")),
-    (("loopback/arabic-question-pairs", None, "validation"), ("sentence1", "sentence2")),
-)
 DIMS = (384, 256, 128, 64)
 PRECISIONS = ("float32", "int8", "binary")
-TOP = 10  # results of a search
 ROUNDS = 3  # of timing
-ROWS = 256  # queries compared with the whole corpus at a time
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Task:
-    """Queries whose right answers are known.
-
-    Attributes:
-        queries: Distinct texts.
-        relevant: For each query the positions in the corpus of its right answers.
-        excluded: For each query its own position in the corpus, which is no answer; -1 where it has none.
-    """
-
-    queries: list[str]
-    relevant: list[set[int]]
-    excluded: list[int]
-
-
-@dataclass
-class Result:
-    """One way to search.
-
-    Attributes:
-        memory_mib: Memory of the index.
-        queries_per_s: Of one thread, the median of several rounds.
-        mrr: MRR@10 by task.
-        agreement: Share of the 10 nearest by exact full-width search that are among the 10 returned, over all tasks.
-    """
-
-    dim: int
-    precision: str
-    rescored: bool
-    memory_mib: float
-    queries_per_s: float
-    mrr: dict[str, float]
-    agreement: float
-
-
-def load_tasks() -> tuple[list[str], dict[str, Task]]:
-    """The corpus, without duplicates, and the tasks by name."""
-    from common.data_files import load_hub_dataset
-
-    corpus: dict[str, None] = {}
-    for where, columns in CORPUS:
-        rows = load_hub_dataset(*where)
-        for column in columns:
-            corpus.update(dict.fromkeys(rows[column]))
-    pairs: dict[str, list[tuple[str, str]]] = {"translations": [], "duplicate questions": []}
-    for where in TRANSLATIONS.values():
-        rows = load_hub_dataset(*where)
-        pairs["translations"] += zip(rows["english"], rows["non_english"], strict=True)
-    rows = load_hub_dataset(*QUESTIONS)
-    for first, second, label in zip(*(rows[c] for c in ("sentence1", "sentence2", "label")), strict=True):
-        corpus.update(dict.fromkeys((first, second)))
-        if label and first != second:
-            pairs["duplicate questions"] += [(first, second), (second, first)]
-    corpus.update(dict.fromkeys(answer for of_task in pairs.values() for _, answer in of_task))
-    position = {text: index for index, text in enumerate(corpus)}
-    tasks = {}
-    for name, of_task in pairs.items():
-        relevant: dict[str, set[int]] = {}
-        for query, answer in of_task:
-            relevant.setdefault(query, set()).add(position[answer])
-        tasks[name] = Task(list(relevant), list(relevant.values()), [position.get(query, -1) for query in relevant])
-    return list(corpus), tasks
-
-
-def encode(model_name: str, texts: list[str], folder: Path) -> np.ndarray:
-    """Normalised full-width embeddings, float32, shape ``[texts, width]``; read from ``folder`` where they are there."""
-    import numpy as np
-
-    from common.models import identify, load_model
-    from common.packing import pack
-
-    key = hashlib.sha256("\0".join([identify(model_name).revision, *texts]).encode()).hexdigest()[:16]
-    file = folder / f"{key}.npy"
-    if not file.exists():
-        model = pack(load_model(model_name))
-        embeddings = model.encode(texts, batch_size=64, show_progress_bar=True, normalize_embeddings=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        np.save(file.with_suffix(".part.npy"), embeddings)
-        file.with_suffix(".part.npy").replace(file)
-    return np.load(file)
 
 
 def stored(embeddings: np.ndarray, dim: int, precision: str) -> np.ndarray:
@@ -173,33 +80,6 @@ def rescore(candidates: np.ndarray, queries: np.ndarray, corpus: np.ndarray) -> 
     return ordered
 
 
-def exact(queries: np.ndarray, corpus: np.ndarray, count: int) -> np.ndarray:
-    """The positions of the ``count`` nearest vectors by cosine, nearest first, without an index."""
-    import numpy as np
-
-    nearest = np.empty((len(queries), count), dtype=np.int64)
-    for start in range(0, len(queries), ROWS):
-        similarities = queries[start : start + ROWS] @ corpus.T
-        top = np.argpartition(-similarities, count, axis=1)[:, :count]
-        order = np.argsort(-np.take_along_axis(similarities, top, axis=1), axis=1, kind="stable")
-        nearest[start : start + ROWS] = np.take_along_axis(top, order, axis=1)
-    return nearest
-
-
-def without_query(positions: np.ndarray, task: Task) -> list[list[int]]:
-    """The first 10 positions of each query, its own left out."""
-    return [[p for p in row if p != own][:TOP] for row, own in zip(positions.tolist(), task.excluded, strict=True)]
-
-
-def mrr(answers: list[list[int]], task: Task) -> float:
-    """The mean over the queries of 1 / rank of the first right answer, 0 without one among the first 10."""
-    ranks = [
-        next((1 / rank for rank, position in enumerate(row, 1) if position in relevant), 0.0)
-        for row, relevant in zip(answers, task.relevant, strict=True)
-    ]
-    return sum(ranks) / len(ranks)
-
-
 def search(
     index: Index,
     tasks: dict[str, Task],
@@ -227,7 +107,7 @@ def search(
             if rescored:
                 positions = rescore(positions, queries[name], corpus)
             seconds += time.perf_counter() - start
-            answers = without_query(positions, task)
+            answers = without_query(positions.tolist(), task)
             scores[name] = mrr(answers, task)
             shared += [len(set(a) & set(b)) / TOP for a, b in zip(answers, nearest[name], strict=True)]
         times.append(sum(map(len, queries.values())) / seconds)
@@ -267,7 +147,9 @@ def main(argv: list[str] | None = None) -> None:
     )
     corpus = encode(options.model_name, texts, options.embeddings)
     queries = {name: encode(options.model_name, task.queries, options.embeddings) for name, task in tasks.items()}
-    nearest = {name: without_query(exact(queries[name], corpus, TOP + 1), task) for name, task in tasks.items()}
+    nearest = {
+        name: without_query(exact(queries[name], corpus, TOP + 1).tolist(), task) for name, task in tasks.items()
+    }
     results: list[Result] = []
     for dim in (dim for dim in DIMS if dim <= corpus.shape[1]):
         for precision in PRECISIONS:
@@ -278,19 +160,30 @@ def main(argv: list[str] | None = None) -> None:
                 how = (dim, precision, rescored)
                 results.append(search(index, tasks, queries, corpus, nearest, how, options.shortlist))
             record.write(results=[asdict(result) for result in results])
+    try:
+        in_database = search_database(corpus, queries, tasks, nearest, options.shortlist)
+    except RunError as error:
+        logger.warning("pgvector is not measured: %s", error)
+        in_database = []
     exact_scores = {name: mrr(nearest[name], task) for name, task in tasks.items()}
     plot(options.output_dir / "search.png", results, exact_scores, options.shortlist, len(texts))
     finish(
         record,
-        describe(results, exact_scores, tasks, len(texts), options.shortlist),
+        describe(results, in_database, exact_scores, tasks, len(texts), options.shortlist),
         texts=len(texts),
         queries={name: len(task.queries) for name, task in tasks.items()},
         exact=exact_scores,
+        pgvector=[asdict(result) for result in in_database],
     )
 
 
 def describe(
-    results: list[Result], exact_scores: dict[str, float], tasks: dict[str, Task], texts: int, shortlist: int
+    results: list[Result],
+    in_database: list[Result],
+    exact_scores: dict[str, float],
+    tasks: dict[str, Task],
+    texts: int,
+    shortlist: int,
 ) -> str:
     """The table: a line for each way to search."""
     head = ["vectors in the index", "rescored", *(f"{name}, MRR@{TOP}" for name in tasks), "agreement"]
@@ -312,13 +205,14 @@ def describe(
             f"{r.memory_mib:,.0f}",
             f"{r.queries_per_s:,.0f}",
         ]
-        for r in results
+        for r in [*results, *in_database]
     ]
     counts = " and ".join(f"{len(task.queries):,} queries ({name})" for name, task in tasks.items())
     text = markdown_table(head, [exact_line, *lines], text_columns=2)
     return text + (
         f"\n{texts:,} Arabic sentences; {counts}. MRR × 100. Agreement: the share of the {TOP} nearest by exact full-width search that "
-        f"are returned. Rescored: the nearest {shortlist} ordered anew by full-width float32. Queries per second of one thread.\n"
+        f"are returned. Rescored: the nearest {shortlist} ordered anew by full-width float32. Queries per second of one thread. "
+        f"pgvector stores halfvec and was asked {DATABASE_QUERIES // len(tasks):,} queries of each kind, one at a time.\n"
     )
 
 

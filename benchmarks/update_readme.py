@@ -1,4 +1,4 @@
-"""Put the tables of results/reference/ into the README and docs/, between the comments that name their files.
+"""Put the tables of results/reference/ into the README and docs/, between the comments that name their files, and write docs/options.md.
 
 python benchmarks/update_readme.py            # --check: change nothing; exit code 1 if a table is not up to date
 """
@@ -9,6 +9,11 @@ import argparse
 import re
 import sys
 from pathlib import Path
+
+if not __package__:  # run as a file: import from the repository root, as `python -m` does
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from benchmarks.options_page import PAGE, options_page
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [
@@ -39,6 +44,10 @@ def main(argv: list[str] | None = None) -> None:
             stale.append(path.name)
             if not check:
                 path.write_text(updated(text), encoding="utf-8")
+    if not PAGE.exists() or PAGE.read_text(encoding="utf-8") != options_page():
+        stale.append(PAGE.name)
+        if not check:
+            PAGE.write_text(options_page(), encoding="utf-8")
     if check and stale:
         sys.exit(f"not up to date: {', '.join(stale)}; run python benchmarks/update_readme.py")
 

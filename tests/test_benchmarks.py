@@ -13,9 +13,7 @@ from common.errors import RunError
 from tests.helpers import ROOT
 
 SCRIPTS = sorted(
-    path
-    for path in (ROOT / "benchmarks").glob("*.py")
-    if path.name not in ("__init__.py", "recipe_plots.py", "skeleton.py", "update_readme.py")
+    path for path in (ROOT / "benchmarks").glob("*.py") if "make_parser(__file__" in path.read_text(encoding="utf-8")
 )
 HARDWARE = {"cpu", "cpu_features", "cores", "system", "memory_gib"}
 

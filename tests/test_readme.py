@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -9,6 +10,7 @@ import sys
 
 import pytest
 
+from benchmarks.options_page import PAGE, options_page
 from benchmarks.update_readme import BLOCK, DOCUMENTS, table_of, updated
 from tests.helpers import ROOT
 
@@ -32,6 +34,18 @@ def test_the_tables_are_those_of_the_reference_results(path):
     text = path.read_text(encoding="utf-8")
     assert BLOCK.findall(text)
     assert updated(text) == text, "run python benchmarks/update_readme.py"
+
+
+def test_the_page_of_options_is_what_the_classes_and_the_files_of_defaults_say():
+    page = options_page()
+    assert PAGE.read_text(encoding="utf-8") == page, "run python benchmarks/update_readme.py"
+    for file in ("training", "eval", "export", "mining"):
+        defaults = json.loads((ROOT / f"configs/{file}_config.json").read_text(encoding="utf-8"))
+        for key, value in defaults.items():
+            [line, *_] = re.findall(rf"^\| `{key}`.*\|$", page, re.MULTILINE)
+            if isinstance(value, (bool, int, float)):
+                assert f"| `{json.dumps(value)}` |" in page[page.index("## ") :] and line
+    assert re.search(r"^\| `scale` .*\| mnrl, gist, cosent, angle \|", page, re.MULTILINE)
 
 
 def test_a_changed_table_would_be_noticed():
