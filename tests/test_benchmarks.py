@@ -13,7 +13,9 @@ from common.errors import RunError
 from tests.helpers import ROOT
 
 SCRIPTS = sorted(
-    path for path in (ROOT / "benchmarks").glob("*.py") if "make_parser(__file__" in path.read_text(encoding="utf-8")
+    path
+    for path in (ROOT / "benchmarks").glob("*.py")
+    if re.search(r"^    run\(main\)$", path.read_text(encoding="utf-8"), re.MULTILINE)
 )
 HARDWARE = {"cpu", "cpu_features", "cores", "system", "memory_gib"}
 
