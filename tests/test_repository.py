@@ -189,3 +189,11 @@ def test_scripts_run_with_m_from_the_root_and_as_files_from_anywhere(script, tmp
         done = subprocess.run([sys.executable, *args, "--help"], cwd=cwd, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert "--model_name" in done.stdout
+
+
+def test_the_titles_of_the_log_end_with_a_verdict_and_its_lines_wrap():
+    lines = (ROOT / "results/LOG.md").read_text(encoding="utf-8").splitlines()
+    titles = [line for line in lines if line.startswith("## ")]
+    assert titles and [t for t in titles if not re.fullmatch(r"## \d{4}-\d\d-\d\d: .+ \([^()]+\)", t)] == []
+    assert titles == sorted(titles, key=lambda title: title[3:13], reverse=True)
+    assert [line for line in lines if len(line) > 125 and not line.startswith(("|", "    "))] == []
