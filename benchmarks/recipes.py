@@ -2,10 +2,11 @@
 
     python benchmarks/recipes.py                              # every row of benchmarks/recipes.json
     python benchmarks/recipes.py --rows crosslingual          # these rows only; the others' models are kept
+    python benchmarks/recipes.py --rows multilingual --seeds 1 2
 
 A row is a model to train, with its script, its configuration and its seeds, or one that is only scored; "of" another row, it is
-that row with changes. A model that is there already is not trained again. The development sets chose everything; STS17 is only reported. A number is the mean over the seeds; a row is compared with the
-one it names in "against", on the same pairs. Results go to --output_dir: recipes.md (at a glance), dimensions.md (every dimension, with
+that row with changes. A model that is there already is not trained again. The development sets chose everything; STS17 is only
+reported. A number is the mean over the seeds; a row is compared with the one it names in "against", on the same pairs. Results go to --output_dir: recipes.md (at a glance), dimensions.md (every dimension, with
 intervals), dev.md (the development sets, and the time of training), agreement.md (development sets, those that no choice was made
 on, and STS17, seed by seed), recipes.png, kept.png, agreement.png, and recipes.json (all of it, and what each run was made with).
 """
@@ -80,6 +81,7 @@ def train(name: str, rows: dict, seed: int, models: Path) -> Path:
 def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__file__, __doc__)
     parser.add_argument("--rows", nargs="+", help="train and score these rows only (default: all)")
+    parser.add_argument("--seeds", type=int, nargs="+", help="train with these seeds (default: those of each row)")
     parser.add_argument(
         "--models", type=Path, default=Path("output/recipes"), help="folder of the models (default: %(default)s)"
     )
@@ -87,6 +89,8 @@ def main(argv: list[str] | None = None) -> None:
     every = json.loads(ROWS.read_text(encoding="utf-8"))
     if unknown := set(options.rows or ()) - every.keys():
         parser.error(f"no row {sorted(unknown)[0]!r}; there are {', '.join(every)}")
+    if options.seeds:
+        every = {name: row if "model" in row else row | {"seeds": options.seeds} for name, row in every.items()}
     rows = {name: row for name, row in every.items() if options.rows is None or name in options.rows}
 
     from common.records import write_atomically

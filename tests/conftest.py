@@ -36,6 +36,7 @@ def pytest_collection_modifyitems(config, items):
 
 def pytest_configure(config):
     """Point the client libraries at the tests' Hub before any of them is imported, here and in subprocesses alike."""
+    config.environment = dict(os.environ)  # the user's own, for the test that needs the real Hub
     config.workplace = Path(tempfile.mkdtemp(prefix="matryoshka-tests-"))
     config.hub = Hub(config.workplace / "hub")
     for name in list(os.environ):
