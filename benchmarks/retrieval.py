@@ -158,12 +158,17 @@ def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__file__, __doc__)
     parser.add_argument("--rows", nargs="+", default=list(DEFAULT_ROWS), help="rows to score (default: %(default)s)")
     parser.add_argument(
+        "--seeds", type=int, nargs="+", help="score the models of these seeds (default: those of each row)"
+    )
+    parser.add_argument(
         "--models", type=Path, default=Path("output/recipes"), help="folder of the models (default: %(default)s)"
     )
     options = parser.parse_args(argv)
     every = json.loads(ROWS.read_text(encoding="utf-8"))
     if unknown := set(options.rows) - every.keys():
         parser.error(f"no row {sorted(unknown)[0]!r}; there are {', '.join(every)}")
+    if options.seeds:
+        every = {name: row if "model" in row else row | {"seeds": options.seeds} for name, row in every.items()}
     sources = {name: models_of(name, every[name], options.models) for name in options.rows}
 
     from common.models import load_model
