@@ -11,6 +11,7 @@ import sys
 import pytest
 
 from benchmarks.options_page import PAGE, options_page
+from benchmarks.recipe_plots import PUBLISHED
 from benchmarks.update_readme import BLOCK, DOCUMENTS, table_of, updated
 from tests.helpers import ROOT
 
@@ -46,6 +47,47 @@ def test_the_page_of_options_is_what_the_classes_and_the_files_of_defaults_say()
             if isinstance(value, (bool, int, float)):
                 assert f"| `{json.dumps(value)}` |" in page[page.index("## ") :] and line
     assert re.search(r"^\| `scale` .*\| mnrl, gist, cosent, angle \|", page, re.MULTILINE)
+
+
+def means(folder: str) -> dict[str, dict[int, list[float]]]:
+    """For each recipe of a record the mean of STS17 × 100 of each seed, at 384 and 64 dimensions, as the tables round it."""
+    record = json.loads((ROOT / f"results/reference/{folder}/recipes.json").read_text(encoding="utf-8"))
+    return {
+        name: {dim: [round(100 * seed["mean"][str(dim)], 1) for seed in seeds] for dim in (384, 64)}
+        for name, seeds in record["per_seed"].items()
+    }
+
+
+def test_the_numbers_of_the_first_screens_text_are_those_of_the_records():
+    text = " ".join(README[README.index("Both recipes raise") : README.index("## Quick start")].split())
+    record = json.loads((ROOT / "results/reference/multilingual/recipes.json").read_text(encoding="utf-8"))
+
+    def score(name: str, subset: str, dim: int) -> float:
+        return 100 * record["scores"][name][subset][str(dim)]["value"]
+
+    gains = [
+        score(name, "en-ar", dim) - score("e5", "en-ar", dim)
+        for dim in (384, 64)
+        for name in ("multilingual", "multilingual-all")
+    ]
+    assert "by {:.0f} and {:.0f} points at 384 dimensions and by {:.0f} and {:.0f} at 64".format(*gains) in text
+    assert f"costs {score('e5', 'en-en', 64) - score('multilingual', 'en-en', 64):.1f} points of English at 64" in text
+    minutes = [record["runs"][name][0]["wall_time_s"] / 60 for name in ("multilingual", "multilingual-all")]
+    assert "{:.0f} and {:.0f} minutes".format(*minutes) in text
+    first, more = means("multilingual"), means("multilingual-seeds")
+    spread = max(
+        max(of_all) - min(of_all)
+        for name in ("multilingual", "multilingual-all")
+        for dim in (384, 64)
+        for of_all in [first[name][dim] + more[name][dim]]
+    )
+    assert f"two more change no mean by more than {spread:.1f} points" in text
+    best = max(float(cell) for row in PUBLISHED.values() for cell in [row["en-ar"]])
+    assert "They do not reach the best published models" in text and score("multilingual-all", "en-ar", 384) < best
+    known = (
+        {f"{gain:.0f}" for gain in gains} | {f"{m:.0f}" for m in minutes} | {"384", "64", "1.7", f"{spread:.1f}", "2"}
+    )
+    assert set(re.findall(r"(?<![\w.])\d+(?:\.\d+)?(?![\w.]*\))", text)) <= known, "a number that nothing here traces"
 
 
 def test_a_changed_table_would_be_noticed():
