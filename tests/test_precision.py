@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import re
+import timeit
 
 import pytest
 import torch
-from torch.utils.benchmark import Timer
 
 from common.precision import slowdown
 from tests.helpers import scored, triplets, write
 
 NLI, STS = "training/matryoshka_nli.py", "evaluation/evaluate_sts.py"
 
+NOISE = 20  # other processes slow one measurement or the other
+SLOW = 4  # beyond doubt
+
 
 @pytest.fixture(scope="module")
 def factor() -> float:
-    """bfloat16 compared with float32 on this processor, timed by torch's own timer on a product of another shape."""
-    medians = []
+    """bfloat16 compared with float32 on this processor: the fastest of many products of another shape."""
+    fastest = []
     for dtype in (torch.float32, torch.bfloat16):
         matrix = torch.ones(128, 256, dtype=dtype)
-        medians.append(Timer("matrix @ matrix.T", globals={"matrix": matrix}).timeit(20).median)
-    return medians[1] / medians[0]
+        fastest.append(min(timeit.repeat(lambda matrix=matrix: matrix @ matrix.T, number=1, repeat=50)))
+    return fastest[1] / fastest[0]
 
 
 def test_the_slowdown_is_what_another_timer_measures(factor):
-    assert factor / 6 < slowdown(torch.bfloat16) < factor * 6
+    assert factor / NOISE < slowdown(torch.bfloat16) < factor * NOISE
     assert slowdown(torch.float32) == 1
 
 
@@ -36,10 +39,10 @@ def warned(log: str, flag: str) -> float | None:
 
 
 def check(log: str, flag: str, factor: float) -> None:
-    if factor > 2:
-        assert factor / 6 < warned(log, flag) < factor * 6
+    if factor > SLOW:
+        assert factor / NOISE < warned(log, flag) < factor * NOISE
         assert log.count("times as long as in float32") == 1
-    elif factor < 0.5:
+    elif factor < 1 / SLOW:
         assert warned(log, flag) is None
 
 
@@ -53,7 +56,7 @@ def test_training(precision, factor, groups, warm, tiny_model, tmp_path):
         check(done.err, "--precision bf16", factor)
     else:
         assert warned(done.err, "--precision auto") is None and "times as long" not in done.err
-        if factor > 2:
+        if factor > SLOW:
             assert "training on cpu in fp32" in done.err
 
 
