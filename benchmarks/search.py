@@ -31,6 +31,7 @@ from benchmarks.search_database import DATABASE_QUERIES, search_database
 from benchmarks.search_tasks import TOP, Result, Task, encode, exact, load_tasks, mrr, without_query
 from benchmarks.skeleton import finish, make_parser, markdown_table, start_record
 from common.errors import RunError, run
+from evaluation.utils.analysis.quantization import bytes_per_vector
 
 if TYPE_CHECKING:
     import numpy as np
@@ -212,12 +213,13 @@ def describe(
     return text + (
         f"\n{texts:,} Arabic sentences; {counts}. MRR × 100. Agreement: the share of the {TOP} nearest by exact full-width search that "
         f"are returned. Rescored: the nearest {shortlist} ordered anew by full-width float32. Queries per second of one thread. "
-        f"pgvector stores halfvec and was asked {DATABASE_QUERIES // len(tasks):,} queries of each kind, one at a time.\n"
+        f"pgvector stores halfvec and was asked {DATABASE_QUERIES // len(tasks):,} queries of each kind, one at a time: "
+        "its scores compare with each other only. usearch allocates memory in steps that double.\n"
     )
 
 
 def plot(path: Path, results: list[Result], exact_scores: dict[str, float], shortlist: int, texts: int) -> None:
-    """Quality against the memory of the index: small vectors alone, and the same rescored."""
+    """Quality against bytes per vector: small vectors alone, and the same rescored."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -234,16 +236,22 @@ def plot(path: Path, results: list[Result], exact_scores: dict[str, float], shor
                 points = [r for r in results if r.rescored == rescored and r.precision == precision]
                 points.sort(key=lambda r: r.dim)
                 panel.plot(
-                    [r.memory_mib for r in points], [100 * r.mrr[name] for r in points], color=color,
+                    [bytes_per_vector(r.dim, r.precision) for r in points], [100 * r.mrr[name] for r in points], color=color,
                     marker=markers[precision], linewidth=1, markersize=5,
                     label=f"{precision}, {f'{shortlist} rescored' if rescored else 'alone'}",
                 )  # fmt: skip
-                ends = [points[0]] if len(points) > 1 and not rescored else []
-                for r in ends:
-                    panel.annotate(f"{r.dim}", (r.memory_mib, 100 * r.mrr[name]), xytext=(0, -12),
+                for r in [] if rescored else points:
+                    panel.annotate(f"{r.dim}", (bytes_per_vector(r.dim, r.precision), 100 * r.mrr[name]), xytext=(0, -12),
                                    textcoords="offset points", ha="center", fontsize=8, color=color)  # fmt: skip
         panel.set_title(name)
-        panel.set_xlabel(f"memory of the index of {texts:,} sentences, MiB")
+        panel.set_xscale("log", base=2)
+        panel.set_xticks(
+            [8, 16, 32, 64, 128, 256, 512, 1024, 1536],
+            ["8", "16", "32", "64", "128", "256", "512", "1024", "1536"],
+            fontsize=8,
+        )
+        panel.minorticks_off()
+        panel.set_xlabel(f"bytes per vector in the index ({texts:,} sentences)")
         panel.set_ylabel(f"MRR@{TOP} × 100")
         panel.grid(alpha=0.3)
     panels[-1].legend(fontsize=8, loc="lower right")
