@@ -5,7 +5,8 @@
 
 The plain script is SentenceTransformerTrainer with the library's MatryoshkaLoss and its defaults (float32). The runs alternate, each
 in a new process. Rates exclude the first two steps; ratios compare runs of the same seed. After training, each model is scored
-on the STS-B test set at every dimension. Writes throughput.json (with the time and loss of every step) and throughput.md to --output_dir.
+on the STS-B test set at every dimension. --profile adds a table of where the time of a step goes, from one more step of each run under
+PyTorch's profiler. Writes throughput.json (with the time and loss of every step) and throughput.md to --output_dir.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import logging
 import statistics
 import tempfile
 import time
+from collections import Counter
 
 from benchmarks.skeleton import finish, make_parser, markdown_table, measure_in_new_process, start_record
 from common.errors import run
@@ -29,6 +31,17 @@ logger = logging.getLogger(__name__)
 KINDS = PLAIN, OURS_FP32, OURS = "plain", "ours fp32", "ours"
 WARM_UP = 2  # steps that the rate excludes
 LEARNING_RATE = 2e-5
+
+# Where the time of a step goes: the parts, and what the names of their operators contain
+PARTS = {
+    "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::linear", "mkldnn", "flash"),
+    "GELU, softmax, layer norm": ("gelu", "softmax", "layer_norm"),
+    "dropout": ("dropout", "bernoulli"),
+    "copies": ("aten::copy_", "aten::cat", "aten::index"),
+    "embedding gradient": ("embedding_dense_backward", "embedding_backward"),
+    "gradient clipping": ("linalg_vector_norm", "_foreach_norm", "_foreach_mul_"),
+    "optimizer": ("_fused_adamw_", "addcdiv", "addcmul", "lerp"),
+}
 
 
 def matmul_ceiling(dtype, device: str, size: int = 2048) -> float:
@@ -48,6 +61,20 @@ def matmul_ceiling(dtype, device: str, size: int = 2048) -> float:
     return statistics.median(rates)
 
 
+def profile_parts(events) -> dict[str, float]:
+    """The share of each of ``PARTS`` in the self time of a profile's operators, the largest first.
+
+    Args:
+        events: ``key_averages()`` of a profile, of which each has a ``key`` (the operator) and a ``self_cpu_time_total``.
+    """
+    seconds: Counter[str] = Counter()
+    for event in events:
+        part = next((part for part, names in PARTS.items() if any(name in event.key for name in names)), "other")
+        seconds[part] += event.self_cpu_time_total
+    total = sum(seconds.values())
+    return {part: round(value / total, 4) for part, value in seconds.most_common()}
+
+
 def train_once(
     model_name: str,
     kind: str,
@@ -57,6 +84,7 @@ def train_once(
     mini_batch_size: int | None = None,
     rows: int | None = None,
     epoch: bool = False,
+    profile: bool = False,
 ) -> dict:
     """Train in this process and return ``{"triplets_per_s", "peak_memory_gib", "losses", "sts", ...}``.
 
@@ -69,6 +97,7 @@ def train_once(
         mini_batch_size: Texts encoded at once under GradCache; None for no GradCache.
         rows: Repeat the data to this number of rows; None for the data as it is.
         epoch: Train for a full epoch instead of ``steps``.
+        profile: Profile one more step; neither the rate nor the peak memory includes it.
     """
     import resource
 
@@ -100,7 +129,7 @@ def train_once(
     dims = fit_dims("dims", [768, 512, 256, 128, 64], model.get_embedding_dimension(), explicit=False)
     common = {
         "output_dir": tempfile.mkdtemp(),
-        "max_steps": -1 if epoch else steps + WARM_UP,
+        "max_steps": -1 if epoch else steps + WARM_UP + profile,
         "num_train_epochs": 1,
         "per_device_train_batch_size": batch_size,
         "learning_rate": LEARNING_RATE,
@@ -130,16 +159,37 @@ def train_once(
     tokens: list[int] = []
     times: list[float] = []
 
+    def peak_memory() -> float:
+        if device == "cuda":
+            return torch.cuda.max_memory_allocated() / 2**30
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
     class Clock(TrainerCallback):
         def on_train_begin(self, *_, **__):
-            self.on_step_end()
+            self.tick()
+
+        def on_step_begin(self, args, state, *_, **__):
+            self.profiler = None
+            if profile and state.global_step == steps + WARM_UP:
+                self.peak = peak_memory()
+                self.profiler = torch.profiler.profile()
+                self.profiler.start()
 
         def on_step_end(self, *_, **__):
+            if self.profiler is None:
+                self.tick()
+            else:
+                self.profiler.stop()
+                self.parts = profile_parts(self.profiler.key_averages())
+
+        def tick(self):
             if device == "cuda":
                 torch.cuda.synchronize()
             times.append(time.perf_counter())
 
-    trainer = trainer_class(model=model, args=arguments, train_dataset=dataset, loss=loss, callbacks=[Clock()])
+    clock = Clock()
+
+    trainer = trainer_class(model=model, args=arguments, train_dataset=dataset, loss=loss, callbacks=[clock])
     preprocess = trainer.data_collator.preprocess_fn
 
     def counting(*args, **kwargs):
@@ -152,9 +202,7 @@ def train_once(
     trainer.train()
     done_steps = len(times) - 1
     seconds = times[-1] - times[WARM_UP]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    if device == "cuda":
-        peak = torch.cuda.max_memory_allocated() / 2**30
+    peak = clock.peak if profile else peak_memory()
     matrices = sum(
         p.numel()
         for name, p in model.named_parameters()
@@ -182,6 +230,7 @@ def train_once(
         "ceiling_tflops": round(ceiling / 1e12, 4),
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
         "sts": sts,
+        **({"profile": clock.parts} if profile else {}),
     }
 
 
@@ -201,10 +250,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--runs", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND", help=f"of {KINDS} (default: all)"
     )
+    parser.add_argument("--profile", action="store_true", help="also profile one more step of each run")
     options = parser.parse_args(argv)
+    if options.profile and options.epoch:
+        parser.error("--profile and --epoch exclude each other")
 
     record = start_record(__file__, options)
-    shared = {k: getattr(options, k) for k in ("model_name", "steps", "batch_size", "mini_batch_size", "rows", "epoch")}
+    shared = {k: v for k, v in vars(options).items() if k not in ("output_dir", "seeds", "runs")}
     results: list[dict] = []
     for seed in options.seeds:
         for kind in options.runs:
@@ -253,9 +305,23 @@ def report(model_name: str, batch_size: int, results: list[dict]) -> str:
         f"{model_name}, {first['device']}, batch {batch_size}, {first['steps'] - WARM_UP} steps, {len(by_kind[first['run']])} runs of each "
         f"kind in turn; {first['tokens_per_triplet']} tokens a triplet. Medians.\n\n{markdown_table(head, rows, text_columns=2)}"
     )
+    if all("profile" in result for result in results):
+        text += f"\n{profile_table(by_kind)}"
     if all(result["sts"] for result in results):
         text += f"\n{sts_table(by_kind)}"
     return text
+
+
+def profile_table(by_kind: dict[str, list[dict]]) -> str:
+    """Where the time of a step goes: the median over the seeds of each part's share, by kind of run."""
+    shares = {
+        kind: {part: statistics.median(run["profile"].get(part, 0) for run in runs) for part in [*PARTS, "other"]}
+        for kind, runs in by_kind.items()
+    }
+    rows = [[part, *(f"{100 * of_kind[part]:.1f}%" for of_kind in shares.values())] for part in [*PARTS, "other"]]
+    return "Where the time of a step goes (one profiled step of each run).\n\n" + markdown_table(
+        ["part", *shares], rows
+    )
 
 
 def sts_table(by_kind: dict[str, list[dict]]) -> str:

@@ -105,3 +105,16 @@ def test_a_measurement_that_fails_says_so(how, message):
 def test_tables_align_numbers_to_the_right():
     table = markdown_table(["run", "kind", "s"], [["a", "b", "1"]], text_columns=2)
     assert table == "| run | kind | s |\n|---|---|---:|\n| a | b | 1 |\n"
+
+
+def test_the_profile_of_a_step_adds_up_and_finds_the_matrix_products():
+    import torch
+
+    from benchmarks.train_throughput import profile_parts
+
+    left, right = torch.ones(600, 600, requires_grad=True), torch.ones(600, 600)
+    with torch.profiler.profile() as profile:
+        torch.nn.functional.gelu((left @ right)[:5]).sum().backward()
+    shares = profile_parts(profile.key_averages())
+    assert sum(shares.values()) == pytest.approx(1, abs=0.01)
+    assert next(iter(shares)) == "matrix products" and 0 < shares["GELU, softmax, layer norm"] < 0.5
