@@ -24,6 +24,7 @@ from common.records import RunRecord
 from evaluation.utils.analysis.cost import SearchTimes
 from evaluation.utils.analysis.decision import decide
 from evaluation.utils.analysis.model_analysis import analyse, compare_with_first
+from evaluation.utils.phases import Phases
 from evaluation.utils.report.outputs import write_outputs
 from evaluation.utils.scoring.embeddings import EmbeddingStore, cache_folder
 from evaluation.utils.scoring.mteb_run import MTEBRun
@@ -165,7 +166,7 @@ def everything(scorer, tasks, **arguments):
 
 def write(folder, analyses, calibration="texts") -> str:
     record = RunRecord(folder / "run.json", {})
-    return write_outputs(folder, analyses, decide(analyses, 1.0), SearchTimes(), calibration, record)
+    return write_outputs(folder, analyses, decide(analyses, 1.0), SearchTimes(), calibration, record, Phases())
 
 
 def test_intervals_for_pairs_and_queries_and_none_for_others(scorer, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from sentence_transformers import SentenceTransformer
 from common.errors import RunError
 from common.models import hash_folder, identify, load_model
 from evaluation.utils.dev_evaluator import MatryoshkaEvaluator
+from evaluation.utils.phases import Phases
 from evaluation.utils.report.summary import read_summary as read_summary_strictly
 from evaluation.utils.report.summary import update_summary
 from evaluation.utils.report.table import markdown_table
@@ -103,6 +105,24 @@ def test_what_an_evaluation_leaves_behind(evaluated, tiny_model):
     assert record["status"] == "finished" and record["config"]["dims"] == list(DIMS)
     assert record["models"] == {"local/sentence-bert": hash_folder(tiny_model)}
     assert {"command", "git", "versions", "hardware", "wall_time_s", "datasets"} <= set(record)
+
+
+def test_the_record_says_where_the_time_went(evaluated):
+    seconds = json.loads((evaluated[0] / "run.json").read_text())["seconds"]
+    assert list(seconds) == ["test data", "models", "encoding", "scores", "analysis", "report"]
+    assert min(seconds.values()) >= 0 and seconds["encoding"] > 0 and seconds["report"] > 0
+
+
+def test_time_in_an_inner_phase_counts_for_it_alone():
+    phases = Phases()
+    with phases.measure("outer"):
+        time.sleep(0.2)
+        for _ in range(2):
+            with phases.measure("inner"):
+                time.sleep(0.1)
+    with phases.measure("outer"):
+        time.sleep(0.1)
+    assert phases.seconds == pytest.approx({"inner": 0.2, "outer": 0.3}, abs=0.08)
 
 
 def distinct_texts(pairs, groups=None):

@@ -15,6 +15,7 @@ from evaluation.utils.analysis.calibration import calibration_id, calibration_te
 from evaluation.utils.analysis.cost import encode_ms, search_times
 from evaluation.utils.analysis.decision import decide
 from evaluation.utils.analysis.model_analysis import ModelAnalysis, analyse, compare_with_first
+from evaluation.utils.phases import Phases
 from evaluation.utils.report.formatting import display_names
 from evaluation.utils.report.model_card import update_model_cards
 from evaluation.utils.report.outputs import is_done, run_fingerprint, write_outputs
@@ -37,7 +38,7 @@ def run_evaluation(config: EvalConfig, scorer: Scorer) -> None:
         UsageError: A device, task, subset, file or dimension does not exist.
         RunError: A model or data set cannot be had, or nothing has a score.
     """
-    output_dir = Path(config.output_dir)
+    output_dir, phases = Path(config.output_dir), Phases()
 
     # 1. Which models, and whether their results are there already
     check_devices(config.device)
@@ -56,7 +57,8 @@ def run_evaluation(config: EvalConfig, scorer: Scorer) -> None:
         return
 
     # 2. The test data, and the record of the run
-    datasets = scorer.load_data()
+    with phases.measure("test data"):
+        datasets = scorer.load_data()
     _report_unused_prompts(config.prompts, scorer.encoded_as())
     names = display_names((identity.name, identity.revision) for identity in identities)
     record = RunRecord(
@@ -72,14 +74,15 @@ def run_evaluation(config: EvalConfig, scorer: Scorer) -> None:
     analyses: list[ModelAnalysis] = []
     texts_encoded: dict[str, Any] = {}
     for identity in identities:
-        analysis, counts = _evaluate_model(config, scorer, identity, baseline=identity not in compared)
+        analysis, counts = _evaluate_model(config, scorer, identity, phases, baseline=identity not in compared)
         analyses.append(analysis)
         texts_encoded[names[identity.name, identity.revision]] = scorer.encoded_counts(*counts)
-    compare_with_first(analyses)
 
     # 4. What to deploy for the loss that is accepted, and what each dimension costs
-    decision = decide(analyses, config.max_loss)
-    search = search_times({dim for analysis in analyses for dim in analysis.dims})
+    with phases.measure("analysis"):
+        compare_with_first(analyses)
+        decision = decide(analyses, config.max_loss)
+        search = search_times({dim for analysis in analyses for dim in analysis.dims})
     costs = {
         "encode_ms": {names[a.identity.name, a.identity.revision]: a.encode_ms for a in analyses},
         "searched_vectors": search.vectors,
@@ -95,6 +98,7 @@ def run_evaluation(config: EvalConfig, scorer: Scorer) -> None:
             search,
             config.calibration_data,
             record,
+            phases,
             scorer.warning,
             texts_encoded=texts_encoded,
             costs=costs,
@@ -119,23 +123,28 @@ def _report_unused_prompts(prompts: str | dict[str, str] | None, encoded_as: lis
 
 
 def _evaluate_model(
-    config: EvalConfig, scorer: Scorer, identity: ModelIdentity, baseline: bool
+    config: EvalConfig, scorer: Scorer, identity: ModelIdentity, phases: Phases, baseline: bool
 ) -> tuple[ModelAnalysis, tuple[int, int]]:
     """The analysis of one model, and how many texts were encoded for its scores and to fit on."""
     scored_model = ScoredModel(identity, config.dtype)
-    with open_store(scored_model, config) as store:
+    with phases.measure("models"):
+        store = open_store(scored_model, config)
+    with store:
+        store.phases = phases
         dims = fit_dims(f"--dims with {identity.name}", config.dims, store.width, config.is_set("dims"))
         if config.overwrite:
             store.clear()
-        scores = scorer.score(store, scored_model, dims)
+        with phases.measure("scores"):
+            scores = scorer.score(store, scored_model, dims)
         for_scores = store.encoded
 
         def embed_calibration() -> np.ndarray:
             return store.encode(calibration_texts(config.calibration_data, scores.test_texts))
 
         calibration = None if config.calibration_data is None else embed_calibration
-        analysis = analyse(identity, dims, scores, calibration, baseline)
-        analysis.encode_ms = encode_ms(store.model, scores.test_texts, config.batch_size)
+        with phases.measure("analysis"):
+            analysis = analyse(identity, dims, scores, calibration, baseline)
+            analysis.encode_ms = encode_ms(store.model, scores.test_texts, config.batch_size)
     to_fit_on = store.encoded - for_scores
     logger.info(
         "%s: %s",

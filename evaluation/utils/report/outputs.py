@@ -19,6 +19,7 @@ from common.records import RunRecord, command_line, quarantine, read_json_file, 
 from evaluation.utils.analysis.cost import SearchTimes
 from evaluation.utils.analysis.decision import Decision
 from evaluation.utils.analysis.model_analysis import ModelAnalysis
+from evaluation.utils.phases import Phases
 from evaluation.utils.report.material import Material
 from evaluation.utils.report.moved_pairs import write_moved_pairs
 from evaluation.utils.report.render import write_report
@@ -76,6 +77,7 @@ def write_outputs(
     search: SearchTimes,
     calibration: str | None,
     record: RunRecord,
+    phases: Phases,
     warning: str = "",
     **facts: Any,
 ) -> str:
@@ -88,8 +90,10 @@ def write_outputs(
         decision: What to deploy.
         search: How long a search takes.
         calibration: What PCA and the quantisation ranges were fitted on.
+        record: The record of the run, which this completes.
+        phases: The time that the run took so far, by phase; the report adds its own.
         warning: A sentence for the table and the report.
-        **facts: What else belongs into the record.
+        **facts: Further values for the record.
 
     Returns:
         The Markdown table of this run's scores.
@@ -98,10 +102,10 @@ def write_outputs(
         RunError: Nothing has a score.
     """
     with FileLock(output_dir / ".outputs.lock"):
-        text = _write_outputs(output_dir, analyses, decision, search, calibration, record, warning)
-        record.finish(
-            outputs={name: file_hash(str(output_dir / name)) for name in FILES if (output_dir / name).exists()}, **facts
-        )
+        with phases.measure("report"):
+            text = _write_outputs(output_dir, analyses, decision, search, calibration, record, warning)
+        hashes = {name: file_hash(str(output_dir / name)) for name in FILES if (output_dir / name).exists()}
+        record.finish(outputs=hashes, seconds=phases.seconds, **facts)
     return text
 
 

@@ -21,6 +21,7 @@ from common.errors import RunError
 from common.models import load_model
 from common.packing import pack
 from common.records import filename_in_errors, quarantine
+from evaluation.utils.phases import Phases
 from evaluation.utils.scoring.rows import ScoredModel
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ class EmbeddingStore:
     Attributes:
         width: Numbers in an embedding.
         encoded: Texts encoded so far.
+        phases: The seconds of ``encoding``, among those of other phases where the caller shares its own.
 
     A file for each way of encoding (query, document or neither, and the prompt) holds the rows, of ``width`` float32
     numbers each; next to it lie the digests of the texts and of the rows, in the same order. Rows without a digest, which an
@@ -84,6 +86,7 @@ class EmbeddingStore:
         self._pool: dict[str, Any] | None = None
         self.width: int = model.get_embedding_dimension()
         self.encoded = 0
+        self.phases = Phases()
         self._rows: dict[str, tuple[tuple[int, ...], Rows]] = {}
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -132,7 +135,8 @@ class EmbeddingStore:
         with FileLock(self.folder / f"{key}.lock"):
             rows = self._load(key).find(digests)
             if (rows < 0).any():
-                self._add(key, texts, digests, rows < 0, prompt, role)
+                with self.phases.measure("encoding"):
+                    self._add(key, texts, digests, rows < 0, prompt, role)
                 rows = self._load(key).find(digests)
             if not len(rows):
                 return np.zeros((0, dim or self.width), dtype=np.float32)

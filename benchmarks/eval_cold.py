@@ -1,0 +1,85 @@
+"""Where the time of a first evaluation goes: imports, models, test data, encoding, scores, analysis and report.
+
+    python benchmarks/eval_cold.py --model_name sentence-transformers/all-MiniLM-L6-v2
+
+Runs evaluation/evaluate_mteb.py with its default tasks from an empty output folder, in turn with a process that only imports
+the libraries that it uses. The imports of a run cannot be timed apart from the rest, since libraries load parts of themselves on
+first use, so the imports of that process are taken away from the run: what remains after them and after encoding is the overhead.
+Writes cold.json and cold.md to --output_dir.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a file: import from the repository root, as `python -m` does
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import json
+import logging
+import statistics
+import subprocess
+import tempfile
+import time
+
+from benchmarks.skeleton import finish, make_parser, markdown_table, start_record
+from common.config import ROOT
+from common.errors import RunError, run
+
+LIBRARIES = ("sentence_transformers", "mteb", "scipy.stats", "pandas", "matplotlib.pyplot", "jinja2")
+PHASES = ("test data", "models", "encoding", "scores", "analysis", "report")
+
+logger = logging.getLogger(__name__)
+
+
+def seconds_of(command: list[str]) -> float:
+    """The wall time of a Python command in a process of its own.
+
+    Raises:
+        RunError: The command failed; the message holds the end of what it wrote.
+    """
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise RunError(f"python {' '.join(command)} failed: {done.stderr[-500:]}")
+    return time.perf_counter() - start
+
+
+def measure(model_name: str) -> dict[str, float]:
+    """Seconds of the bare imports, of a complete evaluation, and of each of its phases."""
+    imports = seconds_of(["-c", f"import {', '.join(LIBRARIES)}"])
+    with tempfile.TemporaryDirectory() as folder:
+        total = seconds_of(["evaluation/evaluate_mteb.py", "--model_name", model_name, "--output_dir", folder])
+        phases = json.loads(Path(folder, "run.json").read_text(encoding="utf-8"))["seconds"]
+    return {"total": total, "imports": imports, **phases, "overhead": total - imports - phases["encoding"]}
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = make_parser(__file__, __doc__)
+    parser.add_argument(
+        "--model_name", default="sentence-transformers/all-MiniLM-L6-v2", help="to score (default: %(default)s)"
+    )
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each (default: %(default)s)")
+    options = parser.parse_args(argv)
+    record = start_record(__file__, options)
+    runs = []
+    for _ in range(options.repeats):
+        runs.append({name: round(seconds, 2) for name, seconds in measure(options.model_name).items()})
+        logger.info("%.1f s in all, %.1f s overhead", runs[-1]["total"], runs[-1]["overhead"])
+        record.write(runs=runs)
+    medians = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
+    rows = [
+        ["complete run", medians["total"]],
+        ["bare imports, in another process", medians["imports"]],
+        ["encoding", medians["encoding"]],
+        ["overhead: what remains", medians["overhead"]],
+        *([f"phase: {name}", medians[name]] for name in PHASES if name != "encoding"),
+    ]
+    table = markdown_table(["part", "seconds, median"], [[name, f"{seconds:.1f}"] for name, seconds in rows])
+    note = "The phases contain the imports of the libraries that they are the first to use."
+    finish(record, f"{table}\n{note}\n", medians=medians)
+
+
+if __name__ == "__main__":
+    run(main)
