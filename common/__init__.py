@@ -1,1 +1,1 @@
-"""What training and evaluation both need: configuration, data files, errors, run records."""
+"""Code that training and evaluation share: configuration, models, data files, errors, run records."""

@@ -1,8 +1,8 @@
-"""Adapters of peft, such as LoRA's: found in a model's files, loaded onto their base model, merged into its weights.
+"""PEFT adapters such as LoRA: detects them in a model's files, loads them onto their base model and merges their weights.
 
-An adapter is a model of its own here: its folder or Hub name is a ``--model_name``. It is merged as soon as it is loaded, so
-that everything else sees a plain transformer. What loads adapters in transformers and sentence-transformers is not used: it
-asks for a version of peft that is not published, and what it saves cannot be loaded again.
+Users pass an adapter's folder or Hub name as ``--model_name``, like that of any model. The adapter is merged as soon as it is
+loaded, so that all other code sees a plain transformer. The loaders of transformers and sentence-transformers are not used: they
+require a version of peft that is not published, and the adapters that they save cannot be loaded again.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ ADAPTER_CONFIG = "adapter_config.json"
 
 
 def base_of(files: ModelFiles) -> tuple[str, str | None] | None:
-    """The name or path of the model that an adapter was trained on and the revision that it names, if any.
+    """Return the name or path of an adapter's base model, and the revision if the adapter states one.
 
     Returns:
-        None where the files are not those of an adapter.
+        None if the files are not an adapter's.
 
     Raises:
         RunError: The adapter does not name its base model.
@@ -44,16 +44,16 @@ def base_of(files: ModelFiles) -> tuple[str, str | None] | None:
 
 
 def with_adapter(base: SentenceTransformer, files: ModelFiles) -> SentenceTransformer:
-    """An adapter's model: the base model with the adapter merged into its weights.
+    """Merge an adapter into its base model and return the result.
 
-    The tokenizer, the modules behind the transformer and the prompts are the adapter's where it brings them, else the base's.
+    The tokenizer, the modules after the transformer and the prompts come from the adapter if it has them, otherwise from the base.
 
     Args:
         base: The base model; its transformer is changed in place.
         files: The adapter's files.
 
     Raises:
-        RunError: The adapter cannot be merged, or its weights are not those of this base model.
+        RunError: The adapter cannot be merged, or its weights do not fit this base model.
     """
     from peft import PeftConfig
     from peft.utils import load_peft_weights
@@ -77,7 +77,7 @@ def with_adapter(base: SentenceTransformer, files: ModelFiles) -> SentenceTransf
 
 
 def _with_modules(base: SentenceTransformer, files: ModelFiles) -> SentenceTransformer:
-    """The base's transformer with the modules and settings that sentence-transformers saved with the adapter."""
+    """Combine the base's transformer with the modules and settings that sentence-transformers saved with the adapter."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.util import import_from_string
 
@@ -106,10 +106,10 @@ def _with_modules(base: SentenceTransformer, files: ModelFiles) -> SentenceTrans
 
 
 def wrap(transformer: Any, config: Any) -> PeftModel:
-    """Put a new adapter onto the model of a Transformer module, in place; everything but the adapter is frozen.
+    """Add a new adapter to a Transformer module's model, in place, and freeze all other weights.
 
     Raises:
-        ValueError: The adapter's targets are not in the model.
+        ValueError: The model has no layers with the names of the adapter's targets.
     """
     from peft import get_peft_model
 
@@ -126,23 +126,23 @@ def wrap(transformer: Any, config: Any) -> PeftModel:
 
 
 def adapter_of(model: SentenceTransformer) -> PeftModel | None:
-    """The adapter on a model's transformer, or None where it has none (any more)."""
+    """Return the adapter of a model's transformer, or None if it has none or it has been merged."""
     transformer = getattr(model[0], "auto_model", None)
     return transformer if hasattr(transformer, "merge_and_unload") else None
 
 
 def merge(model: SentenceTransformer) -> None:
-    """Merge the adapter into the weights of the model's transformer, which can be trained again as a plain one."""
+    """Merge the adapter into the transformer's weights. All of them can be trained again."""
     adapter = adapter_of(model)
     model[0].model = adapter.merge_and_unload(safe_merge=True)
     model[0].model.requires_grad_(True)
 
 
 def load_weights(model: SentenceTransformer, folder: Path) -> None:
-    """Set the adapter's weights to those in a folder.
+    """Load the adapter's weights from a folder.
 
     Raises:
-        RunError: They are those of another model.
+        RunError: The weights belong to another model.
     """
     from peft.utils import load_peft_weights
 
@@ -150,10 +150,10 @@ def load_weights(model: SentenceTransformer, folder: Path) -> None:
 
 
 def set_weights(adapter: PeftModel, weights: dict[str, Tensor], source: str) -> None:
-    """Set an adapter's weights, all of them and no others.
+    """Set the weights of an adapter, and check that none is missing or unknown.
 
     Raises:
-        RunError: Their names are not those of the adapter: peft itself would leave some as they are with a warning.
+        RunError: The names differ from the adapter's. peft itself would only warn, and keep the untrained values.
     """
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 

@@ -1,8 +1,8 @@
-"""Configuration: a dataclass says which keys there are, a JSON file holds their defaults, flags have the same names.
+"""Configuration: a dataclass declares the keys, a JSON file holds their defaults, and each key has a flag of the same name.
 
-Precedence: the defaults file, then ``--config other.json``, then the flags. Every key is type-checked wherever it comes
-from, and an unknown one is an error that suggests the right one. Nothing heavy is imported here, so that ``--help`` and a
-wrong flag answer at once.
+Precedence: the defaults file, then ``--config other.json``, then the flags. The type of every value is checked,
+and an error about an unknown key suggests the closest known one. This module imports nothing heavy, so that ``--help`` and usage
+errors appear at once.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ ConfigT = TypeVar("ConfigT", bound="Config")
 
 @dataclasses.dataclass
 class Config:
-    """The base of the configuration classes: it knows which keys the user set.
+    """Base of the configuration classes. It records which keys the user set.
 
-    The scripts of one kind share a defaults file. The class that names it holds the keys that they have in common, and each
-    script has a subclass of that class.
+    Related scripts share a defaults file. The class that names the file declares their common keys, and each script has a
+    subclass of it.
     """
 
     defaults_file: ClassVar[str]  # under configs/
-    # a field, so that it survives dataclasses.replace; without a Key, so that it is no key of the configuration
+    # a field, so that dataclasses.replace copies it; without a Key, so that it is not a configuration key
     _set_keys: frozenset[str] = dataclasses.field(default=frozenset(), kw_only=True, repr=False, compare=False)
 
     def is_set(self, key: str) -> bool:
-        """Whether the user set a key, in ``--config`` or by a flag. Raises :class:`KeyError` where there is no such key."""
+        """Return whether the user set a key, in ``--config`` or with a flag. Raises :class:`KeyError` for an unknown key."""
         if key not in keys_of(type(self)):
             raise KeyError(key)
         return key in self._set_keys
@@ -51,7 +51,7 @@ def keys_of_family(cls: type[Config]) -> set[str]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises :class:`UsageError` if there is none, or a key is duplicated."""
+    """Read the JSON object in a file. Raises :class:`UsageError` if there is none, or if a key is duplicated."""
 
     def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
@@ -60,7 +60,7 @@ def read_json(path: Path) -> dict[str, Any]:
         return dict(pairs)
 
     def no_constant(name: str) -> float:
-        raise UsageError(f"{path}: {name} is not a number that JSON has")
+        raise UsageError(f"{path}: {name} is not valid JSON; use a finite number")
 
     try:
         values = json.loads(
@@ -79,7 +79,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:  # an integer of thousands of digits
         raise UsageError(f"{path}: {one_line(error)}") from None
     if not isinstance(values, dict):
-        raise UsageError(f"{path}: must hold one JSON object")
+        raise UsageError(f"{path}: must contain one JSON object")
     return values
 
 
@@ -89,16 +89,16 @@ def load_config(
     argv: list[str] | None = None,
     positional: str | None = None,
 ) -> ConfigT:
-    """Read the defaults, ``--config`` and the flags into an instance of ``cls``, which knows the keys that the user set.
+    """Read the defaults, ``--config`` and the flags into an instance of ``cls``.
 
     Args:
         cls: A dataclass whose fields are ``Annotated[type, Key(...)]``.
-        description: What ``--help`` says first.
-        argv: The arguments; those of the process by default.
-        positional: The key whose value may also stand without its flag.
+        description: The text at the top of ``--help``.
+        argv: The command-line arguments; by default those of the process.
+        positional: The key whose value may be given without its flag.
 
     Raises:
-        UsageError: A key is unknown, of the wrong type, or has a value that is not allowed.
+        UsageError: A key is unknown, or its value has the wrong type or is not allowed.
     """
     keys, family = keys_of(cls), keys_of_family(cls)
     base_path = ROOT / "configs" / cls.defaults_file
@@ -107,7 +107,7 @@ def load_config(
         if name not in family:
             raise UsageError(f"{base_path}: unknown key {name!r}{suggest(name, keys)}")
     if missing := [name for name in keys if name not in base]:
-        raise UsageError(f"{base_path}: lacks the default of {missing[0]!r}")
+        raise UsageError(f"{base_path}: has no default for {missing[0]!r}")
     values = {name: base[name] for name in keys}
 
     parser = make_parser(cls, values, description, positional)
@@ -144,11 +144,11 @@ def load_config(
 
 
 def default(defaults_file: str, name: str) -> Any:
-    """The default of one key."""
+    """Return the default of one key."""
     return read_json(ROOT / "configs" / defaults_file)[name]
 
 
 def as_dict(config: Config) -> dict[str, Any]:
-    """The resolved configuration as plain JSON values."""
+    """Return the resolved configuration as plain JSON values."""
     values = dataclasses.asdict(config)
     return {name: values[name] for name in keys_of(type(config))}

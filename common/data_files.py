@@ -1,4 +1,4 @@
-"""Data sets from the Hub and from a user's own files, each checked once, here."""
+"""Loads data sets from the Hub and from users' files, and checks their columns."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 VISIBLE = r"[^\s\p{Z}\p{Cc}\p{Cf}]"  # not white space, and not a zero-width or direction mark
-LONGEST_NAME = 100  # characters of a subset's name, which stands above every plot
+LONGEST_NAME = 100  # characters in a subset's name, which is the title of every plot
 
 
 def is_file_name(path: str) -> bool:
-    """Whether ``path`` means files of the user's (one, a folder, a glob) rather than a data set on the Hub."""
+    """Return whether ``path`` names the user's own files (a file, a folder or a glob) rather than a data set on the Hub."""
     return suffix_of(Path(path)) is not None or Path(path).exists() or is_glob(path)
 
 
 def read_rows(path: Path) -> Dataset:
-    """A user's table in any format of :mod:`common.formats`: CSV and TSV with a header line, JSON or Parquet, in UTF-8.
+    """Load a user's table in any format of :mod:`common.formats`: CSV or TSV with a header line, JSON or Parquet, in UTF-8.
 
     Raises:
-        UsageError: There is no such file, or none of a format that can be read.
-        RunError: The file cannot be read as what its ending says, or it has no rows.
+        UsageError: The file does not exist, or no file has a supported format.
+        RunError: The file's content does not match its extension, or it has no rows.
     """
     return read_table(path)
 
 
 def load_hub_dataset(path: str, name: str | None, split: str) -> Dataset:
-    """A split of a data set on the Hub, memory-mapped on disk.
+    """Load one split of a data set on the Hub, memory-mapped from disk.
 
     Raises:
-        RunError: There is no such data set, configuration or split, or the Hub cannot be reached.
+        RunError: The data set, configuration or split does not exist, or the Hub cannot be reached.
     """
     from datasets import load_dataset
 
     label = f"{path}{f' ({name})' if name else ''}, split {split!r}"
     if not HUB_NAME.fullmatch(path):
-        raise RunError(f"data set {label}: no such file, and not a name that the Hub has (organisation/data set)")
+        raise RunError(f"data set {label}: not a file, and not a name of a Hub data set (organisation/data set)")
     try:
         return load_from_hub("dataset", path, lambda: load_dataset(path, name, split=split))
     except RunError as error:
@@ -52,17 +52,17 @@ def load_hub_dataset(path: str, name: str | None, split: str) -> Dataset:
 
 
 def dataset_revision(path: str, dataset: Dataset) -> str | None:
-    """The Hub commit that a data set came from, or the SHA-1 of a user's file."""
+    """Return the Hub commit of a data set, or the SHA-1 of a user's file."""
     if is_file_name(path):
         return hash_table(Path(path))
-    for file in dataset.cache_files:  # the Hub's data sets are cached under their commit
+    for file in dataset.cache_files:  # data sets from the Hub are cached in a folder named after their commit
         if found := re.search(r"[/\\]([0-9a-f]{40})[/\\]", file["filename"]):
             return found[1]
     return None
 
 
 def check_texts(where: str, dataset: Dataset, columns: list[str], advice: str = "") -> None:
-    """Raise :class:`RunError` unless each column holds text, with none missing or blank; ``advice`` ends the message."""
+    """Raise :class:`RunError` if a column holds anything but text, or a missing or blank text. ``advice`` ends the message."""
     for column in columns:
         blank = find_blank(where, dataset, column)
         if blank.any():
@@ -72,10 +72,10 @@ def check_texts(where: str, dataset: Dataset, columns: list[str], advice: str = 
 
 
 def find_blank(where: str, dataset: Dataset, column: str) -> np.ndarray:
-    """Which rows have no visible text in a column: a mask of shape ``[rows]``.
+    """Return a mask of shape ``[rows]``: the rows without visible text in a column.
 
     Raises:
-        RunError: The column holds no text.
+        RunError: The column's type is not text.
     """
     import numpy as np
     import pyarrow as pa
@@ -86,19 +86,19 @@ def find_blank(where: str, dataset: Dataset, column: str) -> np.ndarray:
     if pa.types.is_null(values.type):
         return np.ones(len(dataset), dtype=bool)
     if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
-        raise RunError(f"{where}: column {column!r} holds {values.type} where text is wanted")
+        raise RunError(f"{where}: column {column!r} holds {values.type} instead of text")
     return pc.fill_null(pc.invert(pc.match_substring_regex(values, VISIBLE)), True).to_numpy(zero_copy_only=False)
 
 
 def check_columns(where: str, dataset: Dataset, columns: list[str]) -> None:
-    """Raise :class:`RunError` naming the first column that is missing and those that were found."""
+    """Raise :class:`RunError` if a column is missing; the message lists the existing columns."""
     for column in columns:
         if column not in dataset.column_names:
             raise RunError(f"{where}: no column {column!r}; found {', '.join(dataset.column_names)}")
 
 
 def number(where: str, row: int, column: str, value: Any) -> float:
-    """``value`` as a finite number, or :class:`RunError` naming the row."""
+    """Return ``value`` as a finite number. Raises :class:`RunError`, which names the row."""
     try:
         result = float(value) if not isinstance(value, bool) else math.nan
     except (TypeError, ValueError, OverflowError):
@@ -109,19 +109,19 @@ def number(where: str, row: int, column: str, value: Any) -> float:
 
 
 def read_pairs(path: Path, check: bool = True) -> dict[str, dict[str, list[Any]]]:
-    """Scored sentence pairs from a user's file, by subset.
+    """Load scored sentence pairs from a user's file, by subset.
 
-    The columns are ``sentence1``, ``sentence2`` and ``score``; an optional ``subset`` splits the rows into several sets
-    (say ``ar-ar`` and ``en-ar``), and without it all are the subset ``default``.
+    The columns are ``sentence1``, ``sentence2`` and ``score``; an optional ``subset`` column divides the rows into
+    sets, such as ``ar-ar`` and ``en-ar``. Without it all rows form the subset ``default``.
 
     Args:
-        check: Whether each subset must have scores that a correlation is defined for.
+        check: Require that a correlation is defined for the scores of each subset.
 
     Returns:
         For each subset, in order of appearance, ``{"sentence1": [...], "sentence2": [...], "score": [...]}``.
 
     Raises:
-        UsageError, RunError: The file, a column or a value is not as it should be; the message says where.
+        UsageError, RunError: The file, a column or a value is invalid; the message says where.
     """
     dataset = read_rows(path)
     check_columns(str(path), dataset, ["sentence1", "sentence2", "score"])
@@ -134,7 +134,7 @@ def read_pairs(path: Path, check: bool = True) -> dict[str, dict[str, list[Any]]
         if not isinstance(subset, str) or not subset.strip():
             raise RunError(f"{path}, row {row}: column 'subset' is empty")
         if len(subset) > LONGEST_NAME:
-            raise RunError(f"{path}, row {row}: column 'subset' is a name of more than {LONGEST_NAME} characters")
+            raise RunError(f"{path}, row {row}: column 'subset' holds a name of more than {LONGEST_NAME} characters")
         pairs = found.setdefault(subset, {"sentence1": [], "sentence2": [], "score": []})
         pairs["sentence1"].append(first)
         pairs["sentence2"].append(second)
@@ -145,13 +145,13 @@ def read_pairs(path: Path, check: bool = True) -> dict[str, dict[str, list[Any]]
 
 
 def check_scores(where: str, scores: list[float]) -> None:
-    """Raise :class:`RunError` where no correlation is defined: fewer than three scores, or all alike."""
+    """Raise :class:`RunError` if no correlation is defined: fewer than three scores, or all scores equal."""
     if reason := why_undefined(scores):
         raise RunError(f"{where}: {reason}")
 
 
 def why_undefined(scores: list[float]) -> str | None:
-    """Why no correlation with these scores is defined, or None where one is."""
+    """Return why no correlation with these scores is defined, or None if it is."""
     if len(scores) < 3:
         return f"{len(scores)} scored pairs; a correlation needs at least 3"
     if min(scores) == max(scores):
@@ -160,5 +160,5 @@ def why_undefined(scores: list[float]) -> str | None:
 
 
 def file_hash(path: str | None) -> str | None:
-    """SHA-1 of a file's content, or of the names and contents of a folder's or a glob's; None without a file."""
+    """Return the SHA-1 of a file's content, or of the names and contents of a folder's or glob's files; None if there is no file."""
     return None if path is None else hash_table(Path(path))

@@ -1,4 +1,4 @@
-"""The rules for Matryoshka dimensions, which training and evaluation share."""
+"""The rules for Matryoshka dimensions, shared by training and evaluation."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ def check_dims(where: str, dims: list[int]) -> None:
 
 
 def fit_dims(where: str, dims: list[int], width: int, explicit: bool) -> list[int]:
-    """The dimensions to use with embeddings of ``width`` dimensions, largest first, always with the full width.
+    """Return the dimensions to use for embeddings of ``width`` dimensions: largest first, always including the full width.
 
     Args:
-        where: What an error message calls the list: its flag.
+        where: The name of the list in error messages: its flag.
         dims: The configured dimensions.
         width: The width of the model's embeddings.
-        explicit: The user named the dimensions. Defaults above the width are dropped instead.
+        explicit: Whether the user chose the dimensions. Default dimensions above the width are dropped without an error.
 
     Raises:
-        UsageError: The user named a dimension above the width.
+        UsageError: The user chose a dimension above the width.
     """
     if explicit and max(dims) > width:
         raise UsageError(f"{where}: dimension {max(dims)} is above the model's width of {width}")

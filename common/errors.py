@@ -1,4 +1,4 @@
-"""A user's mistake ends with one line and an exit code, never with a traceback."""
+"""Turns users' mistakes into a one-line message and an exit code, never a traceback."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from common.redact import redact
 
 EXIT_FAILURE, EXIT_USAGE, EXIT_SIGNAL = 1, 2, 128
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-FULL = 2**20  # bytes; a disk with less free is full
+FULL = 2**20  # bytes; a disk with less free space counts as full
 
 
 class RunError(Exception):
-    """The run failed for a reason that the user can act on: exit code 1. The message is one line."""
+    """The run failed for a reason that the user can fix. Exit code 1; the message is one line."""
 
     def __str__(self) -> str:
-        return " ".join(super().__str__().splitlines())  # a name or a value in it may hold line breaks
+        return " ".join(super().__str__().splitlines())  # a name or a value in the message may contain line breaks
 
 
 class UsageError(RunError):
-    """The command or the configuration is wrong: exit code 2. The message is one line."""
+    """The command or the configuration is wrong. Exit code 2; the message is one line."""
 
 
 class Stopped(KeyboardInterrupt):
-    """SIGINT or SIGTERM ended the run: exit code 130 or 143. The message is one line."""
+    """SIGINT or SIGTERM ended the run. Exit code 130 or 143; the message is one line."""
 
     def __init__(self, number: int, message: str | None = None):
         super().__init__(message or ("interrupted" if number == signal.SIGINT else "terminated"))
@@ -38,7 +38,7 @@ class Stopped(KeyboardInterrupt):
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:
-    """The text of ``error`` on one line of at most ``limit`` characters, with the error's type if it has no text."""
+    """Return the text of ``error`` on one line of at most ``limit`` characters, or its type if it has no text."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
@@ -51,10 +51,10 @@ def _close_progress_bars() -> None:
 
 @contextmanager
 def writing(path: Path, advice: str) -> Iterator[None]:
-    """Turn whatever goes wrong while ``path`` is written into one line that ends with ``advice``.
+    """Turn any failure to write ``path`` into a one-line error that ends with ``advice``.
 
-    A full disk is an OSError to Python, a RuntimeError to torch, a SafetensorError to safetensors, a bare Exception to
-    tokenizers, and not all of them say so.
+    On a full disk, Python raises OSError, torch RuntimeError, safetensors SafetensorError and tokenizers a bare Exception.
+    Not all of these messages mention the disk.
     """
     try:
         yield
@@ -70,7 +70,7 @@ def writing(path: Path, advice: str) -> Iterator[None]:
 
 @contextmanager
 def on_signal(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """While this lasts, SIGINT and SIGTERM call ``handler``, except those that whoever started the process had it ignore."""
+    """Within this context, SIGINT and SIGTERM call ``handler``, unless the parent process set them to be ignored."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     heeded = [number for number in SIGNALS if before[number] != signal.SIG_IGN]
     for number in heeded:
@@ -79,12 +79,14 @@ def on_signal(handler: Callable[[int, FrameType | None], None]) -> Iterator[None
         yield
     finally:
         for number in heeded:
-            if signal.getsignal(number) != signal.SIG_DFL:  # else there was one, and the next ends the process
+            if (
+                signal.getsignal(number) != signal.SIG_DFL
+            ):  # otherwise one signal has arrived already, and the next one ends the process
                 signal.signal(number, before[number])
 
 
 def end_at_once_next_time() -> None:
-    """Let a second signal end the process, whatever it is doing."""
+    """Make the next signal end the process at once."""
     for number in SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
@@ -96,15 +98,15 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call ``main`` and end the process: 0, or 2 for a usage error, 1 for a failure, 130 for Ctrl-C, 143 for SIGTERM.
+    """Call ``main`` and exit with 0, or with 2 for a usage error, 1 for a failure, 130 for Ctrl-C, 143 for SIGTERM.
 
-    Errors that are not the user's keep their traceback, since whoever mends them needs it.
+    Errors in the code itself keep their traceback, which is needed to fix them.
     """
     try:
         with on_signal(_stop):
             main()
     except RunError as error:
-        _close_progress_bars()  # or they draw themselves once more, below the message
+        _close_progress_bars()  # otherwise progress bars are drawn again below the message
         print(f"error: {redact(str(error))}", file=sys.stderr)
         sys.exit(EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILURE)
     except KeyboardInterrupt as stop:

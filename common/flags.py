@@ -1,4 +1,4 @@
-"""The command line of a configuration: a flag for each key that a flag can hold."""
+"""The command line of a configuration: a flag for each key whose value fits on a command line."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def flag_type(hint: Any, optional: bool, takes_object: bool = False) -> Any:
 
 
 def make_parser(cls: type, defaults: dict[str, Any], description: str, positional: str | None) -> Parser:
-    """A parser with one flag for each key of ``cls`` that a flag can hold; objects go into a configuration file."""
+    """Return a parser with a flag for each key of ``cls``. Keys whose value is an object can be set only in a configuration file."""
     parser = Parser(
         description=description,
         allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,  # a flag that is absent leaves no trace
+        argument_default=argparse.SUPPRESS,  # a flag that the user does not give is absent from the result
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
@@ -78,7 +78,7 @@ def make_parser(cls: type, defaults: dict[str, Any], description: str, positiona
 
 
 def settle_switches(keys: dict[str, tuple[Any, Key]], argv: list[str]) -> list[str]:
-    """``--switch`` alone means true, and does not take the bare MODEL behind it for its value."""
+    """Make ``--switch`` alone mean true, also before a positional MODEL, which would otherwise be read as its value."""
     switches = {f"--{name}" for name, (hint, _) in keys.items() if without_none(hint)[0] is bool}
     settled: list[str] = []
     for index, text in enumerate(argv):

@@ -296,7 +296,7 @@ def test_training_data_that_is_too_little_or_blank(tmp_path, hub):
     with pytest.raises(RunError, match="row 2: column 'positive' is empty"):
         load_training_data(entry(blank))
     numbers = write_rows(tmp_path / "n.jsonl", [{"anchor": 1, "positive": "b"}, {"anchor": 2, "positive": "b"}])
-    with pytest.raises(RunError, match="column 'anchor' holds int64 where text is wanted"):
+    with pytest.raises(RunError, match="column 'anchor' holds int64 instead of text"):
         load_training_data(entry(numbers))
 
 
