@@ -1,4 +1,4 @@
-"""Tables in the formats that people bring: CSV, TSV, JSON and Parquet, compressed, in shards, or saved by datasets."""
+"""Reads tables in the formats that users have: CSV, TSV, JSON and Parquet, compressed, in shards, or saved with save_to_disk."""
 
 from __future__ import annotations
 
@@ -30,11 +30,13 @@ SUPPORTED = (
     "('data/train-*.parquet'), or a folder that datasets' save_to_disk wrote"
 )
 SPLITS = ("train", "validation", "dev", "test")
-OPTIONAL_KEY = re.compile(r"negative_\d+")  # rows may have different numbers of negatives
+OPTIONAL_KEY = re.compile(
+    r"negative_\d+"
+)  # keys that a row may lack, because rows may have different numbers of negatives
 
 
 def suffix_of(path: Path) -> str | None:
-    """The ending that tells the format, such as ``.csv`` and ``.csv.gz``; None where there is none that is supported."""
+    """Return the extension that states the format, such as ``.csv`` or ``.csv.gz``; None if it is not supported."""
     endings = [ending.lower() for ending in path.suffixes[-2:]]
     if endings and endings[-1] in FORMATS:
         return endings[-1]
@@ -48,7 +50,7 @@ def is_glob(path: str | Path) -> bool:
 
 
 def table_name(path: Path) -> str:
-    """A name for the rows of ``path``, without its ending; for a glob that of its folder."""
+    """Return a name for the rows of ``path``: the file name without its extension, or for a glob the folder's name."""
     if is_glob(path):
         parts = [
             part for part in path.parts if not any(character in part for character in "*?[") and part != path.anchor
@@ -59,15 +61,15 @@ def table_name(path: Path) -> str:
 
 
 def is_saved(path: Path) -> bool:
-    """Whether ``path`` is a folder that ``save_to_disk`` wrote."""
+    """Return whether ``path`` is a folder written by ``save_to_disk``."""
     return (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
 
 
 def files_of(path: Path) -> list[Path]:
-    """The files that hold the rows of ``path``: itself, or a folder's or a glob's, in order of their names.
+    """Return the files that ``path`` stands for: itself, or the files of a folder or glob in the order of their names.
 
     Raises:
-        UsageError: There are none, or they are of several formats or splits.
+        UsageError: There are no files, or they have several formats or belong to several splits.
     """
     if is_glob(path):
         files = [Path(name) for name in sorted(glob.glob(str(path), recursive=True)) if Path(name).is_file()]
@@ -80,7 +82,7 @@ def files_of(path: Path) -> list[Path]:
             file for file in path.iterdir() if file.is_file() and suffix_of(file) and file.name[0] not in "._"
         )
         if not files:
-            raise UsageError(f"{path}: the folder has no file of a format that can be read: give {SUPPORTED}")
+            raise UsageError(f"{path}: the folder has no file in a supported format: use {SUPPORTED}")
         splits = {match[0] for file in files if (match := re.match("|".join(SPLITS), file.name))}
         if len(splits) > 1:
             raise UsageError(
@@ -99,11 +101,11 @@ def files_of(path: Path) -> list[Path]:
 
 
 def read_table(path: Path) -> Dataset:
-    """The rows of a file, a folder or a glob of files, or a folder of ``save_to_disk``.
+    """Read the rows of a file, of a folder or glob of files, or of a folder written by ``save_to_disk``.
 
     Raises:
-        UsageError: There is no such file, or none of a format that can be read.
-        RunError: A file cannot be read as what its ending says, or there are no rows.
+        UsageError: The file does not exist, or no file has a supported format.
+        RunError: A file's content does not match its extension, or there are no rows.
     """
     from datasets import concatenate_datasets
 
@@ -125,7 +127,7 @@ def read_table(path: Path) -> Dataset:
 
 
 def hash_table(path: Path) -> str | None:
-    """SHA-1 of a file's content, or of the names and contents of several; None where there are none."""
+    """Return the SHA-1 of a file's content, or of the names and contents of several files; None if there are none."""
     if path.is_dir() and is_saved(path):
         files = sorted(file for file in path.rglob("*") if file.is_file())
     else:
@@ -231,7 +233,7 @@ def _open(path: Path, **options: Any) -> IO[str]:
 
 
 def read_csv(path: Path, delimiter: str = ",") -> list[dict[str, str]]:
-    """The rows of a file with a header line, whose fields may be quoted."""
+    """Read the rows of a file with a header line, whose fields may be quoted."""
     csv.field_size_limit(2**31 - 1)
     with _open(path, newline="") as file:
         reader = csv.reader(file, delimiter=delimiter, strict=True)
@@ -252,10 +254,10 @@ def read_csv(path: Path, delimiter: str = ",") -> list[dict[str, str]]:
 
 
 def read_tsv(path: Path) -> list[dict[str, str]]:
-    """The rows of a file with a header line, in which a quotation mark is a character like any other.
+    """Read the rows of a file with a header line, in which quotation marks are ordinary characters.
 
-    The TSV files of the field (STS-B, AllNLI, XNLI, GLUE) quote nothing. One whose header is quoted, or that has a column
-    whose fields are all quoted, is read as quoted, and the log says so.
+    The usual TSV files (STS-B, AllNLI, XNLI, GLUE) are not quoted. A file whose header is quoted, or with a column whose
+    fields are all quoted, is read as quoted, and the log says so.
     """
     rows: list[dict[str, str]] = []
     with _open(path, newline="\n") as file:
@@ -296,7 +298,7 @@ def _header(path: Path, fields: list[str]) -> list[str]:
 
 
 def read_json(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSON array of objects, or of a file with an object a line."""
+    """Read the rows of a JSON array of objects, or of a file with one object per line."""
     with _open(path) as file:
         start = file.read(1)
         while start.isspace():
@@ -309,7 +311,7 @@ def read_json(path: Path) -> list[dict[str, Any]]:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file with a JSON object a line."""
+    """Read the rows of a file with one JSON object per line."""
     places, rows = [], []
     with _open(path) as file:
         for number, line in enumerate(file, 1):
@@ -321,7 +323,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _aligned(path: Path, rows: list[Any], unit: str, places: list[int] | None = None) -> list[Any]:
-    """The rows with the same keys: negatives that some rows lack become null."""
+    """Give all rows the same keys: a negative that a row lacks becomes null."""
     keys = [row.keys() if isinstance(row, dict) else () for row in rows]
     if all(names == keys[0] for names in keys):
         return rows

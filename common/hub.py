@@ -1,9 +1,8 @@
-"""Requests to the Hugging Face Hub: temporary failures are retried, without a Hub the cache is used, any other failure is one line.
+"""Requests to the Hugging Face Hub: retries temporary failures, falls back to the cache, and turns other failures into one line.
 
-The client libraries retry by themselves while they download; what they do not retry (looking a repository up, a server
-error or a connection that ends in the middle of a file) is retried here, after 1, 2, 4 and 8 seconds. The environment variable
-``HUB_RETRY_WAIT`` holds the first of these waits. How long an answer may take is for ``HF_HUB_ETAG_TIMEOUT`` and
-``HF_HUB_DOWNLOAD_TIMEOUT`` of huggingface_hub to say.
+The client libraries retry some failures of downloads. This module retries the others (looking up a repository, a server error, a
+connection that ends in the middle of a file) after 1, 2, 4 and 8 seconds. The environment variable ``HUB_RETRY_WAIT`` sets the
+first of these waits. ``HF_HUB_ETAG_TIMEOUT`` and ``HF_HUB_DOWNLOAD_TIMEOUT`` of huggingface_hub set the time-outs.
 """
 
 from __future__ import annotations
@@ -22,19 +21,19 @@ from common.errors import RunError, one_line
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-HUB_NAME = re.compile(r"(?!.*\.\.)(?=.{1,96}$)\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)  # never a path out of a folder
+HUB_NAME = re.compile(r"(?!.*\.\.)(?=.{1,96}$)\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)  # excludes paths that leave a folder
 ATTEMPTS = 5
-TEMPORARY = (408, 429, 500, 502, 503, 504)  # the statuses that huggingface_hub considers temporary
+TEMPORARY = (408, 429, 500, 502, 503, 504)  # statuses that huggingface_hub treats as temporary
 
 
 def look_up(kind: str, name: str) -> Any:
-    """What the Hub says of a repository (``sha``, ``siblings``).
+    """Return the Hub's description of a repository (``sha``, ``siblings``).
 
     Args:
         kind: ``model`` or ``dataset``.
 
     Raises:
-        Exception: There is no such repository, or it is not for everyone; or the Hub does not answer, see
+        Exception: The repository does not exist, is private or gated, or the Hub does not answer; see
             :func:`is_unanswered`.
     """
     from huggingface_hub import HfApi
@@ -44,10 +43,10 @@ def look_up(kind: str, name: str) -> Any:
 
 
 def load_from_hub(kind: str, name: str, load: Callable[[], T]) -> T:
-    """``load()``, tried again where that may help, and from the cache alone where the Hub does not answer.
+    """Return ``load()``. Retries temporary failures, and falls back to the cache if the Hub does not answer.
 
     Raises:
-        RunError: It cannot be had; the message says why and what to do, in one line.
+        RunError: Loading failed; the message says why and what to do, in one line.
     """
     failure: Exception | None = None
     try:
@@ -71,7 +70,7 @@ def load_from_hub(kind: str, name: str, load: Callable[[], T]) -> T:
 
 
 def try_again(operation: Callable[[], T], what: str) -> T:
-    """``operation()``, retried after growing waits as long as its failures are temporary."""
+    """Return ``operation()``, retried after growing waits while its failures are temporary."""
     wait = float(os.environ.get("HUB_RETRY_WAIT", 1))
     for attempt in range(1, ATTEMPTS + 1):
         try:
@@ -87,7 +86,7 @@ def try_again(operation: Callable[[], T], what: str) -> T:
 
 @contextmanager
 def offline() -> Iterator[None]:
-    """Within this, the client libraries look at their caches alone, as with ``HF_HUB_OFFLINE=1``."""
+    """Within this context, the client libraries use only their caches, as with ``HF_HUB_OFFLINE=1``."""
     import datasets.config
     import huggingface_hub.constants
 
@@ -103,7 +102,7 @@ def offline() -> Iterator[None]:
 
 
 def chain_of(error: BaseException | None) -> list[BaseException]:
-    """An error, what it came from, and so on."""
+    """Yield an error, its cause, the cause of that, and so on."""
     chain: list[BaseException] = []
     while error is not None and error not in chain:
         chain.append(error)
@@ -112,7 +111,7 @@ def chain_of(error: BaseException | None) -> list[BaseException]:
 
 
 def explain_cache_error(error: BaseException) -> str | None:
-    """What an error says of the libraries' cache, in one line: a full disk, a folder that cannot be written. None of any other."""
+    """Describe in one line an error about the libraries' cache (a full disk, a read-only folder). None for other errors."""
     import datasets.config
     import huggingface_hub.constants
 
@@ -128,17 +127,17 @@ def explain_cache_error(error: BaseException) -> str | None:
 
 
 def is_temporary(error: BaseException) -> bool:
-    """Whether a failure may pass by itself: a server error, too many requests, a time-out, a broken download."""
+    """Return whether a failure may be temporary: a server error, too many requests, a time-out, a broken download."""
     from huggingface_hub import errors as hub
 
     chain = chain_of(error)
     if any(isinstance(e, (hub.OfflineModeIsEnabled, hub.LocalEntryNotFoundError)) for e in chain) or _is_gone(error):
-        return False  # the client has tried again as long as it makes sense
+        return False  # the client has already retried
     return any(_status(e) in TEMPORARY or _is_transport(e) or "Consistency check failed" in str(e) for e in chain)
 
 
 def is_unanswered(error: BaseException) -> bool:
-    """Whether the Hub did not say anything of a repository, so that what is in the cache may stand for it."""
+    """Return whether the Hub gave no answer about a repository, so that the cached copy may be used."""
     return is_temporary(error) or _is_gone(error)
 
 
@@ -147,19 +146,19 @@ def _status(error: BaseException) -> int | None:
 
 
 def _is_transport(error: BaseException, name: str = "TransportError") -> bool:
-    # huggingface_hub changed the package that it talks through (httpx, httpx2) but not the names of what it raises
+    # huggingface_hub has changed its HTTP package (httpx, httpx2), but the exceptions kept their names
     return any(base.__name__ == name for base in type(error).__mro__)
 
 
 def _is_gone(error: BaseException) -> bool:
-    """Whether nobody is there to answer: no network, or offline mode."""
+    """Return whether the Hub cannot be reached: no network, or offline mode."""
     from huggingface_hub import errors as hub
 
     return any(_is_transport(e, "ConnectError") or isinstance(e, hub.OfflineModeIsEnabled) for e in chain_of(error))
 
 
 def explain_hub_error(error: BaseException, repository: str) -> str:
-    """What a failed look-up on the Hub means, in one line; raises ``error`` again where it means something else."""
+    """Explain a failed request to the Hub in one line. Raises ``error`` again if the cause is something else."""
     from datasets.exceptions import DatasetNotFoundError
     from huggingface_hub import errors as hub
 
@@ -171,7 +170,7 @@ def explain_hub_error(error: BaseException, repository: str) -> str:
         return next((e for e in chain if isinstance(e, classes)), None)
 
     missing = first(hub.RepositoryNotFoundError, DatasetNotFoundError)
-    if first(hub.GatedRepoError) or "is a gated dataset" in str(missing):  # datasets has one class for both
+    if first(hub.GatedRepoError) or "is a gated dataset" in str(missing):  # datasets raises the same class for both
         return f"access is gated: ask for it on the Hub's page of {repository}, then log in with `hf auth login`"
     if missing:
         return "not found on the Hub, or private: check the name, or log in with `hf auth login`"
@@ -182,17 +181,17 @@ def explain_hub_error(error: BaseException, repository: str) -> str:
         )
     if any(map(_is_transport, chain)) and not _is_gone(error):
         return (
-            f"the download of {repository} broke off again and again ({one_line(chain[0], 100)}): "
+            f"the download of {repository} failed repeatedly ({one_line(chain[0], 100)}): "
             "check the network and try again, or give a local path"
         )
     if _is_gone(error) or first(hub.LocalEntryNotFoundError, ConnectionError):
         return "the Hub cannot be reached and it is not in the cache: check the network, or give a local path"
     if first(hub.RevisionNotFoundError, hub.EntryNotFoundError):
-        return f"the repository lacks what was asked for ({one_line(chain[-1], 120)})"
+        return f"the repository does not have the requested file, configuration or split ({one_line(chain[-1], 120)})"
     if first(hub.HfHubHTTPError):
         return f"the Hub refuses it ({one_line(chain[-1], 120)})"
     if "Consistency check failed" in str(chain[0]):
-        return f"the download of {repository} is incomplete again and again: check the network and try again"
+        return f"the download of {repository} is repeatedly incomplete: check the network and try again"
     if "scripts are no longer supported" in str(chain[0]):
         return (
             "it is a loading script, which the datasets library no longer runs: download the data that the script reads, "

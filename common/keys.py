@@ -1,4 +1,4 @@
-"""The keys of a configuration: what a dataclass says of each, and whether a value is one that the key may have."""
+"""The keys of a configuration: what a dataclass declares about each key, and the check of a value."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-    """What a key has besides its type: a help text, the values that are allowed, and the lower bound of a number.
+    """The help text, the allowed values and the lower bound of a key.
 
-    With ``path`` the value is, or may be, a path: :func:`resolve_path` resolves it, here and nowhere else.
+    ``path`` marks a value that is or may be a path. Only :func:`resolve_path` resolves it.
     """
 
     help: str
@@ -34,14 +34,14 @@ class Key:
 
 @functools.cache
 def keys_of(cls: type) -> dict[str, tuple[Any, Key]]:
-    """The type and the :class:`Key` of each field of a configuration class that has a :class:`Key`."""
+    """Return the type and the :class:`Key` of each field that has one."""
     hints = typing.get_type_hints(cls, include_extras=True)
     annotated = {f.name: hints[f.name] for f in dataclasses.fields(cls) if get_origin(hints[f.name]) is Annotated}
     return {name: get_args(hint)[:2] for name, hint in annotated.items()}
 
 
 def without_none(hint: Any) -> tuple[Any, bool]:
-    """``int | None`` gives ``(int, True)``."""
+    """Return the type without None, and whether None is allowed: ``int | None`` gives ``(int, True)``."""
     if get_origin(hint) in (Union, types.UnionType):
         inner = [a for a in get_args(hint) if a is not type(None)]
         return inner[0], True
@@ -49,7 +49,7 @@ def without_none(hint: Any) -> tuple[Any, bool]:
 
 
 def members_of(hint: Any) -> list[Any]:
-    """``str | dict[str, str] | None`` gives ``[str, dict[str, str]]``; a type that is no union gives itself."""
+    """Return the types of a union without None: ``str | dict[str, str] | None`` gives ``[str, dict[str, str]]``."""
     is_union = get_origin(hint) in (Union, types.UnionType)
     return [member for member in get_args(hint) if member is not type(None)] if is_union else [hint]
 
@@ -72,10 +72,10 @@ def suggest(name: str, known: typing.Iterable[str], prefix: str = "") -> str:
 
 
 def check_value(where: str, value: Any, hint: Any, key: Key | None = None) -> Any:
-    """``value`` as the type ``hint`` asks for it.
+    """Return ``value`` converted to the type ``hint``.
 
     Raises:
-        UsageError: The value is of another type, not one of the choices, or too small.
+        UsageError: The value has another type, is not one of the choices, or is too small.
     """
     inner, optional = without_none(hint)
     wrong = UsageError(f"{where} must be {describe(hint)}, not {json.dumps(value, ensure_ascii=False, default=str)}")
@@ -104,7 +104,7 @@ def check_value(where: str, value: Any, hint: Any, key: Key | None = None) -> An
     if not isinstance(value, inner) or (inner is not bool and isinstance(value, bool)):
         raise wrong
     if isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):
-        raise UsageError(f"{where} holds a character that is not allowed in text: {value!r}")
+        raise UsageError(f"{where} contains a character that is not allowed in text: {value!r}")
     if isinstance(value, float) and not math.isfinite(value):
         raise wrong
     if key is not None:
@@ -122,13 +122,13 @@ def check_value(where: str, value: Any, hint: Any, key: Key | None = None) -> An
 
 
 def resolve_path(where: str, path: str) -> str:
-    """``path`` with a leading ``~`` or ``~user`` replaced by the home folder; names on the Hub stay as they are.
+    """Replace a leading ``~`` or ``~user`` of ``path`` by the home folder. Hub names do not change.
 
-    A shell does this only for a bare word: not in ``--output_dir=~/runs``, and not in a configuration file. Libraries do it for
-    some of their arguments and not for others, which would split a run into two folders.
+    A shell does this only for a separate word: not in ``--output_dir=~/runs``, and not in a configuration file. Libraries do it
+    for some arguments and not for others, so that one run would write to two folders.
 
     Raises:
-        UsageError: The path is empty, or there is no such user.
+        UsageError: The path is empty, or the user does not exist.
     """
     if not path.strip():
         raise UsageError(f"{where} must not be empty")
@@ -140,7 +140,7 @@ def resolve_path(where: str, path: str) -> str:
 
 
 def build(where: str, cls: type[T], values: Any) -> T:
-    """An instance of a dataclass from a JSON object; keys with a default in the class are optional."""
+    """Create a dataclass instance from a JSON object. Keys with a default in the class are optional."""
     if not isinstance(values, dict):
         raise UsageError(f"{where} must be an object, not {json.dumps(values, default=str)}")
     keys = keys_of(cls)
@@ -154,5 +154,5 @@ def build(where: str, cls: type[T], values: Any) -> T:
     ]
     for name in required:
         if name not in values:
-            raise UsageError(f"{where} lacks the key {name!r}")
+            raise UsageError(f"{where}: the key {name!r} is missing")
     return cls(**{name: check_value(f"{where}: {name!r}", value, *keys[name]) for name, value in values.items()})

@@ -1,4 +1,4 @@
-"""The section of a model's card on using fewer dimensions. It can be read back, so that an evaluation can recommend one."""
+"""The section of a model card about using fewer dimensions. Evaluation reads it back to add a recommended dimension."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import re
 from collections.abc import Sequence
 
 TAG = "matryoshka"
-PLACEHOLDER = "sentence_transformers_model_id"  # what a card calls a model that has no name on the Hub yet
+PLACEHOLDER = "sentence_transformers_model_id"  # stands for the name of a model that is not on the Hub yet
 SECTION = re.compile(r"<!-- matryoshka: (?P<dims>\d+(?:, \d+)*) -->\n(?P<text>.*?)\n<!-- end -->", re.DOTALL)
 
 
 def with_section(card: str, dims: Sequence[int], text: str) -> str:
-    """A card (Markdown, with its metadata) with a section in place of an earlier one, or before its first level-2 heading.
+    """Put a section into a card (Markdown with metadata): in place of an earlier one, or before the first level-2 heading.
 
     Args:
         dims: The dimensions that the model was trained for, the full width first.
-        text: What :func:`usage` gives.
+        text: The result of :func:`usage`.
     """
     block = f"<!-- matryoshka: {', '.join(map(str, dims))} -->\n{text.strip()}\n<!-- end -->"
     if SECTION.search(card):
@@ -27,11 +27,11 @@ def with_section(card: str, dims: Sequence[int], text: str) -> str:
 
 
 def with_scores(card: str, dims: Sequence[int], scores: dict[str, list[float]]) -> str:
-    """A card with a table of scores by dimension after its section on fewer dimensions; one without the section stays as it is.
+    """Add a table of scores by dimension after the section on fewer dimensions. A card without the section is returned unchanged.
 
     Args:
         dims: The dimensions, the full width first.
-        scores: For each set its score at each dimension, from 0 to 1.
+        scores: The score of each set at each dimension, from 0 to 1.
     """
     section = SECTION.search(card)
     if section is None or not scores:
@@ -45,7 +45,7 @@ def with_scores(card: str, dims: Sequence[int], scores: dict[str, list[float]]) 
 
 
 def with_recommendation(card: str, dim: int) -> str:
-    """A card whose section recommends ``dim`` and has the code for it; one without a section stays as it is."""
+    """Make the section recommend ``dim`` and show the code for it. A card without a section is returned unchanged."""
     section = SECTION.search(card)
     model_id = section and re.search(r'SentenceTransformer\("(.*?)"', section["text"])
     if not model_id:
@@ -55,13 +55,13 @@ def with_recommendation(card: str, dim: int) -> str:
 
 
 def usage(model_id: str, dims: Sequence[int], served: bool, recommended: int | None = None) -> str:
-    """How to use a model at fewer dimensions, as Markdown.
+    """Describe in Markdown how to use a model at fewer dimensions.
 
     Args:
-        model_id: What loads the model: its name on the Hub, or its folder.
+        model_id: The model's name on the Hub, or its folder.
         dims: The dimensions that it was trained for, the full width first, and at least one below it.
-        served: The model is a transformer, which embedding servers load.
-        recommended: The dimension that an evaluation recommends; the code is for this one where it is below the full width.
+        served: The model is a transformer, so that embedding servers can load it.
+        recommended: The dimension that an evaluation recommends; the code uses it if it is below the full width.
     """
     dim = recommended if recommended is not None and recommended < dims[0] else dims[1]
     advice = f"This is the code for {dim}."
@@ -79,8 +79,8 @@ model = SentenceTransformer("{model_id}", truncate_dim={dim})
 embeddings = model.encode(["The sky is clear today"], normalize_embeddings=True)  # shape (1, {dim})
 ```
 
-A prefix is shorter than 1, hence `normalize_embeddings`: cosine similarity does not need it, dot products and Euclidean
-distances do.
+The length of a prefix is below 1, hence `normalize_embeddings`: dot products and Euclidean distances need it, cosine similarity
+does not.
 """
     if served:
         text += f"""

@@ -1,4 +1,4 @@
-"""The files of a model, in a folder or on the Hub: which there are, what the small ones say, and which are pickled."""
+"""The files of a model, in a folder or on the Hub: their names, the content of the JSON files, and which weights are pickled."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 
 from common.errors import RunError
 
-# what transformers, peft and sentence-transformers read, and what they prefer to it
+# pickles that the libraries read, and the files that they prefer to them
 PICKLED = {
     "pytorch_model.bin": "model.safetensors",
     "pytorch_model.bin.index.json": "model.safetensors",
     "adapter_model.bin": "adapter_model.safetensors",
 }
-NESTED = ("Router", "Asym")  # modules that hold others, in folders of their own
+NESTED = ("Router", "Asym")  # modules that contain other modules, in folders of their own
 
 
 class ModelFiles:
@@ -27,7 +27,7 @@ class ModelFiles:
         revision: Its commit; None for a folder.
 
     Attributes:
-        names: The paths of all files, relative to the model's folder; of a model that only the cache has, those there.
+        names: The paths of all files, relative to the model's folder; for a model that only the cache has, its cached files.
     """
 
     def __init__(self, source: str, revision: str | None):
@@ -45,7 +45,7 @@ class ModelFiles:
         return set(HfApi().list_repo_files(self.source, revision=self.revision))
 
     def json(self, name: str) -> Any:
-        """What a JSON file of the model holds, or None where it has no such file."""
+        """Return the content of one of the model's JSON files, or None if there is no such file."""
         if name not in self.names:
             return None
         from sentence_transformers.util import load_file_path
@@ -54,18 +54,18 @@ class ModelFiles:
         return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
 
     def object(self, name: str) -> dict[str, Any]:
-        """The JSON object in a file of the model; an empty one where there is none."""
+        """Return the JSON object in one of the model's files, or an empty one if there is no such file."""
         values = self.json(name)
         return values if isinstance(values, dict) else {}
 
     @cached_property
     def modules(self) -> list[dict[str, Any]]:
-        """The entries of ``modules.json``; none where sentence-transformers did not save the model."""
+        """Return the entries of ``modules.json``; none if sentence-transformers did not save the model."""
         return self.json("modules.json") or []
 
 
 def refuse_pickles(files: ModelFiles) -> None:
-    """Raise :class:`RunError` where weights of a model are there as a pickle alone."""
+    """Raise :class:`RunError` if a model has some weights only as a pickle."""
     for folder in _module_folders(files):
         for pickled, safe in PICKLED.items():
             path = f"{folder}/{pickled}".lstrip("/")
@@ -83,7 +83,7 @@ def _names_in(folder: Path) -> set[str]:
 
 
 def _module_folders(files: ModelFiles) -> set[str]:
-    """The folders that modules are loaded from, relative to the model's."""
+    """Return the folders of the modules, relative to the model's."""
     if any(str(module["type"]).endswith(NESTED) for module in files.modules):
         return {path.rpartition("/")[0] for path in files.names}
     folders = {""}

@@ -1,7 +1,7 @@
-"""What kind of model a model's own files say it is. Only dense bi-encoders have a Matryoshka prefix to train and score.
+"""Reads from a model's files which kind of model it is. Only dense bi-encoders have prefixes to train and score.
 
-sentence-transformers loads any of the others as a dense model all the same: it puts mean pooling on top of the encoder that
-is inside of it, and the embeddings mean nothing.
+sentence-transformers loads every other kind as a dense model too: it adds mean pooling to the encoder inside, and the embeddings
+are meaningless.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ INSTEAD = {
     MULTI_VECTOR: "a multi-vector model (one vector for each token, as ColBERT has)",
     CROSS_ENCODER: "a cross-encoder or classifier (it scores a pair of texts, and gives no embedding of a text)",
 }
-# the transformer_task of sentence_bert_config.json
+# values of transformer_task in sentence_bert_config.json
 TASKS = {
     "fill-mask": SPARSE,
     "retrieval": MULTI_VECTOR,
@@ -24,7 +24,7 @@ TASKS = {
     "text-generation": CROSS_ENCODER,
     "any-to-any": CROSS_ENCODER,
 }
-# parts of a module's type in modules.json
+# substrings of a module's type in modules.json
 MODULES = {
     "sentence_transformers.sparse_encoder.": SPARSE,
     "SpladePooling": SPARSE,
@@ -32,7 +32,7 @@ MODULES = {
     "pylate.": MULTI_VECTOR,
     "sentence_transformers.cross_encoder.": CROSS_ENCODER,
 }
-# endings of the architectures in config.json; behind modules.json these are only where the weights came from
+# suffixes of the architecture in config.json; if there is a modules.json, they only say where the weights came from
 ARCHITECTURES = {
     "ForSequenceClassification": CROSS_ENCODER,
     "ForRetrieval": MULTI_VECTOR,
@@ -42,9 +42,9 @@ ARCHITECTURES = {
 
 
 def refuse_other_kinds(files: ModelFiles) -> None:
-    """Raise :class:`RunError` where a model's files say that it is not a dense bi-encoder for text.
+    """Raise :class:`RunError` if a model's files say that it is not a dense bi-encoder for text.
 
-    Reads only the JSON files, so nothing large is downloaded before the answer.
+    Reads only the JSON files, so that nothing large is downloaded first.
     """
     kind, where = kind_of(files)
     if kind != DENSE:
@@ -60,7 +60,7 @@ def refuse_other_kinds(files: ModelFiles) -> None:
 
 
 def kind_of(files: ModelFiles) -> tuple[str, str]:
-    """The kind of a model, as sentence-transformers names its classes, and what says so."""
+    """Return the kind of a model, by the name of its sentence-transformers class, and the file that says so."""
     name = "config_sentence_transformers.json"
     kind = files.object(name).get("model_type", DENSE)
     if kind != DENSE:

@@ -1,4 +1,4 @@
-"""Models from a folder or the Hub: the identity that results are filed under, loading, devices."""
+"""Loads models from a folder or the Hub, and defines the identity under which results are filed."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ LOADABLE = ("modules.json", "config.json", ADAPTER_CONFIG)  # a model has one of
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """Whose score a score is: the name and the revision that results are filed under.
+    """Identifies the model that a score belongs to: the name and revision under which results are filed.
 
     Attributes:
         name: The Hub's ``organisation/model``, or ``local/<folder>`` for a model on disk.
         commit: The Hub commit, or a hash of all the local model's files except its README.
-        source: What loads it: the Hub name or the path.
-        cached: The Hub did not answer for it: it comes from the cache.
-        max_seq_length: Texts are cut to so many tokens; by default at the model's own limit.
-        prompts: The prompts that replace those of the model, as JSON; None where it keeps its own.
-        base: The model that it is an adapter of, if it is one.
+        source: The Hub name or path to load it from.
+        cached: The Hub did not answer, and the model comes from the cache.
+        max_seq_length: Texts are truncated to this many tokens; by default the model's own limit.
+        prompts: The prompts that replace the model's own, as JSON; None to keep these.
+        base: The base model, if this model is an adapter.
     """
 
     name: str
@@ -53,7 +53,7 @@ class ModelIdentity:
 
     @property
     def revision(self) -> str:
-        """What results are filed under next to the name: the commit, that of an adapter's base, a limit of tokens, prompts."""
+        """Return the part of the results' path after the name: the commit, an adapter's base, the token limit, the prompts."""
         base = "" if self.base is None else f"-on-{self.base.revision}"
         limit = "" if self.max_seq_length is None else f"-{self.max_seq_length}tokens"
         prompts = "" if self.prompts is None else f"-prompts{hashlib.sha1(self.prompts.encode()).hexdigest()[:8]}"
@@ -65,12 +65,12 @@ class ModelIdentity:
 
 
 def short_revision(revision: str) -> str:
-    """A revision with its hashes cut to 8 digits."""
+    """Shorten the hashes in a revision to 8 digits."""
     return re.sub(r"[0-9a-f]{40}", lambda match: match[0][:8], revision)
 
 
 def local_name(folder: Path) -> str:
-    """``local/<name>``, where the models that a run leaves (``final``, ``checkpoint-100``) are named after the run too."""
+    """Return ``local/<name>``. The name of a run's model (``final``, ``checkpoint-100``) includes that of the run."""
     folder = folder.resolve()
     name = folder.name
     if name == "final":
@@ -81,9 +81,9 @@ def local_name(folder: Path) -> str:
 
 
 def hash_folder(folder: Path) -> str:
-    """SHA-1 (40 hexadecimal digits) of the names and contents of all files in a folder but its ``README.md``.
+    """Return the SHA-1 (40 hexadecimal digits) of the names and contents of a folder's files, except ``README.md``.
 
-    Hidden files do not count: they are an editor's or a client's, never the model's.
+    Hidden files do not count: they belong to editors and clients, not to the model.
     """
     digest = hashlib.sha1()
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
@@ -99,14 +99,14 @@ def hash_folder(folder: Path) -> str:
 def identify(
     source: str, max_seq_length: int | None = None, prompts: str | dict[str, str] | None = None
 ) -> ModelIdentity:
-    """The identity of a model on disk or on the Hub.
+    """Return the identity of a model on disk or on the Hub.
 
     Args:
-        max_seq_length: Texts are truncated to so many tokens; by default at the model's own limit.
+        max_seq_length: Texts are truncated to this many tokens; by default the model's own limit.
         prompts: See :func:`common.prompts.set_prompts`; by default the model keeps its own.
 
     Raises:
-        RunError: There is no such model, or it is neither on disk nor in the cache and the Hub cannot be reached.
+        RunError: The model does not exist, or it is not in the cache and the Hub cannot be reached.
     """
     if not source:
         raise RunError("model: the name is empty")
@@ -121,14 +121,14 @@ def identify(
         identity = ModelIdentity(local_name(folder), hash_folder(folder), source, **settings)
         return _with_base(identity, ModelFiles(source, None))
     if folder.exists():
-        raise RunError(f"model {source} is a file: give the model's folder or its name on the Hub")
+        raise RunError(f"model {source} is a file: use the model's folder or its Hub name")
     if not HUB_NAME.fullmatch(source):
-        raise RunError(f"model {source}: no such folder, and not a name that the Hub has (organisation/model)")
+        raise RunError(f"model {source}: not a folder, and not a name of a Hub model (organisation/model)")
     return replace(_identify_on_hub(source), **settings)
 
 
 def _with_base(identity: ModelIdentity, files: ModelFiles) -> ModelIdentity:
-    """The identity of a model with that of its base, where it is an adapter of one."""
+    """Add the identity of the base model if a model is an adapter."""
     base = base_of(files)
     if base is None:
         return identity
@@ -138,7 +138,7 @@ def _with_base(identity: ModelIdentity, files: ModelFiles) -> ModelIdentity:
     try:
         found = identify(name)
     except RunError as error:
-        raise RunError(f"model {identity.source} is an adapter, and its base model is not there: {error}") from None
+        raise RunError(f"model {identity.source} is an adapter, and its base model cannot be loaded: {error}") from None
     except RecursionError:
         raise RunError(f"model {identity.source}: adapters name each other as their base model") from None
     if re.fullmatch("[0-9a-f]{40}", revision or "") and not Path(name).is_dir():
@@ -151,7 +151,7 @@ def _with_base(identity: ModelIdentity, files: ModelFiles) -> ModelIdentity:
 
 
 def unique_identities(identities: list[ModelIdentity]) -> list[ModelIdentity]:
-    """Each model once, in order: one that is named twice, or lies in two folders of one name, is scored once."""
+    """Remove duplicates, keeping the order: a model that is listed twice, or has two identical copies, is scored once."""
     unique: dict[tuple[str, str], ModelIdentity] = {}
     for identity in identities:
         unique.setdefault((identity.name, identity.revision), identity)
@@ -159,7 +159,7 @@ def unique_identities(identities: list[ModelIdentity]) -> list[ModelIdentity]:
 
 
 def _identify_on_hub(source: str) -> ModelIdentity:
-    # "all-MiniLM-L6-v2" means sentence-transformers/all-MiniLM-L6-v2, as it does to SentenceTransformer
+    # "all-MiniLM-L6-v2" means sentence-transformers/all-MiniLM-L6-v2, as in SentenceTransformer
     names = [source] if "/" in source else [source, f"sentence-transformers/{source}"]
     failure: Exception | None = None
     for name in names:
@@ -168,9 +168,9 @@ def _identify_on_hub(source: str) -> ModelIdentity:
         except Exception as error:
             failure = failure or error
             if is_unanswered(error):
-                break  # nor would it be for the other name
+                break  # the other name would fail in the same way
             continue
-        if not re.fullmatch("[0-9a-f]{40}", str(info.sha)):  # it becomes a folder's name
+        if not re.fullmatch("[0-9a-f]{40}", str(info.sha)):  # the commit becomes a folder's name
             raise RunError(f"model {source}: the Hub gives no commit for it but {str(info.sha)[:60]!r}")
         identity = ModelIdentity(name, info.sha, name)
         if ADAPTER_CONFIG not in {file.rfilename for file in info.siblings or ()}:
@@ -188,7 +188,7 @@ def _identify_on_hub(source: str) -> ModelIdentity:
 
 
 def _newest_in_cache(name: str) -> str | None:
-    """The commit of the newest download of a model in the Hub's cache."""
+    """Return the commit of the newest download of a model in the Hub's cache."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     snapshots = Path(HF_HUB_CACHE, f"models--{name.replace('/', '--')}", "snapshots")
@@ -204,18 +204,18 @@ def load_model(
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
 ) -> SentenceTransformer:
-    """Load a dense embedding model by path or Hub name, as its ``identity`` says: at this commit, with this limit of tokens.
+    """Load a dense embedding model by path or Hub name, with the commit and token limit of its ``identity``.
 
-    An adapter is merged into its base model. Every transformer gets a padding token and a limit of tokens that its
-    positions reach, where it has none.
+    An adapter is merged into its base model. A missing padding token is added, and the token limit never exceeds the number
+    of positions.
 
     Args:
-        trust_remote_code: Run Python code that the model brings along.
-        allow_pickle: Read weights that are pickled (``pytorch_model.bin``), where there are no safetensors.
+        trust_remote_code: Run Python code that comes with the model.
+        allow_pickle: Load pickled weights (``pytorch_model.bin``) if there are no safetensors.
 
     Raises:
-        RunError: It is no dense embedding model for text, or it cannot be loaded, or only with one of these two; the
-            message says why in one line.
+        RunError: The model is not a dense embedding model for text, cannot be loaded, or needs one of these two
+            permissions. The message says which, in one line.
     """
     import torch
     from sentence_transformers import SentenceTransformer
@@ -252,7 +252,7 @@ def load_model(
     if not {"text", "message"} & set(model.modalities):
         raise no_text(source, model.modalities)
     if model.get_embedding_dimension() is None:
-        raise RunError(f"model {source}: it does not say how wide its embeddings are")
+        raise RunError(f"model {source}: it does not state the width of its embeddings")
     if model.truncate_dim is not None:
         logger.warning(
             "%s truncates its embeddings to %d by itself; its full width is used instead", source, model.truncate_dim
@@ -267,7 +267,7 @@ def load_model(
 
 
 def check_devices(devices: Sequence[str]) -> None:
-    """Raises UsageError where a device has no such name or is not there."""
+    """Raise :class:`UsageError` if a device does not exist."""
     import torch
 
     for name in devices:
@@ -279,8 +279,8 @@ def check_devices(devices: Sequence[str]) -> None:
 
 def _why_not_loaded(error: BaseException, source: str) -> str:
     if "trust_remote_code" in str(error):
-        return "it brings Python code of its own: read that code, and if you trust it, give --trust_remote_code"
+        return "it comes with its own Python code: read that code, and if you trust it, add --trust_remote_code"
     try:
         return explain_hub_error(error, source)
-    except Exception:  # whatever a stranger's files can make the libraries raise ends in one line
+    except Exception:  # unknown files can make the libraries raise any exception; all of them become one line
         return f"{type(error).__name__}: {one_line(error, 200)}"

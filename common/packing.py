@@ -1,13 +1,13 @@
-"""No padding work: the transformer sees the real tokens of a batch, end to end, and nothing else.
+"""Packs batches: the transformer processes only the real tokens of a batch, without padding.
 
-The rows of a batch differ in length, and when they are padded to the longest, most of a batch of NLI sentences is padding.
-Here the rows are sorted by length and their tokens laid end to end in one sequence. Every layer except attention works on
-tokens one by one and needs no change; attention, bidirectional or causal, is computed for each group of rows of equal
-length. With dropout off, values and gradients are those of the padded batch up to rounding (Krell et al., 2021,
-https://arxiv.org/abs/2107.02027, has the idea for pre-training).
+When the rows of a batch of NLI sentences are padded to the longest, most of the batch is padding. Here the rows are sorted by
+length and their tokens are concatenated into one sequence. Every layer except attention processes tokens independently and needs
+no change. Attention, bidirectional or causal, is computed for each group of rows of equal length. Without dropout, values and
+gradients equal those of the padded batch up to rounding. Krell et al., 2021 (https://arxiv.org/abs/2107.02027) introduced the
+idea for pre-training.
 
-:func:`pack` tries this out on the model at hand, and where a text's embedding is not what it is for that text alone, falls
-back on rows sorted by length and run in chunks of similar length, which every architecture can do.
+:func:`pack` checks on the given model that a text embedded in a packed batch has the same embedding as alone. If not, it falls
+back to chunks of rows of similar length, which work for every architecture.
 """
 
 from __future__ import annotations
@@ -29,11 +29,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ATTENTION = "packed_sdpa"
-KERNELS = 64  # of each operation that PyTorch and oneDNN keep; a step of BERT needs a dozen
-CHUNK_ROWS = 32  # rows that are run together where a model cannot be packed
-KNOWN_LAYERS = {"full_attention", "sliding_attention"}  # others, as chunked ones, may differ only on longer texts
-UNSUPPORTED = ("softcap", "s_aux", "position_bias")  # of Gemma 2, GPT-OSS, T5
-# texts whose embeddings must be the same packed and alone; the last is longer than most models' windows of local attention
+KERNELS = 64  # that PyTorch and oneDNN keep for each operation; a step of BERT needs a dozen
+CHUNK_ROWS = 32  # rows in a chunk of a model that cannot be packed
+KNOWN_LAYERS = {
+    "full_attention",
+    "sliding_attention",
+}  # other types, such as chunked attention, may differ only on texts longer than those of the trial
+UNSUPPORTED = ("softcap", "s_aux", "position_bias")  # options of Gemma 2, GPT-OSS and T5
+# texts whose embeddings must be the same packed and alone; the last one exceeds the local attention window of most models
 TRIAL = ("word", "a few words more", "one two three four five six seven eight nine ten", "a long text " * 150)
 
 
@@ -51,27 +54,27 @@ def packed_attention(
     is_causal: bool | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Attention within each row of a packed sequence, as an attention function of transformers.
+    """Compute attention within each row of a packed sequence. This is an attention function for transformers.
 
     Args:
-        module: The attention layer; its ``is_causal`` says whether a token sees those behind it.
+        module: The attention layer; ``is_causal`` says whether tokens attend only to earlier ones.
         query: Tensor of shape ``[1, heads, tokens, head_dim]``.
-        key, value: Tensors of the same shape, or with fewer heads (grouped queries).
-        row_groups: ``(rows, length)`` of each run of rows of equal length, in order; ``rows * length`` adds up to ``tokens``.
-        row_offsets: Where each row begins, and the end, for a GPU: shape ``[rows + 1]``.
-        sliding_window: Tokens further apart than this do not see each other, exclusive.
-        is_causal: Overrides the layer's own.
+        key, value: Tensors of the same shape, or with fewer heads (grouped-query attention).
+        row_groups: ``(rows, length)`` of each group of rows of equal length, in order; the sum of ``rows * length`` is ``tokens``.
+        row_offsets: The start of each row and the end of the last, shape ``[rows + 1]``; used on GPUs.
+        sliding_window: Tokens attend to each other only if their distance is below this number.
+        is_causal: Overrides the attribute of the layer.
 
     Returns:
         A tensor of shape ``[1, tokens, heads, head_dim]``, and None in place of the attention weights.
 
     Raises:
-        ValueError: The layer asks for something that this function does not compute.
+        ValueError: The layer passes an option that this function does not support.
     """
     if row_groups is None:
         raise RuntimeError("this model is set up for packed batches: call it through SentenceTransformer")
     if unsupported := [name for name in UNSUPPORTED if options.get(name) is not None]:
-        raise ValueError(f"packed attention does not compute {unsupported[0]}")
+        raise ValueError(f"packed attention does not support {unsupported[0]}")
     causal = getattr(module, "is_causal", False) if is_causal is None else is_causal
     causal = bool(causal) and getattr(getattr(module, "config", None), "is_causal", True) is not False
     if key.shape[1] != query.shape[1]:
@@ -105,7 +108,7 @@ def jagged_attention(
     dropout: float,
     causal: bool = False,
 ) -> Tensor:
-    """The same in one kernel for all rows, for a GPU, which at these sizes waits for launches and not for arithmetic."""
+    """Compute the same in one kernel for all rows. On a GPU, launching a kernel per group would take longer than the arithmetic."""
     jagged = [
         torch.nested.nested_tensor_from_jagged(
             tensor[0].transpose(0, 1).contiguous(),
@@ -120,15 +123,15 @@ def jagged_attention(
 
 
 def pack(model: SentenceTransformer, train_dtype: torch.dtype | None = None) -> SentenceTransformer:
-    """Make a model spend its time on real tokens, in training and in encoding, and train in ``train_dtype``.
+    """Make a model process only real tokens, in training and in encoding, and train in ``train_dtype``.
 
-    The change is to this object alone, and to how many compiled kernels the process keeps; what is saved is the same as
-    before. Models without token embeddings (static ones, CLIP) and batches other than padded text stay as they are.
+    Only this object changes, and the number of compiled kernels that the process keeps; the saved model does not. Models
+    without token embeddings (static models, CLIP) and batches other than padded text are not affected.
 
     Args:
         model: The model; it is changed in place.
-        train_dtype: The precision of matrix products while training, or None for that of the weights. Evaluation always
-            has the precision of the weights.
+        train_dtype: The precision of matrix products in training; None for that of the weights. Evaluation always uses the
+            precision of the weights.
 
     Returns:
         The same model.
@@ -141,13 +144,13 @@ def pack(model: SentenceTransformer, train_dtype: torch.dtype | None = None) -> 
         return model
     if getattr(transformer, "module_output_name", "token_embeddings") != "token_embeddings":
         return model
-    # bfloat16 on a CPU has a kernel compiled for each new shape, as each packed batch is, and would keep 1,024 of them, 0.7 MiB each
+    # for bfloat16 on a CPU a kernel is compiled for each new shape, so for each packed batch; by default 1,024 of 0.7 MiB each are kept
     for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
         os.environ.setdefault(cache, str(KERNELS))
     forward = _Forward(transformer, train_dtype)
     try:
         alone = torch.cat([_embed(model, [text]) for text in TRIAL])
-    except Exception as error:  # of a stranger's architecture, or of token ids that the embeddings do not have
+    except Exception as error:  # unknown architectures can raise anything, and token ids may exceed the embedding table
         raise RunError(f"the model cannot embed a text: {type(error).__name__}: {one_line(error, 200)}") from None
     if not torch.isfinite(alone).all():
         raise RunError("the model gives NaN or infinite embeddings: its weights are corrupt")
@@ -172,10 +175,15 @@ def _embed(model: SentenceTransformer, texts: Sequence[str]) -> Tensor:
 
 
 def _same(alone: Tensor, model: SentenceTransformer) -> bool:
-    """Whether the texts of the trial, embedded as one batch, have the embeddings that each has alone."""
+    """Return whether the trial texts have the same embeddings as one batch and alone."""
     try:
         together = _embed(model, TRIAL)
-    except (TypeError, RuntimeError, ValueError, IndexError) as error:  # the architecture lacks an argument or a shape
+    except (
+        TypeError,
+        RuntimeError,
+        ValueError,
+        IndexError,
+    ) as error:  # the architecture does not accept an argument or a shape
         logger.debug("packing failed: %s", error)
         return False
     exact = next(model.parameters()).dtype == torch.float32 and alone.device.type == "cpu"
@@ -186,14 +194,14 @@ def _same(alone: Tensor, model: SentenceTransformer) -> bool:
 
 
 def register() -> None:
-    """Make the attention of packed batches known to transformers, by its name."""
+    """Register the attention function of packed batches with transformers."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(ATTENTION, packed_attention)
 
 
 class _Forward:
-    """Takes the place of a Transformer module's ``forward``."""
+    """Replaces the ``forward`` of a Transformer module."""
 
     def __init__(self, transformer: nn.Module, train_dtype: torch.dtype | None):
         self.transformer, self.train_dtype = transformer, train_dtype
@@ -204,7 +212,7 @@ class _Forward:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state
-        register()  # in another process, which encodes beside this one
+        register()  # in another process that encodes in parallel
 
     def use_packing(self) -> bool:
         config = self.transformer.auto_model.config
@@ -225,7 +233,7 @@ class _Forward:
         ids = features.get("input_ids")
         if mask is None or ids is None or ids.ndim != 2 or mask.shape != ids.shape or "cu_seq_lens_q" in features:
             return self.original(features, **kwargs)
-        # a copy: what is packed is of no use to the caller, who may give these texts to another model
+        # a copy, because the caller may pass these texts to another model, which needs the padded features
         features = dict(features)
         dtype = self.train_dtype if self.transformer.training and self.train_dtype != torch.float32 else None
         with torch.autocast(ids.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
@@ -255,7 +263,7 @@ class _Forward:
                 else {}
             ),
         )
-        # back into the order of the rows, still without padding: pooling reads it with cu_seq_lens_q
+        # restore the order of the rows, still without padding: pooling finds them with cu_seq_lens_q
         row_of_token = order.repeat_interleave(sorted_lengths)
         back = torch.argsort(row_of_token, stable=True)
         features["token_embeddings"] = output[0][0].index_select(0, back)[None]
@@ -267,7 +275,7 @@ class _Forward:
         return parameters is None or key in parameters
 
     def _position_offset(self) -> int:
-        """Positions of the RoBERTa family start behind the padding index."""
+        """Return the first position: models of the RoBERTa family start after the padding index."""
         for module in self.transformer.auto_model.modules():
             index = getattr(module, "padding_idx", None)
             if isinstance(index, int) and isinstance(getattr(module, "position_embeddings", None), nn.Embedding):

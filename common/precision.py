@@ -1,4 +1,4 @@
-"""Whether this processor multiplies matrices fast in a precision, measured."""
+"""Measures whether this processor multiplies matrices fast in a precision."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ ROUNDS = 5
 
 @cache
 def slowdown(dtype: torch.dtype) -> float:
-    """How many times as long this processor takes for a matrix product in ``dtype`` as in float32; below 1 it is faster.
+    """Return the time of a matrix product in ``dtype`` divided by that in float32; below 1, ``dtype`` is faster.
 
-    Each precision is timed a few times after a warm-up, and its fastest time counts. This takes a tenth of a second where
-    both are fast, and about a second where ``dtype`` is emulated.
+    Times each precision a few times after a warm-up and uses the fastest. This takes a tenth of a second if both are fast,
+    and about a second if ``dtype`` is emulated.
     """
     import torch
 
@@ -39,10 +39,10 @@ def slowdown(dtype: torch.dtype) -> float:
 
 
 def warn_if_slow(flag: str, dtype: torch.dtype) -> None:
-    """Log one warning where this processor is slower in ``dtype`` than in float32.
+    """Log one warning if this processor is slower in ``dtype`` than in float32.
 
     Args:
-        flag: The flag and its value, as the user gave them.
+        flag: The flag and its value, as the user typed them.
     """
     factor = slowdown(dtype)
     if factor > 1:

@@ -1,4 +1,4 @@
-"""Prompts: the text that a model was trained to find before each text, such as ``query: `` (Wang et al., 2022,
+"""Prompts: the text that a model expects before each input, such as ``query: `` (Wang et al., 2022,
 https://arxiv.org/abs/2212.03533)."""
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ def set_prompts(model: SentenceTransformer, prompts: str | dict[str, str]) -> No
     """Replace the prompts of a model.
 
     Args:
-        prompts: A string, which from then on comes before every text by default; or prompts by name, none of which is
-            the default.
+        prompts: A string, which becomes the default prompt for every text; or prompts by name, without a default.
     """
     if isinstance(prompts, str):
         model.prompts, model.default_prompt_name = {QUERY: prompts, DOCUMENT: prompts}, QUERY
@@ -25,10 +24,10 @@ def set_prompts(model: SentenceTransformer, prompts: str | dict[str, str]) -> No
 
 
 def prompt_name(prompts: dict[str, str | None] | None, task: str, task_type: str, role: str | None) -> str | None:
-    """The name of the prompt that a model has for a task, as mteb chooses it; None where it has none.
+    """Return the name of the prompt that mteb chooses for a task, or None if no prompt applies.
 
     Args:
-        prompts: The model's prompts; empty ones do not count.
+        prompts: The model's prompts; empty prompts do not count.
         task: The task's name: ``STS17``.
         task_type: Its type: ``STS``.
         role: ``query`` or ``document`` in retrieval, None elsewhere.

@@ -1,4 +1,4 @@
-"""How a run came about, written as ``run.json`` next to its results; and files that are written and read with care."""
+"""Run records (``run.json``): how results were produced. Also writes files atomically and handles corrupt ones."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ PACKAGES = (
 
 @contextmanager
 def filename_in_errors(path: Path) -> Iterator[None]:
-    """While this lasts, an OSError says which file it is about, which that of a full disk does not."""
+    """Within this context, add the file's name to an OSError that lacks it, as that of a full disk does."""
     try:
         yield
     except OSError as error:
@@ -52,14 +52,14 @@ def filename_in_errors(path: Path) -> Iterator[None]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write ``text`` to a temporary file next to ``path`` and move it into place: a reader sees all of it or nothing."""
+    """Write ``text`` atomically, through a temporary file next to ``path``: a reader never sees a part of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with filename_in_errors(path), os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
-            os.fsync(file.fileno())  # or a power cut could leave an empty file under the name
+            os.fsync(file.fileno())  # otherwise a power failure could leave an empty file
         os.chmod(name, 0o666 & ~_umask())
         os.replace(name, path)
     except BaseException:
@@ -69,10 +69,10 @@ def write_atomically(path: Path, text: str) -> None:
 
 @contextmanager
 def folder_atomically(path: Path, advice: str) -> Iterator[Path]:
-    """A folder to write into, which takes the place of ``path`` at the end: that appears complete or not at all.
+    """Yield a temporary folder that replaces ``path`` at the end, so that ``path`` is complete or absent.
 
     Raises:
-        RunError: It could not be written; the message ends with ``advice``.
+        RunError: The folder could not be written; the message ends with ``advice``.
     """
     partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -88,17 +88,17 @@ def folder_atomically(path: Path, advice: str) -> Iterator[Path]:
 
 
 def quarantine(path: Path, why: str) -> None:
-    """Rename a corrupt file to ``<name>.damaged``, with a warning: it is neither trusted nor lost, and its content is computed again."""
-    aside, number = path.with_name(f"{path.name}.damaged"), 1
+    """Rename a corrupt file to ``<name>.corrupt`` with a warning. Its content is kept, and computed again."""
+    aside, number = path.with_name(f"{path.name}.corrupt"), 1
     while aside.exists():
         number += 1
-        aside = path.with_name(f"{path.name}.damaged-{number}")
+        aside = path.with_name(f"{path.name}.corrupt-{number}")
     path.rename(aside)
-    logger.warning("%s is damaged (%s): kept as %s and written again", path, why, aside.name)
+    logger.warning("%s is corrupt (%s): renamed to %s; its content is computed again", path, why, aside.name)
 
 
 def read_json_file(path: Path) -> dict[str, Any]:
-    """The JSON object in a file of ours; an empty one where there is no such file, or where it is corrupt and put in quarantine."""
+    """Read a JSON object that this project wrote. Returns an empty one if there is no file, or if it is corrupt (and quarantined)."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(values, dict):
@@ -118,7 +118,7 @@ def _umask() -> int:
 
 
 def command_line() -> str:
-    """The command as typed but for secrets, with the script's path relative to the repository where it lies inside."""
+    """Return the command as typed, without secrets. A script inside the repository appears with its relative path."""
     script = Path(sys.argv[0])
     if script.is_absolute() and script.is_relative_to(ROOT):
         script = script.relative_to(ROOT)
@@ -126,7 +126,7 @@ def command_line() -> str:
 
 
 def git_state() -> dict[str, Any]:
-    """The commit that the code is at, and whether tracked files differ from it; empty outside a checkout."""
+    """Return the code's commit and whether tracked files differ from it; empty outside a checkout."""
 
     def git(*arguments: str) -> str | None:
         try:
@@ -144,7 +144,7 @@ def git_state() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """The versions of Python and of the libraries that a score can depend on."""
+    """Return the versions of Python and of the libraries that scores may depend on."""
     installed = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -165,7 +165,7 @@ def cpu_name() -> str:
 
 
 def cpu_features() -> list[str]:
-    """The processor's extensions that the speed of matrix products depends on; empty where the system does not list them."""
+    """Return the processor features that affect the speed of matrix products; empty if the system does not list them."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -175,7 +175,7 @@ def cpu_features() -> list[str]:
 
 
 def hardware() -> dict[str, Any]:
-    """The processor and its extensions, the cores that this process may use, the memory in GiB, and the accelerators."""
+    """Return the processor and its features, the cores that this process may use, the memory in GiB, and the accelerators."""
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -195,7 +195,7 @@ def hardware() -> dict[str, Any]:
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """The values of a ``run.json``, or None where there is none that can be read."""
+    """Return the values of a ``run.json``, or None if it does not exist or cannot be read."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -204,12 +204,12 @@ def read_record(path: Path) -> dict[str, Any] | None:
 
 
 class RunRecord:
-    """Collects what is known of a run and writes it: at the start as ``running``, at the end as ``finished``.
+    """Collects the facts about a run and writes them, with the status ``running`` at the start and ``finished`` at the end.
 
     Args:
         path: The ``run.json`` to write.
         config: The resolved configuration, as JSON values.
-        **facts: Anything else that is known at the start.
+        **facts: Further facts that are known at the start.
     """
 
     def __init__(self, path: Path, config: dict[str, Any], **facts: Any):

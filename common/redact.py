@@ -1,4 +1,4 @@
-"""Secrets stay out of what is logged, recorded and reported."""
+"""Removes secrets from logs, records and reports."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ SECRET_NAME = r"(?:\w*[_-])?(?:token|password|passwd|secret|api_?key|access_?key
 IN_URL = re.compile(r"(\w://)[^/\s@'\"]+@")  # https://user:token@host
 OF_THE_HUB = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
 NAMED = re.compile(rf"\b({SECRET_NAME})=[^\s&'\"]+", re.IGNORECASE)  # ?token=..., WANDB_API_KEY=...
-SHORTEST = 8  # characters; an environment variable's shorter value is taken for a switch
+SHORTEST = 8  # characters; a shorter value of an environment variable is treated as a switch
 
 
 def redact(text: str) -> str:
-    """``text`` without credentials in URLs, tokens of the Hub, ``token=...``, and the values of the environment's secrets."""
+    """Remove credentials in URLs, Hub tokens, ``token=...`` and the values of secret environment variables from ``text``."""
     for name, value in os.environ.items():
         if len(value) >= SHORTEST and re.fullmatch(SECRET_NAME, name, re.IGNORECASE):
             text = text.replace(value, SHOWN)
@@ -23,7 +23,7 @@ def redact(text: str) -> str:
 
 
 def redact_values(value: Any, name: str = "") -> Any:
-    """The same for JSON values, where that of a key such as ``hub_token`` is a secret whatever it is."""
+    """Do the same for JSON values. Any value of a key such as ``hub_token`` is a secret."""
     if isinstance(value, dict):
         return {redact(str(key)): redact_values(inner, str(key)) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):

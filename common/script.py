@@ -1,4 +1,4 @@
-"""How an entry script starts: logging, and quiet libraries."""
+"""Sets up logging for the entry scripts and silences the libraries."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ OURS = ("__main__", "common", "training", "evaluation", "benchmarks")
 
 
 def set_up_logging() -> None:
-    """Log to standard error; of the libraries only warnings. Standard output is for the result alone."""
+    """Log to standard error, and only warnings of the libraries. Standard output is only for the result."""
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(_is_shown)
     level = os.environ.get("LOG_LEVEL", "INFO").upper()
     logging.basicConfig(
         level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=[handler], force=True
     )
-    # "STS22 is superseded by STS22.v2", once a dimension
+    # "STS22 is superseded by STS22.v2", once for every dimension
     logging.getLogger("mteb.abstasks.abstask").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=".* is superseded by")
     warnings.filterwarnings("ignore", category=FutureWarning)

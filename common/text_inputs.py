@@ -1,4 +1,4 @@
-"""What a model needs to take texts in batches: a padding token, and a limit of tokens that its positions reach."""
+"""Prepares a model for batches of texts: adds a missing padding token, and limits texts to the tokens that it can encode."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TABLES = ("position_embeddings", "position_embedding", "embed_positions", "positions_embed", "wpe")
-OTHER_INPUTS = ("vision", "visual", "image", "audio")  # in the names of modules whose positions are not those of tokens
-UNLIMITED = 10**9  # tokenizers without a limit of their own name numbers far above this
+OTHER_INPUTS = ("vision", "visual", "image", "audio")  # in the names of modules whose positions are not token positions
+UNLIMITED = 10**9  # tokenizers without a limit report numbers far above this
 
 
 def prepare_text_inputs(model: SentenceTransformer, source: str, max_seq_length: int | None = None) -> None:
-    """Give a model a padding token where it has none, and a limit of tokens that it can take.
+    """Add a missing padding token, and limit texts to the tokens that the model can encode.
 
     Args:
-        model: The model; its tokenizers are changed in place, and saved with it.
-        source: Its name, for messages.
-        max_seq_length: Cut texts to so many tokens; by default the model's own limit.
+        model: The model; its tokenizers are changed in place, and saved with the model.
+        source: The model's name in messages.
+        max_seq_length: Truncate texts to this many tokens; by default the model's own limit.
 
     Raises:
-        RunError: There is nothing to pad with, or ``max_seq_length`` is above what the model can take, or holds no text.
+        RunError: The tokenizer has neither a padding nor an end-of-text token, or ``max_seq_length`` is above the model's
+            limit or too small for any text.
     """
     transformers = list(_transformers(model))
     for transformer in transformers:
@@ -38,20 +39,20 @@ def prepare_text_inputs(model: SentenceTransformer, source: str, max_seq_length:
         if type(getattr(model[0], "max_seq_length", None)) is int:  # word vectors
             model.max_seq_length = max_seq_length
         else:
-            logger.warning("%s takes texts of any length: --max_seq_length has no effect on it", source)
+            logger.warning("%s has no limit on the length of texts: --max_seq_length has no effect", source)
 
 
 def token_limit(transformer: nn.Module) -> int | None:
-    """How many tokens a transformer can take: the rows of its table of positions, and what its configuration says.
+    """Return how many tokens a transformer can encode, from its position embeddings and its configuration.
 
-    Positions of the RoBERTa family start behind the padding index, so that 514 rows hold 512 tokens; those of OPT and BART
-    behind an offset. Models with relative or rotary positions have no table, and the configuration's limit.
+    Positions of the RoBERTa family start after the padding index, so that 514 rows serve 512 tokens; those of OPT and BART
+    start at an offset. Models with relative or rotary positions have no table; the limit is that of their configuration.
 
     Args:
         transformer: A Transformer module of sentence-transformers.
 
     Returns:
-        The limit, special tokens included, or None where there is none.
+        The limit, including special tokens, or None if there is none.
     """
     from torch import nn
 
@@ -80,11 +81,11 @@ def _ensure_padding_token(tokenizer: Any, source: str) -> None:
         return
     if tokenizer.eos_token is None:
         raise RunError(
-            f"model {source}: its tokenizer has no padding token, and no end-of-text token to take its place: name one as "
-            "pad_token in tokenizer_config.json"
+            f"model {source}: its tokenizer has no padding token, and no end-of-text token to use instead: set "
+            "pad_token in its tokenizer_config.json"
         )
     tokenizer.pad_token = tokenizer.eos_token
-    logger.info("%s has no padding token: its end-of-text token %s takes the place", source, tokenizer.eos_token)
+    logger.info("%s has no padding token: using its end-of-text token %s", source, tokenizer.eos_token)
 
 
 def _limit_tokens(transformer: Any, source: str, wanted: int | None) -> None:
@@ -92,14 +93,14 @@ def _limit_tokens(transformer: Any, source: str, wanted: int | None) -> None:
     if limit is not None and (current is None or current > limit):
         transformer.max_seq_length = limit
         if current is not None and current < UNLIMITED:
-            logger.info("%s has positions for %d tokens: longer texts are cut there", source, limit)
+            logger.info("%s has positions for %d tokens: longer texts are truncated", source, limit)
     if wanted is None:
         return
     if limit is not None and wanted > limit:
-        raise RunError(f"--max_seq_length {wanted} is above the {limit} tokens that {source} can take")
+        raise RunError(f"--max_seq_length {wanted} is above the {limit} tokens that {source} can encode")
     special = transformer.tokenizer.num_special_tokens_to_add()
     if wanted <= special:
         raise RunError(
-            f"--max_seq_length {wanted} leaves no room for a text: {source} adds {special} special tokens to each"
+            f"--max_seq_length {wanted} leaves no room for text: {source} adds {special} special tokens to each text"
         )
     transformer.max_seq_length = wanted

@@ -498,7 +498,7 @@ def test_files_that_cannot_be_read_together(tmp_path, hub):
     for error, name, message in (
         (UsageError, "mixed", "files of several formats, .csv, .jsonl"),
         (UsageError, "splits", r"files of several splits, test, train: give those of one, such as '.*/splits/train\*'"),
-        (UsageError, "empty", "no file of a format that can be read: give .csv, .tsv, .json, .jsonl .* save_to_disk"),
+        (UsageError, "empty", "no file in a supported format: use .csv, .tsv, .json, .jsonl .* save_to_disk"),
         (UsageError, "none-*.csv", "no file matches"),
         (UsageError, "x.csv.zip", r"the ending must be one of .csv, .tsv, .json, .jsonl \(also compressed"),
         (RunError, "other", "b.csv: the column 'score' is not in all of the files"),

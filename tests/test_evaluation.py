@@ -516,15 +516,15 @@ def test_subsets_named_na_are_kept(tmp_path):
         b"model,revision,dtype,task,subset,dim,score\na,b,float32,t,s,64,0.5\na,b,float32,t,s,64,0.6\n",
     ],
 )
-def test_a_damaged_summary_is_set_aside(tmp_path, caplog, content):
+def test_a_corrupt_summary_is_set_aside(tmp_path, caplog, content):
     path = tmp_path / "summary.csv"
     for number in (1, 2):  # the second does not overwrite the first
         path.write_bytes(content)
         table = update_summary(path, [row(cosine_spearman=0.5)])
         assert len(table) == 1 and read_summary(tmp_path)["cosine_spearman"].tolist() == [0.5]
-        aside = tmp_path / ("summary.csv.damaged" if number == 1 else "summary.csv.damaged-2")
+        aside = tmp_path / ("summary.csv.corrupt" if number == 1 else "summary.csv.corrupt-2")
         assert aside.read_bytes() == content
-        assert f"{path} is damaged" in caplog.text and f"kept as {aside.name}" in caplog.text
+        assert f"{path} is corrupt" in caplog.text and f"renamed to {aside.name}" in caplog.text
 
 
 def test_a_summary_that_is_cut_off_anywhere_is_never_trusted(tmp_path):

@@ -230,7 +230,7 @@ def test_an_adapter_of_a_model_with_a_head(tmp_path):
     [
         (
             {"base_model_name_or_path": "/nowhere/base"},
-            "is an adapter, and its base model is not there: model /nowhere/base",
+            "is an adapter, and its base model cannot be loaded: model /nowhere/base",
         ),
         ({"base_model_name_or_path": None}, "does not name the base_model_name_or_path"),
         ({"base_model_name_or_path": "{folder}"}, "names itself as the base model"),

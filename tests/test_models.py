@@ -112,7 +112,7 @@ def test_frozen_models_have_nothing_to_train(fails, model, data, tmp_path):
 def test_the_end_of_text_token_pads_where_there_is_no_other(model, tmp_path, kind, caplog):
     with caplog.at_level("INFO"):
         loaded = load_model(str(model(kind)))
-    assert "its end-of-text token <end> takes the place" in caplog.text
+    assert "using its end-of-text token <end>" in caplog.text
     texts = ["word1", "word2 word3 word4", "word5 word6"]
     alone = np.concatenate([loaded.encode([text]) for text in texts])
     assert loaded.encode(texts) == pytest.approx(alone, abs=1e-5)

@@ -1,4 +1,4 @@
-"""What an evaluation leaves: whole, never another's, redone where it is damaged, and explained where there is no number."""
+"""What an evaluation leaves: whole, never another's, redone where it is corrupt, and explained where there is no number."""
 
 from __future__ import annotations
 
@@ -78,40 +78,40 @@ def damage_bits(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [damage_cut, damage_bits])
 @pytest.mark.parametrize("name", ["table.md", "plot.png", "report.html", "report.md", "errors.html", "errors.csv"])
-def test_a_damaged_output_is_set_aside_and_made_anew(done, name, damage):
+def test_a_corrupt_output_is_set_aside_and_computed_again(done, name, damage):
     out, again = done
     whole = (out / name).read_bytes()
     damage(out / name)
-    damaged = (out / name).read_bytes()
+    content = (out / name).read_bytes()
     result = again()
-    assert "there already" not in result.out and f"{out / name} is damaged" in result.err
-    assert (out / f"{name}.damaged").read_bytes() == damaged
+    assert "there already" not in result.out and f"{out / name} is corrupt" in result.err
+    assert (out / f"{name}.corrupt").read_bytes() == content
     if name != "plot.png" and not name.startswith("report"):  # these name the command, or the time
         assert (out / name).read_bytes() == whole
     assert "there already" in again().out
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"[" * 100_000, b'{"status": "finished"}'])
-def test_a_damaged_record_is_never_taken_for_a_finished_run(done, content):
+def test_a_corrupt_record_is_never_taken_for_a_finished_run(done, content):
     out, again = done
     (out / "run.json").write_bytes(content)
     result = again()
     assert "there already" not in result.out
     if content != b'{"status": "finished"}':  # whole, but not of this run
-        assert f"{out / 'run.json'} is damaged" in result.err and (out / "run.json.damaged").read_bytes() == content
+        assert f"{out / 'run.json'} is corrupt" in result.err and (out / "run.json.corrupt").read_bytes() == content
     assert json.loads((out / "run.json").read_text())["status"] == "finished"
 
 
-def test_a_damaged_summary_is_made_anew(done):
+def test_a_corrupt_summary_is_computed_again(done):
     out, again = done
     whole = (out / "summary.csv").read_bytes()
     damage_cut(out / "summary.csv")
-    assert f"{out / 'summary.csv'} is damaged" in again().err
-    assert (out / "summary.csv").read_bytes() == whole and (out / "summary.csv.damaged").exists()
+    assert f"{out / 'summary.csv'} is corrupt" in again().err
+    assert (out / "summary.csv").read_bytes() == whole and (out / "summary.csv.corrupt").exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"scores": 1}', b"[1]"])
-def test_a_damaged_result_file_is_made_anew(done, content):
+def test_a_corrupt_result_file_is_computed_again(done, content):
     out, again = done
     path = next(out.rglob("embed_dim_8/mine.json"))
     whole = path.read_bytes()
@@ -119,13 +119,13 @@ def test_a_damaged_result_file_is_made_anew(done, content):
     result = again("--overwrite")
     assert path.read_bytes() == whole
     if content != b'{"scores": 1}':
-        assert f"{path} is damaged" in result.err
-        assert path.with_name("mine.json.damaged").read_bytes() == content
+        assert f"{path} is corrupt" in result.err
+        assert path.with_name("mine.json.corrupt").read_bytes() == content
 
 
 @pytest.mark.parametrize("suffix", [".f32", ".digests"])
 @pytest.mark.parametrize("place", [0, 0.5, -1])
-def test_a_damaged_embedding_is_never_used(tmp_path, caplog, suffix, place):
+def test_a_corrupt_embedding_is_never_used(tmp_path, caplog, suffix, place):
     model = static_model()
     texts = texts_of(50)
     expected = EmbeddingStore(model, tmp_path / "s").encode(texts).copy()
@@ -136,8 +136,8 @@ def test_a_damaged_embedding_is_never_used(tmp_path, caplog, suffix, place):
     again = EmbeddingStore(model, tmp_path / "s")
     np.testing.assert_array_equal(again.encode(texts), expected)
     if place == -1 or suffix == ".f32":  # the digest of a text: then it is a text that nobody asks for
-        assert again.encoded == len(set(texts)) and "is damaged" in caplog.text
-        assert next((tmp_path / "s").glob(f"*{suffix}.damaged")).read_bytes() == content
+        assert again.encoded == len(set(texts)) and "is corrupt" in caplog.text
+        assert next((tmp_path / "s").glob(f"*{suffix}.corrupt")).read_bytes() == content
 
 
 def test_embeddings_that_another_process_made_anew_are_read_anew(tmp_path):
@@ -153,7 +153,7 @@ def test_embeddings_that_another_process_made_anew_are_read_anew(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b'{"task_name": "STS17", "scores"', b"\xff"])
-def test_a_damaged_result_of_mteb_is_set_aside_and_scored_anew(call, tiny_model, tmp_path, content):
+def test_a_corrupt_result_of_mteb_is_set_aside_and_scored_again(call, tiny_model, tmp_path, content):
     flags = (MTEB, "--model_name", tiny_model, "--tasks", "STS17", "--subsets", "en-en", *QUICK[:2], "--dims", "8")
     flags += ("--output_dir", tmp_path)
     assert call(*flags).code == 0
@@ -164,7 +164,7 @@ def test_a_damaged_result_of_mteb_is_set_aside_and_scored_anew(call, tiny_model,
     (tmp_path / "run.json").unlink()
     result = call(*flags)
     assert result.code == 0, result.err
-    assert f"{path} is damaged" in result.err and path.with_name("STS17.json.damaged").read_bytes() == content
+    assert f"{path} is corrupt" in result.err and path.with_name("STS17.json.corrupt").read_bytes() == content
     assert json.loads(path.read_text())["scores"] == whole["scores"]
     assert (tmp_path / "summary.csv").read_bytes() == summary
     assert not [p for p in (tmp_path / "mteb").rglob("*") if p.name.startswith(".") and p.is_dir()]
@@ -194,7 +194,7 @@ def test_two_evaluations_into_one_folder_lose_nothing(hub, tiny_model, tmp_path)
         assert {entry["hf_subset"] for entry in entries} == {"ar-ar", "en-en"}
     last = json.loads((out / "run.json").read_text())["config"]["subsets"]
     assert f"| STS17 | {last[0]} |" in (out / "table.md").read_text()  # the table is that of the record
-    assert not list(out.rglob("*.damaged"))
+    assert not list(out.rglob("*.corrupt"))
 
 
 def test_result_files_keep_the_subsets_of_earlier_runs(call, static, tmp_path):

@@ -208,7 +208,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("harm, said", DAMAGE.values(), ids=DAMAGE)
-def test_a_damaged_checkpoint_is_passed_over(whole, tmp_path, caplog, harm, said):
+def test_a_corrupt_checkpoint_is_passed_over(whole, tmp_path, caplog, harm, said):
     folder = unfinished(whole(HYBRID), tmp_path / "run")
     older, newest = checkpoints(folder)
     assert find_checkpoint(folder, "latest") == newest
@@ -222,7 +222,7 @@ def test_a_damaged_checkpoint_is_passed_over(whole, tmp_path, caplog, harm, said
         find_checkpoint(folder, "latest")
 
 
-def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_to_the_same_weights(call, runs, whole, tmp_path):
+def test_a_run_whose_newest_checkpoint_is_corrupt_goes_on_to_the_same_weights(call, runs, whole, tmp_path):
     folder = unfinished(whole(HYBRID), tmp_path / "run")
     flip(checkpoints(folder)[-1] / "trainer_state.json")
     log = resume(call, runs[HYBRID], folder)
@@ -274,7 +274,7 @@ def test_a_run_that_died_before_its_first_checkpoint_is_simply_started(call, run
     assert_same_run(folder, whole(NLI))
 
 
-def test_a_checkpoint_that_cannot_be_read_is_damaged(tmp_path):
+def test_a_checkpoint_that_cannot_be_read_is_corrupt(tmp_path):
     """A folder in place of a file, a file in place of the folder."""
     checkpoint = tmp_path / "checkpoint-3"
     checkpoint.write_text("")

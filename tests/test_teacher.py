@@ -64,7 +64,7 @@ def test_another_teacher_of_the_same_name_has_targets_of_its_own(rows, tiny_mode
 
 
 @pytest.mark.parametrize("harm", ["truncated", "empty", "a row less"])
-def test_damaged_targets_are_set_aside_and_made_anew(tiny_model, harm, loads, caplog):
+def test_corrupt_targets_are_set_aside_and_computed_again(tiny_model, harm, loads, caplog):
     rows = Dataset.from_dict({"sentence": [f"{harm} {number}" for number in range(9)]})
     expected = add_targets(rows, str(tiny_model), 64)
     path = Path(expected.cache_files[0]["filename"])
@@ -76,7 +76,7 @@ def test_damaged_targets_are_set_aside_and_made_anew(tiny_model, harm, loads, ca
         path.write_bytes(path.read_bytes()[:-700] if harm == "truncated" else b"")
     found = add_targets(rows, str(tiny_model), 64)
     assert np.array_equal(found.with_format("numpy")["label"][:], expected) and len(loads) == 2
-    assert str(path) in caplog.text and path.with_name(f"{path.name}.damaged").exists()
+    assert str(path) in caplog.text and path.with_name(f"{path.name}.corrupt").exists()
 
 
 def test_a_teacher_of_another_width(rows, tiny_model, hub):

@@ -363,7 +363,7 @@ def test_the_same_command_trains_the_same_model(call, tmp_path, rows, tiny_model
 
 
 def test_a_best_checkpoint_that_cannot_be_loaded_ends_the_run(fails, monkeypatch, tmp_path, tiny_model):
-    """Its weights are damaged after the last step, before the trainer loads them."""
+    """Its weights are corrupt after the last step, before the trainer loads them."""
     from training.utils.trainer import MatryoshkaTrainer
 
     load = MatryoshkaTrainer._load_best_model
