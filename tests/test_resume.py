@@ -214,7 +214,7 @@ def test_a_corrupt_checkpoint_is_passed_over(whole, tmp_path, caplog, harm, said
     assert find_checkpoint(folder, "latest") == newest
     harm(newest)
     assert find_checkpoint(folder, "latest") == older
-    assert re.search(f"{newest} is skipped: .*{said}", caplog.text)
+    assert re.search(f"skipping {newest}: .*{said}", caplog.text)
     with pytest.raises(RunError, match=f"not a checkpoint|{said}"):
         find_checkpoint(folder, str(newest))
     harm(older)
@@ -226,7 +226,7 @@ def test_a_run_whose_newest_checkpoint_is_corrupt_goes_on_to_the_same_weights(ca
     folder = unfinished(whole(HYBRID), tmp_path / "run")
     flip(checkpoints(folder)[-1] / "trainer_state.json")
     log = resume(call, runs[HYBRID], folder)
-    assert "checkpoint-9 is skipped: trainer_state.json is corrupt" in log
+    assert "checkpoint-9: trainer_state.json is corrupt" in log
     assert_same_run(folder, whole(HYBRID))
 
 
@@ -245,7 +245,7 @@ def test_the_best_checkpoint_may_be_lost(call, runs, whole, tmp_path):
     truncate(best / "model.safetensors")
     log = resume(call, runs[NLI], folder)
     assert f"removing {best}: model.safetensors has" in log
-    assert f"the best checkpoint so far, {best}, can no longer be chosen" in log
+    assert f"the best checkpoint so far, {best}, cannot be used any more" in log
     final, kept = weights_of(folder / "final"), weights_of(last)
     assert all(torch.equal(final[key], kept[key]) for key in kept)
 

@@ -1,11 +1,11 @@
-"""Export a model that gives normalised embeddings of fewer dimensions, with nothing to configure.
+"""Export a model at one dimension. The exported model gives normalised embeddings without any arguments.
 
     python training/export_model.py output/my-model/final --dim 256
     python training/export_model.py MODEL --dim 256 --format onnx --output_dir output/my-model-onnx
     python training/export_model.py MODEL --dim 256 --format onnx --weights int8 --data my_pairs.csv
 
-The embeddings are the first --dim numbers of the model's own, normalised. A sentence-transformers folder needs no argument
-and no remote code; an ONNX file needs onnxruntime and tokenizers, and no torch. The card in the folder has the code to copy.
+The embeddings are the first --dim numbers of the model's own, normalised. A sentence-transformers folder needs no arguments and
+no remote code. An ONNX file needs onnxruntime and tokenizers, but not torch. The card in the folder has code to copy.
 The path of the folder is the last line of standard output.
 """
 
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     from training.utils.export import dims_up_to, original_card_data, save_sentence_transformers
     from training.utils.export_card import export_card
 
-    # 2. The model, the dimension to cut it to, and pairs to measure int8 on
+    # 2. The model, its dimension, and pairs to measure int8 on
     identity = identify(config.model_name)
     model = load_model(
         config.model_name,
@@ -57,14 +57,14 @@ def main(argv: list[str] | None = None) -> None:
     folder = output_folder(config, identity.name, dim)
     pairs = load_scored_pairs(config.data) if config.weights == INT8 else {}
 
-    with folder_atomically(folder, "make room, and run the command again") as partial:
-        # 3. Export, and compare what was exported with the original
+    with folder_atomically(folder, "free some disk space and run the command again") as partial:
+        # 3. Export, and compare the result with the original
         if config.format == ONNX:
             onnx_export.save_onnx(model, partial, identity, dim)
         else:
             save_sentence_transformers(model, partial, identity, dim)
 
-        # 4. Round the weights, and measure what that costs
+        # 4. Quantise the weights, and measure the loss
         losses = []
         if config.weights == INT8:
             onnx_export.quantise(partial / onnx_export.MODEL)

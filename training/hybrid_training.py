@@ -1,12 +1,12 @@
-"""Train a Matryoshka model on a mixture of data sets, each with the loss that fits it.
+"""Train a Matryoshka model on a mixture of data sets, each with its own loss.
 
     python training/hybrid_training.py                                  # the mixture of configs/training_config.json
     python training/hybrid_training.py --config configs/quickstart.json
     python training/hybrid_training.py MODEL --config my_mixture.json
 
-The configuration's "datasets" names the data sets, with the loss of each and how often it is drawn. Every loss is applied
-at every dimension; a classification loss has a head for each, which is no part of the final model. The path of the final
-model is the last line of standard output.
+The key "datasets" of the configuration lists the data sets, with the loss of each and how often it is drawn. Every loss applies
+at every dimension. A classification loss has a head for each dimension, which is not part of the final model. The path of the
+final model is the last line of standard output.
 """
 
 from __future__ import annotations
@@ -78,24 +78,24 @@ def main(argv: list[str] | None = None) -> None:
     kept, leaks = drop_leaks(entries, dev_sets | test_sets, config.keep_leaks)
     train_datasets = DatasetDict(kept)
 
-    # 3. The model, packed so that no work goes into padding
+    # 3. The model, packed so that it does not process padding
     model = load_base_model(config, *train_datasets.values())
     precision = choose_precision(config.precision, model)
     pack(model, train_dtype=precision)
 
-    # 4. The dimensions: the configured ones that the model has, and its full width
+    # 4. The dimensions: the configured ones up to the model's width, and its full width
     width = model.get_embedding_dimension()
     dims = fit_dims("--matryoshka_dims", config.matryoshka_dims, width, config.is_set("matryoshka_dims"))
     weights = fit_weights(config, dims)
 
-    # 5. A teacher's embeddings of the data sets to distil from
+    # 5. The teachers' embeddings of the data sets for distillation
     for name, entry in config.datasets.items():
         if "teacher" in LOSSES[entry.loss].keys:
             teacher = entry.teacher or config.model_name
             same_width = width if entry.target == "embeddings" else None
             train_datasets[name] = add_targets(train_datasets[name], teacher, same_width, **loading_options(config))
 
-    # 6. The losses: for each data set its own, at every dimension
+    # 6. The loss of each data set, at every dimension
     losses = {
         name: make_loss(
             model,
@@ -120,7 +120,7 @@ def main(argv: list[str] | None = None) -> None:
     weights_of_sets = [entry.weight for entry in config.datasets.values()]
     mixing = config.multi_dataset_batch_sampler if None in weights_of_sets else weights_of_sets
 
-    # 9. The folder of the run: with --overwrite_output_dir an earlier run is removed here, then this one's record is written
+    # 9. The output directory: removes an earlier run if --overwrite_output_dir is set, then writes the run's record
     entries = {name: (entry, train_datasets[name]) for name, entry in config.datasets.items()}
     record = make_record(folder, config, model, dims, entries, dev_sets | test_sets, leaks | {"dev_sets": dev_check})
     clear_run_folder(folder, config)
@@ -139,7 +139,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     result = trainer.train(resume_from_checkpoint=checkpoint)
 
-    # 11. Average the weights with those before training; rotate the embeddings for the prefixes
+    # 11. Average the weights with those before training; rotate the embeddings for better prefixes
     if start is not None:
         average_weights(trainer.model, start, config.start_share)
     if config.prefix_map and trainer.is_world_process_zero():

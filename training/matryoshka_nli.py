@@ -71,13 +71,13 @@ def main(argv: list[str] | None = None) -> None:
     kept, leaks = drop_leaks({entry.path: (entry, train_dataset)}, dev_sets | test_sets, config.keep_leaks)
     train_dataset = kept[entry.path]
 
-    # 3. The model, packed so that no work goes into padding
+    # 3. The model, packed so that it does not process padding
     model = load_base_model(config, train_dataset)
     model.model_card_data.language = [config.language]
     precision = choose_precision(config.precision, model)
     pack(model, train_dtype=precision)
 
-    # 4. The dimensions: the configured ones that the model has, and its full width
+    # 4. The dimensions: the configured ones up to the model's width, and its full width
     width = model.get_embedding_dimension()
     dims = fit_dims("--matryoshka_dims", config.matryoshka_dims, width, config.is_set("matryoshka_dims"))
     weights = fit_weights(config, dims)
@@ -95,7 +95,7 @@ def main(argv: list[str] | None = None) -> None:
     prompts = choose_prompts(config, model, {entry.path: train_dataset})
     args = make_training_arguments(config, folder, precision, metric, prompts=prompts)
 
-    # 8. The folder of the run: with --overwrite_output_dir an earlier run is removed here, then this one's record is written
+    # 8. The output directory: removes an earlier run if --overwrite_output_dir is set, then writes the run's record
     entries = {entry.path: (entry, train_dataset)}
     record = make_record(folder, config, model, dims, entries, dev_sets | test_sets, leaks | {"dev_sets": dev_check})
     clear_run_folder(folder, config)
@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     result = trainer.train(resume_from_checkpoint=checkpoint)
 
-    # 10. Average the weights with those before training; rotate the embeddings for the prefixes
+    # 10. Average the weights with those before training; rotate the embeddings for better prefixes
     if start is not None:
         average_weights(trainer.model, start, config.start_share)
     if config.prefix_map and trainer.is_world_process_zero():

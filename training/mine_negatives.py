@@ -1,12 +1,12 @@
-"""Mine hard negatives for pairs of anchor and positive, into a Parquet file to train on.
+"""Mine hard negatives for pairs of anchor and positive, and write them to a Parquet file for training.
 
     python training/mine_negatives.py sentence-transformers/all-MiniLM-L6-v2 --path sentence-transformers/all-nli --name pair
     python training/mine_negatives.py MODEL --path my_pairs.csv --output_file mined.parquet --num_negatives 2
     python training/matryoshka_nli.py MODEL --train_data mined.parquet
 
-A negative is a text near the anchor that is the positive of another one. Those that may be positives too, by their similarity to
-the anchor (--relative_margin, --absolute_margin, --max_score), are not taken; --guide lets a second model judge that.
-The path of the file is the last line of standard output; next to it is a record of the run.
+A negative is a text near the anchor that is the positive of another anchor. Texts that may be positives too, judging by their
+similarity to the anchor (--relative_margin, --absolute_margin, --max_score), are skipped; --guide lets a second model judge.
+The path of the file is the last line of standard output. The run's record is next to the file.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     from training.utils.mining import mine, report, role_prompts, write_parquet
     from training.utils.options import DatasetEntry
 
-    # 2. The pairs; those that share a sentence with a dev or test set are removed, and so are no negatives either
+    # 2. The pairs; those that share a sentence with a dev or test set are removed, so that none becomes a negative
     entry = DatasetEntry(config.path, "mnrl", name=config.name, split=config.split, columns=config.columns)
     dataset = load_training_data(entry, config.max_train_samples, config.drop_unusable_rows)
     revision = dataset_revision(config.path, dataset)
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     dev_sets, test_sets = load_dev_sets(config.dev_data, "en")
     kept, leaks = drop_leaks({config.path: (entry, dataset)}, dev_sets | test_sets, config.keep_leaks)
 
-    # 3. The model that finds candidates and the guide that judges them, packed so that no work goes into padding
+    # 3. The model that finds candidates and the guide that judges them, packed so that they do not process padding
     loading = {"trust_remote_code": config.trust_remote_code, "allow_pickle": config.allow_pickle}
     identity = identify(config.model_name, config.max_seq_length, config.prompts)
     model = pack(load_model(config.model_name, identity, **loading).eval())

@@ -1,10 +1,10 @@
-"""Packs the rows of an epoch into batches in which no text is a false negative of another row.
+"""Puts the rows of an epoch into batches in which no text is a false negative of another row.
 
-A contrastive loss takes the texts of all other rows of a batch for negatives of a row. Two rows therefore conflict where the
-anchor or the positive of one is the anchor, the positive or a negative of the other. That covers every direction that a loss
-may contrast: anchors with texts (a text that equals the anchor is at least as near to it as its positive), texts with anchors,
-anchors with anchors (two rows of one anchor), and texts with texts (two rows of one positive). A text that repeats only among
-negatives is a negative of both rows, and harmless.
+A contrastive loss treats the texts of all other rows in a batch as negatives of a row. Two rows therefore conflict if the anchor
+or the positive of one is the anchor, the positive or a negative of the other. This covers every direction that a loss may
+contrast: anchors with texts (a text that equals the anchor is at least as near to it as its positive), texts with anchors,
+anchors with anchors (two rows with the same anchor), and texts with texts (two rows with the same positive). A text that repeats
+only among negatives is a negative of both rows, which is harmless.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ import numpy as np
 if TYPE_CHECKING:
     from datasets import Dataset
 
-SMALL = 8  # a batch is small where it has less than this part of the rows asked for
-DONORS = 4  # batches to ask for a row before a small one stays small
+SMALL = 8  # a batch with fewer than 1/8 of the requested rows is small
+DONORS = 4  # batches that may give rows to a small one
 PAIR = ("anchor", "positive")
-MOST_BATCHES = 2**32  # a text's number is a multiple of this, so that text + batch is a number of its own
-PROBES = 64  # batches, or rows of a batch, to try before looking elsewhere
+MOST_BATCHES = 2**32  # a text's number is a multiple of this, so that text + batch is unique
+PROBES = 64  # batches, or rows of a batch, to try before moving on
 
 
 def negative_columns(columns: Iterable[str]) -> list[str]:
-    """Which of a data set's columns hold negatives: ``negative``, ``negative_1``, ..."""
+    """Return the columns that hold negatives: ``negative``, ``negative_1``, ..."""
     return [name for name in columns if name == "negative" or name.startswith("negative_")]
 
 
 @dataclass
 class RepeatedTexts:
-    """The texts that can make two rows conflict, as numbers, by row; most rows have none.
+    """The texts that can make two rows conflict, as numbers, by row. Most rows have none.
 
     Attributes:
-        own: The repeated ones among a row's anchor and positive.
-        negatives: The repeated ones among a row's negatives that some row has for its anchor or positive.
+        own: The repeated texts among a row's anchor and positive.
+        negatives: The texts among a row's negatives that are the anchor or positive of another row.
     """
 
     own: dict[int, tuple[int, ...]] = field(default_factory=dict)
@@ -46,22 +46,22 @@ class RepeatedTexts:
 
     @classmethod
     def of(cls, dataset: Dataset) -> RepeatedTexts:
-        """Those of a data set with ``anchor``, ``positive`` and any number of negatives, which may be empty."""
+        """Find the repeated texts of a data set with ``anchor``, ``positive`` and any number of negatives, which may be empty."""
         others = negative_columns(dataset.column_names)
         texts = _number_texts(dataset, [*PAIR, *others])
         counts = np.bincount(texts[texts >= 0])
         in_pairs = np.bincount(texts[: len(PAIR)].ravel(), minlength=len(counts))
-        conflicting = np.append((counts > 1) & (in_pairs > 0), False)  # the last is that of the absent, -1
+        conflicting = np.append((counts > 1) & (in_pairs > 0), False)  # the last entry stands for missing texts, -1
         return cls(own=_by_row(texts[: len(PAIR)], conflicting), negatives=_by_row(texts[len(PAIR) :], conflicting))
 
 
 def _number_texts(dataset: Dataset, columns: list[str]) -> np.ndarray:
-    """A number for each text, the same for equal ones, and -1 for an empty one: shape ``[columns, rows]``."""
+    """Number the texts: equal texts get the same number, empty ones -1. Shape ``[columns, rows]``."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     table = dataset.with_format("arrow")
-    # one chunk a column: a data set of which rows were removed has one a row, and unifying takes the square of their number
+    # one chunk per column: a filtered data set has one chunk per row, and unify_dictionaries is quadratic in their number
     texts = [pa.chunked_array(_chunks(table[name])).cast(pa.large_string()).combine_chunks() for name in columns]
     encoded = pa.chunked_array(texts).dictionary_encode().unify_dictionaries()
     numbers = np.concatenate([chunk.indices.to_numpy() for chunk in encoded.chunks]).astype(np.int64)
@@ -85,23 +85,22 @@ def _by_row(texts: np.ndarray, wanted: np.ndarray) -> dict[int, tuple[int, ...]]
 
 
 class Packing:
-    """Batches of at most ``size`` rows, none of which conflicts with another.
+    """Batches of at most ``size`` rows without conflicts.
 
-    A row goes into the first batch that has room and no conflict with it (first fit), which is where it would come to lie if
-    a row that does not fit the batch being filled were carried over to the next. The cost of a row does not depend on how often
-    its texts repeat.
+    A row goes into the first batch with room and without a conflict (first fit). The result is the same as carrying every row
+    that does not fit the current batch over to the next. The cost of a row does not depend on how often its texts repeat.
 
     Attributes:
         batches: Lists of rows.
-        carried: How many rows did not fit the batch that was being filled.
+        carried: Number of rows that did not fit the batch being filled.
     """
 
     def __init__(self, texts: RepeatedTexts, size: int):
         self.texts, self.size = texts, size
         self.batches: list[list[int]] = []
         self.carried = 0
-        self._open = [0]  # for each batch itself where it has room, else a later one; the last is a batch to begin
-        # text + batch, for each text that is an anchor or positive in a batch, and for each that is a negative there
+        self._open = [0]  # for each batch itself if it has room, otherwise a later one; the last is a new batch
+        # text + batch for each text that is an anchor or positive in a batch, and for each negative there
         self._own: set[int] = set()
         self._negative: set[int] = set()
         self._first: dict[int, int] = {}  # every batch before this one is full or has the text as an anchor or positive
@@ -131,7 +130,7 @@ class Packing:
         return all(text + batch not in self._own for text in negatives)
 
     def _place(self, filling: int, own: tuple[int, ...], negatives: tuple[int, ...]) -> int:
-        """The first batch with room, after the one being filled, that the texts are allowed in."""
+        """Return the first batch after the one being filled that has room and allows the texts."""
         texts = (*own, *negatives)
         batch = filling
         for text in texts:
@@ -147,7 +146,7 @@ class Packing:
         return self._room(max(self._latest.get(text, -1) for text in texts) + 1)
 
     def _room(self, batch: int) -> int:
-        """The first batch with room from this one on."""
+        """Return the first batch with room, starting with this one."""
         ahead = self._open
         while ahead[batch] != batch:
             ahead[batch] = batch = ahead[ahead[batch]]
@@ -163,15 +162,15 @@ class Packing:
 
     def _take(self, row: int, batch: int) -> None:
         self.batches[batch].remove(row)
-        for text in self.texts.own.get(row, ()):  # a negative may be that of another row there as well
+        for text in self.texts.own.get(row, ()):  # several rows may share a negative
             self._own.discard(text + batch)
 
     def fits(self, row: int, batch: int) -> bool:
-        """Whether no row of the batch conflicts with this one."""
+        """Return whether no row of the batch conflicts with this row."""
         return self._allow(batch, self.texts.own.get(row, ()), self.texts.negatives.get(row, ()))
 
     def pair_up(self) -> list[int]:
-        """Give each row that is alone in its batch a partner from the largest batches; the rows for which there is none."""
+        """Give each row that is alone in its batch a partner from the largest batches. Returns the rows without a partner."""
         alone = [batch for batch, rows in enumerate(self.batches) if len(rows) == 1]
         largest = [(-len(rows), batch) for batch, rows in enumerate(self.batches) if len(rows) > 2]
         heapq.heapify(largest)
@@ -196,7 +195,7 @@ class Packing:
         return unused
 
     def level(self, least: int) -> None:
-        """Fill the batches of fewer than ``least`` rows from the largest: a step of few rows has few negatives."""
+        """Fill batches of fewer than ``least`` rows from the largest, because small batches have few negatives."""
         largest = [(-len(rows), batch) for batch, rows in enumerate(self.batches) if len(rows) > least]
         heapq.heapify(largest)
         for batch in [batch for batch, rows in enumerate(self.batches) if 0 < len(rows) < least]:
@@ -216,13 +215,13 @@ class Packing:
                 heapq.heappush(largest, entry)
 
     def even_out(self, parts: int) -> list[int]:
-        """Move rows until the rows of every batch can be dealt in ``parts`` equal parts; the rows for which there is no place."""
+        """Move rows until every batch divides into ``parts`` equal parts. Returns the rows that fit nowhere."""
         uneven = deque(
             sorted((len(rows) % parts, batch) for batch, rows in enumerate(self.batches) if len(rows) % parts)
         )
         spare: list[int] = []
         while uneven:
-            over, batch = uneven.pop()  # that which lacks the fewest
+            over, batch = uneven.pop()  # the batch that lacks the fewest rows
             lacking = parts - over
             while uneven and len(spare) < lacking:
                 spare += self._cut(uneven.popleft()[1], parts)
@@ -253,9 +252,9 @@ class Epoch:
 
     Attributes:
         steps: The rows of each step, over all processes.
-        carried: Rows that did not fit the step that was being filled, and were carried over to a later one.
-        alone: Rows without a negative of their own that no other row can share a batch with: not used.
-        uneven: Rows that cannot be dealt equally to the processes: not used.
+        carried: Number of rows that did not fit the step being filled and were carried over to a later one.
+        alone: Rows without a negative that no other row can share a batch with; not used.
+        uneven: Rows that cannot be divided equally among the processes; not used.
     """
 
     steps: list[list[int]]
@@ -265,14 +264,14 @@ class Epoch:
 
 
 def pack(rows: list[int], texts: RepeatedTexts, size: int, parts: int, own_negatives: bool) -> Epoch:
-    """Put each row into one step of at most ``size`` rows, in the order given, so that no two rows of a step conflict.
+    """Put each row into one step of at most ``size`` rows, in the given order, so that no two rows of a step conflict.
 
     Args:
         rows: Rows that have the same number of negatives.
-        texts: What makes rows conflict.
+        texts: The repeated texts, which make rows conflict.
         size: Rows of a step, over all processes.
-        parts: How many processes a step is dealt to, equally.
-        own_negatives: Whether a row has negatives of its own, so that it can be alone in a step.
+        parts: Number of processes that share a step equally.
+        own_negatives: Whether rows have their own negatives, so that one can be alone in a step.
     """
     packing = Packing(texts, size)
     packing.add(rows)
@@ -284,7 +283,7 @@ def pack(rows: list[int], texts: RepeatedTexts, size: int, parts: int, own_negat
 
 
 def chunk(rows: list[int], size: int, parts: int) -> Epoch:
-    """Steps of ``size`` rows in the order given; none has a single row where that can be avoided."""
+    """Divide rows into steps of ``size``, in the given order. A step has a single row only if that cannot be avoided."""
     last = len(rows) % size // parts * parts
     used = len(rows) // size * size + last
     steps = [rows[start : min(start + size, used)] for start in range(0, used, size)]
@@ -294,7 +293,7 @@ def chunk(rows: list[int], size: int, parts: int) -> Epoch:
 
 
 def split(steps: list[list[int]], count: int, parts: int, smallest: int) -> list[list[int]] | None:
-    """The steps as ``count`` steps, the largest split in two; None where those would have fewer than ``smallest`` rows."""
+    """Split the largest steps in two until there are ``count``. Returns None if a part would have fewer than ``smallest`` rows."""
     if not steps:
         return None
     heap = [(-len(rows), number, rows) for number, rows in enumerate(steps)]

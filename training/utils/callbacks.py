@@ -1,4 +1,4 @@
-"""What a training run does at the library's events: it reports, checks that numbers are finite, and stops at a signal."""
+"""Trainer callbacks: report losses and scores, check that numbers are finite, and stop on a signal."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ logger = logging.getLogger(__name__)
 
 
 class Progress(ProgressCallback):
-    """A progress bar on standard error; the reports are lines of the log."""
+    """A progress bar on standard error. The reports go to the log."""
 
     def on_log(self, *args: Any, **kwargs: Any) -> None:
         pass
 
 
 class LossReport(TrainerCallback):
-    """Reports the mean loss since the last report, at each dimension, and of each data set where there are several."""
+    """Reports the mean loss since the last report at each dimension, and of each data set of a mixture."""
 
     def __init__(self) -> None:
         self._reset()
@@ -47,7 +47,7 @@ class LossReport(TrainerCallback):
         self._counts: dict[str, int] = defaultdict(int)
 
     def add(self, dataset_name: str | None, components: dict[int | str, torch.Tensor]) -> None:
-        """Count the losses of a batch in."""
+        """Add the losses of a batch."""
         prefix = f"loss_{dataset_name}_" if dataset_name else "loss_"
         for dim, value in components.items():
             key = f"{prefix}{dim}"
@@ -55,8 +55,8 @@ class LossReport(TrainerCallback):
             self._counts[key] += 1
 
     def take_means(self) -> dict[str, float]:
-        """The mean of each loss since the last call, over all processes."""
-        names = list(self._sums)  # the processes share each step's data set, so they have the same names
+        """Return the mean of each loss since the last call, over all processes."""
+        names = list(self._sums)  # all processes use the same data set in a step, so they have the same names
         if not names:
             return {}
         means = mean_over_processes(torch.stack([self._sums[name] / self._counts[name] for name in names]))
@@ -78,7 +78,7 @@ class LossReport(TrainerCallback):
             path.write_text(json.dumps(state), encoding="utf-8")
 
     def load(self, path: Path, device: torch.device) -> tuple[float, int]:
-        """Read what :meth:`save` wrote; returns the total loss and the step that it is summed from."""
+        """Read the sums that :meth:`save` wrote. Returns the total loss and the step at which its sum began."""
         state = json.loads(path.read_text(encoding="utf-8"))
         for name, (value, count) in state["losses"].items():
             self._sums[name] = torch.tensor(value, device=device)
@@ -94,7 +94,9 @@ class LossReport(TrainerCallback):
         for key, value in logs.items():
             if key.startswith("loss_"):
                 name, _, dim = key.removeprefix("loss_").rpartition("_")
-                parts[name or dim] += value  # a data set's, summed over the dimensions: the trackers have them all
+                parts[name or dim] += (
+                    value  # only the sum over the dimensions of each data set; the trackers get all values
+                )
         listed = ", ".join(f"{name}: {value:.3f}" for name, value in parts.items())
         logger.info("step %d of %d, loss %.4f (%s)", state.global_step, state.max_steps, logs["loss"], listed)
 
@@ -115,8 +117,8 @@ class DevReport(TrainerCallback):
 class EarlyStopping(TrainerCallback):
     """Ends training when the dev score has not risen for ``patience`` evaluations in a row.
 
-    The library's own callback counts in an attribute that no checkpoint keeps. This one reads the history, which every
-    checkpoint has, so that a resumed run ends at the same step.
+    The library's callback keeps its count in an attribute that checkpoints do not store. This one reads the history, which
+    every checkpoint stores, so that a resumed run ends at the same step.
     """
 
     def __init__(self, patience: int):
@@ -131,11 +133,11 @@ class EarlyStopping(TrainerCallback):
         if self.is_due(args, state):
             control.should_training_stop = True
             if state.is_world_process_zero:
-                logger.info("the dev score has not risen for %d evaluations: training ends here", self.patience)
+                logger.info("the dev score has not improved for %d evaluations: ending training", self.patience)
 
 
 class ResumedState(TrainerCallback):
-    """Brings back what the library leaves behind in the checkpoint that a run is resumed from."""
+    """Restores what the library does not restore from a checkpoint."""
 
     def __init__(self, trainer: MatryoshkaTrainer):
         self.trainer = trainer
@@ -145,34 +147,36 @@ class ResumedState(TrainerCallback):
         if checkpoint is None:
             return
         self.trainer.resumed_at_step = state.global_step
-        state.compute_steps(args, state.max_steps)  # those to log, evaluate and save at may differ from before
+        state.compute_steps(args, state.max_steps)  # the intervals of logging, evaluation and saving may have changed
         self._find_best(state, checkpoint.parent)
         self.trainer.load_loss_parameters(checkpoint)
-        if state.global_step < state.max_steps:  # else the run died after its last step, and has no more to report
+        if (
+            state.global_step < state.max_steps
+        ):  # otherwise the run ended after its last step and has nothing more to report
             self.trainer.load_loss_report(checkpoint)
 
     def _find_best(self, state: TrainerState, folder: Path) -> None:
-        """The best checkpoint so far, where the run's folder is now; without it the best is chosen from here on."""
+        """Return the best checkpoint so far in the current output directory. Without it, only later checkpoints compete."""
         if state.best_global_step is None:
             return
         best = folder / f"checkpoint-{state.best_global_step}"
         if reason := why_unusable(best):
-            logger.warning("the best checkpoint so far, %s, can no longer be chosen: %s", best, reason)
+            logger.warning("the best checkpoint so far, %s, cannot be used any more: %s", best, reason)
             state.best_metric = state.best_global_step = state.best_model_checkpoint = None
         else:
             state.best_model_checkpoint = str(best)
 
 
 class FiniteCheck(TrainerCallback):
-    """Before each optimizer step: ends the run where a loss or a gradient is not finite, in all processes alike."""
+    """Ends the run, in all processes, before an optimizer step if a loss or a gradient is not finite."""
 
     def __init__(self, trainer: MatryoshkaTrainer):
         self.trainer = trainer
-        # of the step to come: the loss, the data set's name, the inputs
+        # of the current step: the loss, the data set's name, the inputs
         self._batches: list[tuple[torch.Tensor, str | None, dict[str, Any]]] = []
 
     def add(self, loss: torch.Tensor, dataset_name: str | None, inputs: dict[str, Any]) -> None:
-        """Take a batch of the step to come into account."""
+        """Remember a batch of the current step."""
         self._batches.append((loss.detach(), dataset_name, inputs))
 
     def on_pre_optimizer_step(
@@ -180,10 +184,12 @@ class FiniteCheck(TrainerCallback):
     ) -> None:
         norm = self.trainer.grad_norm
         numbers = [loss for loss, *_ in self._batches]
-        if getattr(self.trainer.accelerator, "scaler", None) is None:  # fp16's tries too large a scale now and then
+        if (
+            getattr(self.trainer.accelerator, "scaler", None) is None
+        ):  # the scaler of fp16 occasionally tries too large a scale
             heads = loss_parameters(
                 self.trainer.loss, self.trainer.model
-            ).values()  # their gradients are not in the norm
+            ).values()  # the norm does not include their gradients
             numbers += [
                 torch.as_tensor(norm, device=args.device),
                 *(p.grad.norm() for p in heads if p.grad is not None),
@@ -194,7 +200,7 @@ class FiniteCheck(TrainerCallback):
         self._batches.clear()
 
     def _fail(self, norm: torch.Tensor | float, step: int) -> None:
-        """End the run in the words of the first process in which a loss is not finite, or else the first."""
+        """End the run with the message of the first process with a loss that is not finite, or of the first process."""
         wrong = [batch for batch in self._batches if not batch[0].isfinite()]
         loss, name, inputs = (wrong or self._batches)[0]
         of, several = f" of {name}" if name else "", not wrong and len(self._batches) > 1
@@ -210,11 +216,13 @@ class FiniteCheck(TrainerCallback):
         raise RunError(f"{message}: lower --learning_rate, or use --precision fp32; {checkpoint}")
 
     def _first_texts(self, inputs: dict[str, Any]) -> list[str]:
-        """The first text of each column of a batch, as the tokenizer gives it back."""
+        """Return the first text of each column of a batch, decoded by the tokenizer."""
         texts = []
         for key, ids in inputs.items():
             if key.endswith("input_ids"):
-                offsets = inputs.get(key.removesuffix("input_ids") + "offsets")  # static embeddings: texts end to end
+                offsets = inputs.get(
+                    key.removesuffix("input_ids") + "offsets"
+                )  # static embeddings: the texts are concatenated
                 first = ids[0] if offsets is None else ids[: offsets[1]] if len(offsets) > 1 else ids
                 decoded = self.trainer.model.tokenizer.decode(first.tolist(), skip_special_tokens=True)
                 text = " ".join(decoded.split())
@@ -223,27 +231,29 @@ class FiniteCheck(TrainerCallback):
 
 
 class StopOnSignal(TrainerCallback):
-    """At SIGINT or SIGTERM saves a checkpoint after the step, in all processes alike, and raises :class:`Stopped`."""
+    """On SIGINT or SIGTERM, saves a checkpoint after the current step, in all processes, and raises :class:`Stopped`."""
 
     def __init__(self) -> None:
         self._process = os.getpid()
-        self._received = 0  # the signal that came, in this process
-        self._agreed = 0  # the signal that came, in any process: the run ends after this step
+        self._received = 0  # the signal that this process received
+        self._agreed = 0  # the signal that any process received: the run ends after this step
         self._state: TrainerState | None = None
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """While this lasts, signals are heeded so."""
+        """Handle signals in this way within the context."""
         with on_signal(self._receive):
             yield
-            self._agree()  # on one that came after the last step
+            self._agree()  # for a signal that arrived after the last step
             self._end_if_agreed()
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if not self._received and os.getpid() == self._process:  # the data loader's processes inherit this
-            logger.info("%s: stopping after this step, with a checkpoint", signal.Signals(number).name)
+            logger.info("%s: saving a checkpoint after this step, then stopping", signal.Signals(number).name)
         self._received = number
-        if "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun passes on a Ctrl-C that the processes have had already
+        if (
+            "TORCHELASTIC_RUN_ID" not in os.environ
+        ):  # torchrun forwards a Ctrl-C that the processes have already received
             end_at_once_next_time()
 
     def _agree(self) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints that a run can trust: each ends with a manifest of its files, without which it is incomplete."""
+"""Checkpoints with a manifest: a checkpoint is complete only if its manifest, written last, matches its files."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ STATE = "trainer_state.json"
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a run's folder, oldest first, complete or not."""
+    """Return the checkpoints in an output directory, oldest first, complete or not."""
     paths = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
     return sorted(paths, key=lambda path: int(path.name.removeprefix("checkpoint-")))
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a run's folder that have all of their files, oldest first."""
+    """Return the checkpoints in an output directory that have all their files, oldest first."""
     return [path for path in checkpoints(folder) if why_unusable(path, contents=False) is None]
 
 
 def describe_last_checkpoint(folder: Path) -> str:
-    """What an error message says of the checkpoint to go back to."""
+    """Describe the checkpoint to resume from, for an error message."""
     complete = complete_checkpoints(folder)
     return f"the last complete checkpoint is {complete[-1]}" if complete else "there is no checkpoint yet"
 
 
 def seal(checkpoint: Path) -> None:
-    """Write the manifest, once every other file is on the disk: ``{file: {"bytes": ..., "sha256": ...}}``."""
+    """Write the manifest after all other files are on disk: ``{file: {"bytes": ..., "sha256": ...}}``."""
     files = {}
     for path in sorted(path for path in checkpoint.rglob("*") if path.is_file()):
         _sync(path)
@@ -50,10 +50,10 @@ def seal(checkpoint: Path) -> None:
 
 
 def why_unusable(checkpoint: Path, contents: bool = True) -> str | None:
-    """Why a checkpoint is incomplete or corrupt, or None where it is as it was written.
+    """Return why a checkpoint is incomplete or corrupt, or None if it is intact.
 
     Args:
-        contents: Read every file; otherwise only names and sizes are compared.
+        contents: Also read and compare the content of every file, not only names and sizes.
     """
     if not (checkpoint / MANIFEST).is_file():
         return f"it is not complete (no {MANIFEST})"
@@ -78,15 +78,15 @@ def why_unusable(checkpoint: Path, contents: bool = True) -> str | None:
 
 
 def is_latest(wanted: str) -> bool:
-    """Whether ``--resume_from_checkpoint`` asks for the newest checkpoint instead of naming one."""
+    """Return whether ``--resume_from_checkpoint`` asks for the newest checkpoint rather than naming one."""
     return wanted.lower() in ("latest", "true")
 
 
 def find_checkpoint(folder: Path, wanted: str) -> Path:
-    """The checkpoint to resume from: the newest usable one of ``folder`` for ``latest``, else the path that is ``wanted``.
+    """Return the checkpoint to resume from: for ``latest`` the newest usable one in ``folder``, otherwise the path ``wanted``.
 
     Raises:
-        RunError: There is none, or it is incomplete or corrupt.
+        RunError: There is no such checkpoint, or it is incomplete or corrupt.
     """
     paths = checkpoints(folder)
     if not is_latest(wanted):
@@ -94,13 +94,13 @@ def find_checkpoint(folder: Path, wanted: str) -> Path:
             listed = f"; {folder} has {', '.join(path.name for path in paths)}" if paths else ""
             raise RunError(f"--resume_from_checkpoint {wanted} is not a checkpoint{listed}")
         if reason := why_unusable(Path(wanted)):
-            raise RunError(f"--resume_from_checkpoint {wanted}: {reason}; 'latest' takes the newest usable one")
+            raise RunError(f"--resume_from_checkpoint {wanted}: {reason}; 'latest' uses the newest complete one")
         return Path(wanted)
     for path in reversed(paths):
         reason = why_unusable(path)
         if reason is None:
             return path
-        logger.warning("%s is skipped: %s", path, reason)
+        logger.warning("skipping %s: %s", path, reason)
     if paths:
         raise RunError(
             f"{folder} has no usable checkpoint to resume from: start again, with --overwrite_output_dir instead of --resume_from_checkpoint"
@@ -109,7 +109,7 @@ def find_checkpoint(folder: Path, wanted: str) -> Path:
 
 
 def remove_incomplete(folder: Path) -> None:
-    """Remove incomplete checkpoints, so that none is counted, or kept, in place of a complete one."""
+    """Remove incomplete checkpoints, so that none counts towards the limit in place of a complete one."""
     for path in checkpoints(folder):
         if reason := why_unusable(path, contents=False):
             logger.info("removing %s: %s", path, reason)
@@ -122,7 +122,7 @@ def _sha256(path: Path) -> str:
 
 
 def _sync(path: Path) -> None:
-    """Flush a file, or the names in a folder, to the disk."""
+    """Flush a file, or the entries of a folder, to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -131,7 +131,7 @@ def _sync(path: Path) -> None:
 
 
 def resume_command() -> str:
-    """This command, with the flag that resumes from the latest checkpoint."""
+    """Return the current command with the flag that resumes from the latest checkpoint."""
     flag, words = "--resume_from_checkpoint", sys.argv[1:]
     words = [
         word
