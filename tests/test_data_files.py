@@ -268,7 +268,7 @@ def test_scores_are_brought_to_0_and_1(tmp_path, hub):
     )
     found = load_training_data(entry(path, "cosent", score_range=[1, 5]))
     assert found["score"][:] == [0.0, 1.0, 0.25, 0.5]
-    with pytest.raises(RunError, match="row 2: the score 5 is outside 0..1; give the data set's 'score_range'"):
+    with pytest.raises(RunError, match="row 2: the score 5 is outside 0..1; set 'score_range' for this data set"):
         load_training_data(entry(path, "cosent"))
 
 
@@ -326,7 +326,11 @@ def test_dev_sets_of_ones_own(hub, tmp_path):
     dev, test = load_dev_sets([str(write_rows(tmp_path / "parallel.csv", parallel)), str(path)], "en")
     assert dev["parallel"] == {"source": ["e0", "e1", "e2"], "target": ["a0", "a1", "a2"]} and test == {}
     assert list(dev) == ["parallel", "mine"]
-    for names, message in ((["none", "en"], "'none' stands alone"), (["fr"], "'fr' is neither"), ([], "--dev_data")):
+    for names, message in (
+        (["none", "en"], "'none' cannot be combined"),
+        (["fr"], "'fr' is neither"),
+        ([], "--dev_data"),
+    ):
         with pytest.raises(UsageError, match=message):
             load_dev_sets(names, "en")
 

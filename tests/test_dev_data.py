@@ -38,7 +38,7 @@ def test_test_pairs_are_removed_in_either_order_and_shared_sentences_counted():
 
 
 def test_a_dev_set_that_is_a_test_set_is_an_error():
-    with pytest.raises(RunError, match="dev set dev: 0 of 4 pairs are not pairs of a test set"):
+    with pytest.raises(RunError, match="dev set dev: only 0 of 4 pairs are not test pairs"):
         without_test_pairs({"dev": PAIRS}, {"test": PAIRS})
 
 
@@ -62,7 +62,7 @@ def test_names_and_files_are_no_hub_data_sets(name):
 
 @pytest.mark.parametrize("text", ["o/x:a:b:c", "o/x:a:"])
 def test_a_malformed_name_is_a_usage_error(text):
-    with pytest.raises(UsageError, match="give path, path:config or path:config:split"):
+    with pytest.raises(UsageError, match="use path, path:config or path:config:split"):
         parse_spec(text)
 
 
@@ -130,5 +130,5 @@ def test_a_run_takes_dev_sets_of_all_kinds_and_records_what_was_removed(graded, 
 
 def test_what_is_not_a_dev_set_is_one_line(fails, graded):
     fails(1, "not found on the Hub", "training/matryoshka_nli.py", "--dev_data", "tiny/absent")
-    fails(2, "give path, path:config", "training/matryoshka_nli.py", "--dev_data", "tiny/graded:a:b:c")
-    fails(2, "'none' stands alone", "training/matryoshka_nli.py", "--dev_data", "none", "tiny/graded")
+    fails(2, "use path, path:config", "training/matryoshka_nli.py", "--dev_data", "tiny/graded:a:b:c")
+    fails(2, "'none' cannot be combined", "training/matryoshka_nli.py", "--dev_data", "none", "tiny/graded")

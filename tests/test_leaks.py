@@ -48,7 +48,7 @@ def test_rows_that_share_a_sentence_are_left_out(caplog):
         kept, record = drop_leaks({"mine": (FILE, dataset)}, HELD, keep=False)
     assert kept["mine"]["anchor"][:] == ["one", "two", "three"] and kept["mine"]["label"][:] == [0, 2, 4]
     assert record == {"kept": False, "rows": {"mine": {"dev": 2}}, "not_checked": []}
-    assert caplog.messages == ["mine: 2 of 5 rows are left out, since they share sentences with dev (2)"]
+    assert caplog.messages == ["mine: 2 of 5 rows removed; they share sentences with dev (2)"]
 
 
 def test_they_may_be_kept_and_are_counted_all_the_same(caplog):
@@ -57,7 +57,7 @@ def test_they_may_be_kept_and_are_counted_all_the_same(caplog):
         kept, record = drop_leaks({"mine": (FILE, dataset)}, HELD, keep=True)
     assert kept["mine"] is dataset
     assert record == {"kept": True, "rows": {"mine": {"dev": 1}}, "not_checked": []}
-    assert "1 of 3 rows would be left out but for --keep_leaks" in caplog.text
+    assert "1 of 3 rows kept because of --keep_leaks" in caplog.text
 
 
 def test_a_row_counts_once_for_each_set_and_any_column_counts(monkeypatch):
@@ -72,7 +72,7 @@ def test_a_row_counts_once_for_each_set_and_any_column_counts(monkeypatch):
 
 
 def test_a_data_set_that_is_all_leaks():
-    with pytest.raises(RunError, match="mine: 1 rows are left .* --keep_leaks keeps them"):
+    with pytest.raises(RunError, match="mine: 1 rows remain .* --keep_leaks keeps them"):
         drop_leaks({"mine": (FILE, rows(["a man walks", "A man walks", "one"]))}, HELD, keep=False)
 
 

@@ -249,7 +249,7 @@ def test_pairs_of_the_hub_become_a_file_that_trains(leaky, cli, call, tiny_model
     done = cli(MINE, tiny_model, *flags)
     assert done.code == 0, done.err
     assert done.out == f"{out}\n" and "Traceback" not in done.err
-    assert "2 of 42 rows are left out" in done.err
+    assert "2 of 42 rows removed" in done.err
     table = pd.read_parquet(out)
     assert list(table) == ["anchor", "positive", "negative_1", "negative_2"] and len(table) == 40
     assert not table.isna().any(axis=None)

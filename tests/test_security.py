@@ -154,7 +154,7 @@ def test_code_of_a_model_needs_the_flag(call, fails, with_code, tmp_path):
     data = write_pairs(tmp_path / "mine.jsonl", pairs_of(6))
     flags = ("--data", data, "--calibration_data", "none", "--dims", "64", "--output_dir", tmp_path / "out")
     said = fails(1, "--trust_remote_code", STS, "--model_name", with_code, *flags)
-    assert str(with_code) in said and "Python code of its own" in said
+    assert str(with_code) in said and "its own Python code" in said
     fails(1, "--trust_remote_code", NLI, with_code, "--output_dir", tmp_path / "run")
     assert not (tmp_path / "owned").exists()
     done = call(STS, "--model_name", with_code, *flags, "--trust_remote_code")

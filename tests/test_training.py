@@ -428,7 +428,7 @@ def test_mistakes_end_in_one_line(fails, tmp_path, code, message, args):
             "no column for 'sentence1'; found anchor, positive, negative",
             {"path": "sentence-transformers/all-nli", "name": "triplet", "loss": "softmax"},
         ),
-        (1, "outside 0..1; give the data set's 'score_range'", {"path": "mteb/stsbenchmark-sts", "loss": "cosent"}),
+        (1, "outside 0..1; set 'score_range' for this data set", {"path": "mteb/stsbenchmark-sts", "loss": "cosent"}),
         (2, "'name' and 'split' are for data sets on the Hub", {"path": "x.csv", "split": "dev", "loss": "mnrl"}),
         (2, "'name' and 'split' are for data sets on the Hub", {"path": "x.csv", "name": "triplet", "loss": "mnrl"}),
     ],

@@ -1,4 +1,4 @@
-"""Brings the columns of a data set into those that its loss reads: which are read, how rows are expanded, which are unusable."""
+"""Maps the columns of a data set to those that its loss reads, expands lists, and removes unusable rows."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ logger = logging.getLogger(__name__)
 
 NUMBERED = re.compile(r"negative_?(\d+)")
 LABELS = ("label", "labels")
-# other names of columns that hold lists, one row's positives or negatives
+# other names of columns that hold lists of positives or negatives
 POSITIVES, NEGATIVES = ("positives", "pos"), ("negatives", "neg")
 SCORES = ("score", "scores", "similarity")
-ADVICE = "; correct the row, or give --drop_unusable_rows to remove such rows"
+ADVICE = "; correct the row, or add --drop_unusable_rows to remove such rows"
 
 
 def map_columns(
@@ -34,7 +34,7 @@ def map_columns(
     chosen: dict[str, str] | None,
     optional: Iterable[str] = (),
 ) -> dict[str, str]:
-    """Which column of a data set plays which role, ``{role: column}``, in the order of the roles.
+    """Return the column for each role, ``{role: column}``, in the order of the roles.
 
     Raises:
         UsageError: ``chosen`` names a role that the loss does not have.
@@ -65,10 +65,10 @@ def map_columns(
 
 
 def select_columns(where: str, dataset: Dataset, entry: DatasetEntry) -> tuple[Dataset, list[str]]:
-    """A data set with the columns that the loss of an entry reads, under their names and in their order.
+    """Select and rename the columns that the loss of an entry reads.
 
     For a contrastive loss these are ``anchor``, ``positive``, any number of negatives (``negative``, ``negative_1``, ...), and
-    ``label`` where the data set has it. Positives and negatives may be lists.
+    ``label`` if the data set has it. Positives and negatives may be lists.
 
     Returns:
         The data set, and the columns that are not used.
@@ -83,7 +83,9 @@ def select_columns(where: str, dataset: Dataset, entry: DatasetEntry) -> tuple[D
         roles |= {name: () for name in sorted(numbered, key=numbered.__getitem__)} | {"label": LABELS[1:]}
         optional |= {*numbered, "label"}
     mapped = map_columns(where, dataset.column_names, roles, entry.columns, optional)
-    if loss.contrastive and entry.columns is not None and "label" not in mapped:  # it says which rows are pairs
+    if (
+        loss.contrastive and entry.columns is not None and "label" not in mapped
+    ):  # it says which rows are positive pairs
         for name in LABELS:
             if name in dataset.column_names and name not in mapped.values() and _are_binary(dataset[name][:]):
                 mapped["label"] = name
@@ -106,18 +108,18 @@ def _are_binary(labels: list[Any]) -> bool:
 
 
 def expand(where: str, dataset: Dataset, unused: list[str], refuse: bool) -> Dataset:
-    """Rows of ``anchor``, ``positive`` and negatives, from lists of them and from labelled pairs.
+    """Turn lists of positives or negatives and labelled pairs into rows of ``anchor``, ``positive`` and negatives.
 
-    A list of positives becomes a row for each; a list of negatives, a column for each, where those that a row lacks are empty.
-    With a list of labels, the texts of the list ``positive`` are positives where it has 1, and negatives where it has 0. With
-    a label for each row, the rows with 0 are removed.
+    A list of positives becomes one row for each; a list of negatives becomes one column for each, empty where a row has fewer.
+    With a list of labels, the texts in the list ``positive`` labelled 1 are positives and those labelled 0 negatives. With one
+    label per row, rows labelled 0 are removed.
 
     Args:
         unused: The columns that are not read.
-        refuse: Whether an empty text in a list is an error; else it is removed.
+        refuse: Whether an empty text in a list is an error; otherwise it is removed.
 
     Raises:
-        RunError: A label is neither 0 nor 1, none is 1, lists do not say which texts are positive, or have an empty text.
+        RunError: A label is neither 0 nor 1, no label is 1, nothing says which texts of a list are positive, or a text is empty.
     """
     lists = [name for name in dataset.column_names if _is_list(dataset, name)]
     labelled = "label" in lists
@@ -153,9 +155,9 @@ def expand(where: str, dataset: Dataset, unused: list[str], refuse: bool) -> Dat
         against = [text for text in against if _is_text(text)]
         rows += [(values["anchor"], text, against) for text in texts if _is_text(text)]
     if blank:
-        logger.warning("%s: %d empty texts or lists are removed", where, blank)
+        logger.warning("%s: %d empty texts or lists removed", where, blank)
     if len(rows) != len(dataset):
-        logger.info("%s: %d rows, one for each positive, of %d", where, len(rows), len(dataset))
+        logger.info("%s: expanded to %d rows, one for each positive, from %d", where, len(rows), len(dataset))
     table = {"anchor": [anchor for anchor, _, _ in rows], "positive": [positive for _, positive, _ in rows]}
     return _new(table, [against for _, _, against in rows])
 
@@ -165,8 +167,8 @@ def _is_text(value: Any) -> bool:
 
 
 def _new(table: dict[str, list[str]], negatives: list[list[str]]) -> Dataset:
-    """Rows with as many columns of negatives as the most that a row has; those that another lacks are empty:
-    sentence-transformers' model card wants a string in every column, and :class:`training.utils.sampling.Collator` removes them.
+    """Give every row as many columns of negatives as the row with the most. Missing negatives are empty strings, because the
+    model card of sentence-transformers needs a string in every column; :class:`training.utils.sampling.Collator` removes them.
     """
     from datasets import Dataset, Features, Value
 
@@ -190,16 +192,16 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def _keep_positive_pairs(where: str, dataset: Dataset) -> Dataset:
-    """The rows whose ``label`` is 1, without it."""
+    """Return the rows whose ``label`` is 1, without the label."""
     labels = dataset["label"][:]
     for row, label in enumerate(labels, 1):
         if not _are_binary([label]):
             raise RunError(
-                f"{where}, row {row}: column 'label' must be 1 for a positive pair and 0 for another under a contrastive loss, not {label!r}; say which columns to read with 'columns' in a --config file, or choose another loss"
+                f"{where}, row {row}: column 'label' must be 1 (positive pair) or 0 for a contrastive loss, not {label!r}; say which columns to read with 'columns' in a --config file, or choose another loss"
             )
     positive = np.array([float(label) == 1 for label in labels], dtype=bool)
     if not positive.any():
-        raise RunError(f"{where}: no row has the label 1, that of a positive pair")
+        raise RunError(f"{where}: no row has the label 1 (positive pair)")
     logger.info(
         "%s: %d of %d rows have the label 1 and are kept as positive pairs; %d with label 0 are removed",
         where,
@@ -211,12 +213,12 @@ def _keep_positive_pairs(where: str, dataset: Dataset) -> Dataset:
 
 
 def _join_negatives(where: str, dataset: Dataset, negatives: list[str]) -> Dataset:
-    """The columns of negatives as ``negative_1``, ..., where those that a row lacks come last and are empty."""
+    """Rename the columns of negatives to ``negative_1``, ... A row's missing negatives come last and are empty."""
     if len(negatives) < 2:
         return dataset.rename_columns({name: "negative" for name in negatives if name != "negative"})
     blank = np.stack([find_blank(where, dataset, name) for name in negatives], axis=1)
     if not blank.any():
-        for prefix in ("-", ""):  # in two steps, since some of the new names may be there already
+        for prefix in ("-", ""):  # in two steps, because some of the new names may exist already
             names = [f"{prefix}negative_{place + 1}" for place in range(len(negatives))]
             dataset = dataset.rename_columns(dict(zip(negatives, names, strict=True)))
             negatives = names
@@ -227,14 +229,14 @@ def _join_negatives(where: str, dataset: Dataset, negatives: list[str]) -> Datas
     return _new(table, [[text for text, gone in zip(*row, strict=True) if not gone] for row in rows])
 
 
-# Rows that nothing can be learnt from
+# Unusable rows
 
 
 def drop_unusable(where: str, dataset: Dataset, refuse: bool) -> Dataset:
-    """A data set without the rows that lack a text, a label or a score. Lists are not looked at; see :func:`expand`.
+    """Remove the rows that lack a text, a label or a score. Lists are checked by :func:`expand`.
 
     Args:
-        refuse: Such a row is an error: the user can correct it.
+        refuse: Whether such a row is an error, because the user can correct it.
 
     Raises:
         RunError: A row lacks a value; the message names row and column.
@@ -261,7 +263,7 @@ def drop_unusable(where: str, dataset: Dataset, refuse: bool) -> Dataset:
         elif name == "score":
             problem = f"must be a finite number, not {value!r}"
         elif "positive" in dataset.column_names:
-            problem = f"must be 1 for a positive pair and 0 for another, not {value!r}"
+            problem = f"must be 1 (positive pair) or 0, not {value!r}"
         else:
             problem = f"must be a class number from 0, not {value!r}"
         raise RunError(f"{where}, row {row + 1}: column {name!r} {problem}{ADVICE}")
@@ -281,7 +283,7 @@ def _lacks_score(value: Any) -> bool:
 
 
 def _lacks_label(value: Any) -> bool:
-    """Whether a label is none: data sets write -1 where annotators disagreed (SNLI) or where it is withheld (GLUE's tests)."""
+    """Return whether a label is missing: data sets use -1 if annotators disagreed (SNLI) or if labels are withheld (GLUE's tests)."""
     if _lacks_score(value):
         return True
     try:
@@ -291,19 +293,19 @@ def _lacks_label(value: Any) -> bool:
 
 
 def scale_scores(where: str, values: list[Any], entry: DatasetEntry) -> list[float]:
-    """Scores from 0 to 1."""
+    """Rescale scores to 0..1."""
     low, high = entry.score_range or (0.0, 1.0)
     scores = [(number(where, row, "score", value) - low) / (high - low) for row, value in enumerate(values, 1)]
     for row, score in enumerate(scores, 1):
         if not -1e-9 <= score <= 1 + 1e-9:
             raise RunError(
-                f"{where}, row {row}: the score {values[row - 1]} is outside {low:g}..{high:g}; give the data set's 'score_range'"
+                f"{where}, row {row}: the score {values[row - 1]} is outside {low:g}..{high:g}; set 'score_range' for this data set"
             )
     return scores
 
 
 def class_numbers(where: str, values: list[Any]) -> list[int]:
-    """Labels as class numbers from 0."""
+    """Convert labels to class numbers from 0."""
     for row, value in enumerate(values, 1):
         label = number(where, row, "label", value)
         if isinstance(value, bool) or label != int(label) or label < 0:

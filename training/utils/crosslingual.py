@@ -1,8 +1,8 @@
-"""Rows across languages: a data set in one language, and parallel sentences that its texts are among.
+"""Cross-lingual rows: replaces texts of a data set by their translations in parallel sentences.
 
-The premises and hypotheses of an English NLI triplet have translations in the parallel sentences of XNLI. An English anchor with
-an Arabic positive and negative, and the reverse, teach a model to compare meanings across languages, where translations alone
-teach it to find them.
+For example, the parallel sentences of XNLI translate the premises and hypotheses of English NLI triplets. An English anchor with an
+Arabic positive and negative, or the reverse, teaches a model to compare meanings across languages. Translations alone only teach
+it to match equal meanings.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ NUMBERS = ("score", "label")
 
 
 def translate_rows(dataset: Dataset, translations: dict[str, str], which: list[str]) -> Dataset:
-    """The rows of a data set with some of their texts replaced by translations; rows that lack one are left out.
+    """Replace texts of a data set by their translations. Rows without the required translations are removed.
 
     Args:
-        dataset: Texts in two columns or more, the first of which is compared with the others; scores and labels stay.
-        translations: The translation of a text, by the text without surrounding space.
-        which: ``first`` (translate the first text), ``others`` (all but the first) or ``all``; the rows of each come one
-            after the other.
+        dataset: Texts in two or more columns; the first is compared with the others. Scores and labels do not change.
+        translations: Translations by text, without surrounding whitespace.
+        which: ``first`` (translate the first text), ``others`` (all but the first) or ``all``. The rows of several are
+            concatenated.
 
     Raises:
-        RunError: No row has the translations.
+        RunError: No row has the required translations.
     """
     from datasets import Dataset
 
@@ -52,10 +52,10 @@ def translate_rows(dataset: Dataset, translations: dict[str, str], which: list[s
 
 
 def load_translations(spec: str) -> dict[str, str]:
-    """English texts and their translations from parallel sentences on the Hub (``path:config:split``) or in a file.
+    """Load English texts and their translations from parallel sentences on the Hub (``path:config:split``) or in a file.
 
     Raises:
-        UsageError, RunError: They cannot be had, or lack the columns ``english`` and ``non_english``.
+        UsageError, RunError: They cannot be loaded, or have no columns ``english`` and ``non_english``.
     """
     from training.utils.dev_data import is_hub_spec, load_dev_dataset, parse_spec
     from training.utils.options import DevEntry
@@ -63,12 +63,12 @@ def load_translations(spec: str) -> dict[str, str]:
     entry = parse_spec(spec, split="train") if is_hub_spec(spec) else DevEntry(spec)
     rows = load_dev_dataset(entry)
     if "source" not in rows:
-        raise RunError(f"{spec}: scored pairs where parallel sentences are needed")
+        raise RunError(f"{spec}: these are scored pairs; parallel sentences are needed")
     return {source.strip(): target for source, target in zip(rows["source"], rows["target"], strict=True)}
 
 
 def with_translations(dataset: Dataset, entry: DatasetEntry) -> Dataset:
-    """The data set as its entry wants it: as it is, or translated in part."""
+    """Translate a data set as its entry says, if it says so."""
     if entry.translations is None:
         return dataset
     try:
@@ -76,6 +76,6 @@ def with_translations(dataset: Dataset, entry: DatasetEntry) -> Dataset:
     except RunError as error:
         raise RunError(f"{entry.path}: {error}") from None
     logger.info(
-        "%s: %d rows across languages, with %s translated", entry.path, len(translated), ", ".join(entry.translate)
+        "%s: %d cross-lingual rows, with %s translated", entry.path, len(translated), ", ".join(entry.translate)
     )
     return translated

@@ -1,4 +1,4 @@
-"""Training data in the columns that each loss wants, and the sets that the best checkpoint is chosen on."""
+"""Loads training data in the columns that each loss reads, and the dev sets that choose the best checkpoint."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NLI_TRIPLETS = {
 
 @dataclass(frozen=True)
 class STSData:
-    """The scored pairs of a language, for choosing a checkpoint (dev) and for the last word on it (test)."""
+    """The scored pairs of a language, to choose a checkpoint (dev) and to score it at the end (test)."""
 
     path: str
     dev: str
@@ -48,7 +48,7 @@ STS = {
     "ar": STSData("Omartificial-Intelligence-Space/Arabic-stsb", dev="validation", test=None),
 }
 
-# Translations to be found: the development splits of parallel sentences.
+# Translation retrieval: the dev splits of parallel sentences
 PARALLEL = {"en-ar": "sentence-transformers/parallel-sentences-tatoeba"}
 TRANSLATIONS = {"source": ("english",), "target": ("non_english",)}
 
@@ -56,17 +56,17 @@ TRANSLATIONS = {"source": ("english",), "target": ("non_english",)}
 def load_training_data(
     entry: DatasetEntry, max_train_samples: int | None = None, drop_unusable_rows: bool = False
 ) -> Dataset:
-    """A data set in the columns that its loss reads: ``anchor, positive`` and negatives (``negative``, or ``negative_1``, ...,
+    """Load a data set in the columns that its loss reads: ``anchor, positive`` and negatives (``negative``, or ``negative_1``, ...,
     empty where a row has fewer) for ``mnrl`` and ``gist``, ``sentence1, sentence2, score`` with scores from 0 to 1 for
     ``cosent``, ``angle`` and ``cosine``, ``sentence1, sentence2, label`` for ``softmax``, ``sentence[, translation]`` for
     ``distill``, whose targets :func:`training.utils.teacher.add_targets` adds.
 
     Args:
-        drop_unusable_rows: Remove the rows of a user's own file that lack a value. Those of a Hub data set, which a user cannot
-            correct, are always removed. The log has their number.
+        drop_unusable_rows: Remove rows of the user's own file that lack a value. Such rows of a Hub data set, which the user cannot
+            correct, are always removed. The log reports their number.
 
     Raises:
-        UsageError, RunError: It cannot be had, has no rows, or lacks a column or a value; the message says which.
+        UsageError, RunError: The data set cannot be loaded, has no rows, or lacks a column or a value; the message says which.
     """
     from datasets import Dataset
 
@@ -90,7 +90,7 @@ def load_training_data(
         if not negative_columns(dataset.column_names) and (
             ignored := [name for name in unused if name in (*LABELS, *SCORES)]
         ):
-            logger.warning("%s: every row is trained on as a positive pair, whatever its %s", where, ", ".join(ignored))
+            logger.warning("%s: every row is used as a positive pair, whatever its %s", where, ", ".join(ignored))
     if len(dataset) < 2:
         raise RunError(f"{where}: {'one usable row' if len(dataset) else 'no usable row'}; training needs at least 2")
     if "score" in dataset.column_names:
@@ -115,7 +115,7 @@ def _with_column(dataset: Dataset, name: str, values: list[Any]) -> Dataset:
 def load_dev_sets(
     names: list[str], language: str
 ) -> tuple[dict[str, dict[str, list[Any]]], dict[str, dict[str, list[Any]]]]:
-    """The sets that a checkpoint is chosen on, and the test splits of those that have one.
+    """Load the dev sets that choose a checkpoint, and the test splits of those that have one.
 
     Args:
         names: ``auto`` (the STS set of ``language``), a language, a pair of languages, a file, or ``none``. A file holds scored
@@ -126,14 +126,14 @@ def load_dev_sets(
         for translations ``source``, ``target``.
 
     Raises:
-        UsageError, RunError: A name is none of these, two sets have the same, or a set cannot be had.
+        UsageError, RunError: A name is unknown or used twice, or a set cannot be loaded.
     """
     dev: dict[str, dict[str, list[Any]]] = {}
     test: dict[str, dict[str, list[Any]]] = {}
     if not names:
-        raise UsageError("--dev_data is empty: give auto, a language, a file, or none")
+        raise UsageError("--dev_data is empty: use auto, a language, a file, or none")
     if "none" in names and len(names) > 1:
-        raise UsageError("--dev_data: 'none' stands alone")
+        raise UsageError("--dev_data: 'none' cannot be combined with other sets")
 
     def add(name: str, rows: dict[str, list[Any]]) -> None:
         if name in dev:
@@ -178,7 +178,7 @@ def _load_sts(path: str, split: str) -> dict[str, list[Any]]:
 
 
 def _usable(where: str, dataset: Dataset, mapped: dict[str, str], own: bool) -> Dataset:
-    """The columns ``mapped`` under the names of their roles, without the rows of a Hub data set that lack a value."""
+    """Rename the ``mapped`` columns to their roles, and remove incomplete rows of a Hub data set."""
     dataset = dataset.select_columns(list(mapped.values())).rename_columns(
         {column: role for role, column in mapped.items() if column != role}
     )

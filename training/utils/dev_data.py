@@ -1,9 +1,9 @@
-"""Development data from anywhere, and honest: no dev pair is a test pair, and the dev mean comes with its interval.
+"""Loads dev sets from any source, removes pairs that are also test pairs, and computes the dev mean with its interval.
 
-A dev set is an entry of ``dev_data``: the name of one that the scripts know, a file, or a data set on the Hub, written as
-``path``, ``path:config`` or ``path:config:split``; or an entry of ``dev_datasets`` in a --config file, which can also say which
-column is which. All 250 pairs of STS17 en-en are in the STS Benchmark, 125 of them in the split that checkpoints are chosen on,
-so pairs of the test sets are removed here.
+A dev set is an entry of ``dev_data``: a known name, a file, or a data set on the Hub, written as ``path``, ``path:config`` or
+``path:config:split``. It can also be an entry of ``dev_datasets`` in a --config file, which can map columns. All 250 pairs of STS17
+en-en are in the STS Benchmark, 125 of them in the split that chooses checkpoints. Therefore pairs of the test sets are removed
+here.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ Sets = dict[str, dict[str, list[Any]]]
 
 
 def load_development_data(config: TrainingConfig, language: str) -> tuple[Sets, Sets, dict[str, Any]]:
-    """The dev sets of a run without the pairs of its test sets, its own test sets, and what to record of the check.
+    """Load a run's dev sets without pairs of the test sets, its test sets, and the result of the check for the record.
 
     Returns:
-        The dev and test sets as :func:`training.utils.data_loading.load_dev_sets` gives them, and for each dev set the
-        pairs removed and those that share one sentence with a test set.
+        The dev and test sets as :func:`training.utils.data_loading.load_dev_sets` returns them, and for each dev set the
+        number of pairs removed, and of pairs that share one sentence with a test set.
 
     Raises:
-        UsageError, RunError: A set cannot be had, or has too few pairs without those of the test sets.
+        UsageError, RunError: A set cannot be loaded, or too few pairs remain without those of the test sets.
     """
     named = [name for name in config.dev_data if not is_hub_spec(name)]
     specs = {label_of(name): parse_spec(name) for name in config.dev_data if is_hub_spec(name)}
     for name, entry in config.dev_datasets.items():
         if name in specs:
-            raise UsageError(f"'dev_datasets': --dev_data has a set of the name {name!r} too: rename one")
+            raise UsageError(f"'dev_datasets': --dev_data also has a set named {name!r}: rename one")
         specs[name] = entry
     if "none" in named and specs:
-        raise UsageError("--dev_data: 'none' stands alone")
+        raise UsageError("--dev_data: 'none' cannot be combined with other sets")
     dev, test = load_dev_sets(named, language) if named or not specs else ({}, {})
     for name, entry in specs.items():
         if name in dev:
@@ -61,35 +61,35 @@ def load_development_data(config: TrainingConfig, language: str) -> tuple[Sets, 
 
 
 def is_hub_spec(name: str) -> bool:
-    """Whether an item of ``dev_data`` is a data set on the Hub: ``organisation/name``, perhaps with ``:config:split``."""
+    """Return whether an item of ``dev_data`` is a data set on the Hub: ``organisation/name``, optionally with ``:config:split``."""
     path = name.split(":")[0]
     return path.count("/") == 1 and not is_file_name(name) and not is_file_name(path)
 
 
 def parse_spec(text: str, split: str = "validation") -> DevEntry:
-    """``path``, ``path:config`` or ``path:config:split`` as an entry; an empty config is the data set's default one.
+    """Parse ``path``, ``path:config`` or ``path:config:split``; an empty config is the data set's default.
 
     Raises:
-        UsageError: There are more parts, or an empty split.
+        UsageError: There are more than three parts, or the split is empty.
     """
     parts = text.split(":")
     if len(parts) > 3 or (len(parts) == 3 and not parts[2]):
-        raise UsageError(f"{text}: give path, path:config or path:config:split")
+        raise UsageError(f"{text}: use path, path:config or path:config:split")
     name = parts[1] or None if len(parts) > 1 else None
     return DevEntry(parts[0], name, parts[2] if len(parts) == 3 else split)
 
 
 def label_of(text: str) -> str:
-    """The name that a dev set from the Hub goes by: ``loopback/x:en-ar:dev`` is ``x-en-ar-dev``."""
+    """Return the name of a dev set from the Hub: ``org/x:en-ar:dev`` is ``x-en-ar-dev``."""
     path, *others = text.split(":")
     return "-".join([path.split("/")[-1], *filter(None, others)])
 
 
 def load_dev_dataset(entry: DevEntry) -> dict[str, list[Any]]:
-    """Scored pairs (``sentence1``, ``sentence2``, ``score``) or translations (``source``, ``target``) from the Hub or a file.
+    """Load scored pairs (``sentence1``, ``sentence2``, ``score``) or translations (``source``, ``target``) from the Hub or a file.
 
     Raises:
-        UsageError, RunError: It cannot be had, or has the columns of neither; the message lists those found.
+        UsageError, RunError: It cannot be loaded, or has the columns of neither; the message lists its columns.
     """
     from pathlib import Path
 
@@ -113,12 +113,12 @@ def load_dev_dataset(entry: DevEntry) -> dict[str, list[Any]]:
 
 
 def benchmark_pairs() -> Sets:
-    """The test sets of the field that checkpoints must not be chosen on; one that cannot be had is named in a warning."""
+    """Load the benchmark test sets that must not choose checkpoints. A warning names a set that cannot be loaded."""
     sets: Sets = {}
     for task, subsets in BENCHMARK.items():
         try:
             _, pairs, _ = load_pairs(task, None, subsets, [], explicit=False)
-        except Exception as error:  # whatever is wrong with a set that this run does not need
+        except Exception as error:  # the run does not need this set, so that no failure may end it
             logger.warning("dev pairs are not compared with %s: %s", task, one_line(error))
             continue
         sets |= {task if subset == "default" else f"{task} {subset}": rows for subset, rows in pairs.items()}
@@ -126,9 +126,9 @@ def benchmark_pairs() -> Sets:
 
 
 def without_test_pairs(dev: Sets, tests: Sets) -> tuple[Sets, dict[str, Any]]:
-    """Dev sets without the pairs that are pairs of a test set, in either order, as normalised.
+    """Remove dev pairs that are test pairs, in either order, after normalisation.
 
-    Pairs that share one sentence with a test set remain, and are counted.
+    Pairs that share one sentence with a test set are counted and kept.
 
     Returns:
         The dev sets, and ``{set: {"rows": ..., "test_pairs_removed": {test set: n}, "share_a_sentence": n}}``.
@@ -154,13 +154,13 @@ def without_test_pairs(dev: Sets, tests: Sets) -> tuple[Sets, dict[str, Any]]:
         shared = sum(bool(pairs[row] & sentences) for row in keep)
         if len(keep) < 3:
             raise RunError(
-                f"dev set {name}: {len(keep)} of {len(pairs)} pairs are not pairs of a test set; use another"
+                f"dev set {name}: only {len(keep)} of {len(pairs)} pairs are not test pairs; use another set"
             )
         kept[name] = {column: [values[row] for row in keep] for column, values in rows.items()}
         record[name] = {"rows": len(keep), "test_pairs_removed": removed, "share_a_sentence": shared}
         if removed or shared:
             logger.info(
-                "dev set %s: %d of %d pairs removed, which are test pairs (%s); %d others share one sentence with a test set",
+                "dev set %s: removed %d of %d pairs that are test pairs (%s); %d others share one sentence with a test set",
                 name, len(pairs) - len(keep), len(pairs), ", ".join(f"{n} of {t}" for t, n in removed.items()), shared,
             )  # fmt: skip
     return kept, record
@@ -176,12 +176,12 @@ def _pair(first: str, second: str) -> frozenset[str]:
 
 
 def dev_estimate(embeddings: dict[str, list[np.ndarray]], sets: Sets, dims: list[int]) -> Estimate:
-    """The dev mean over the sets and dimensions, with its bootstrap over the pairs of each set.
+    """Compute the dev mean over the sets and dimensions, with a bootstrap over the pairs of each set.
 
-    Its value is the ``mean_score`` of :class:`~evaluation.utils.dev_evaluator.MatryoshkaEvaluator`, which has the embeddings.
+    Its value equals the ``mean_score`` of :class:`~evaluation.utils.dev_evaluator.MatryoshkaEvaluator`.
 
     Args:
-        embeddings: Those of both columns of each set, shape ``[pairs, width]`` each.
+        embeddings: The embeddings of both columns of each set, shape ``[pairs, width]`` each.
     """
     estimates = []
     for name, rows in sets.items():
@@ -193,7 +193,7 @@ def dev_estimate(embeddings: dict[str, list[np.ndarray]], sets: Sets, dims: list
 
 
 def _column(first: np.ndarray, second: np.ndarray, rows: dict[str, list[Any]]) -> np.ndarray:
-    """What each pair adds to a set's score at a dimension: its cosine similarity, or how often its translation is found."""
+    """Return each pair's contribution to a set's score at a dimension: its cosine similarity, or its retrieval accuracy."""
     if is_scored(rows):
         return pairwise_similarities(first, second)["cosine"]
     first, second = (x / np.linalg.norm(x, axis=1, keepdims=True).clip(1e-12) for x in (first, second))

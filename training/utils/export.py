@@ -1,4 +1,4 @@
-"""Cutting a model to a dimension: the first numbers of its embeddings, normalised, with nothing to configure."""
+"""Truncates a model to a dimension: the exported model gives the first numbers of the embeddings, normalised."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# of a Dense module: those that compute each number from one number, so that the first rows give the first numbers
+# of a Dense module: element-wise functions, so that the first rows give the first numbers
 ELEMENTWISE = (
     "Identity",
     "Tanh",
@@ -35,26 +35,26 @@ ELEMENTWISE = (
 )
 EMBEDDING = "sentence_embedding"
 TRIAL_TEXTS = [*TRIAL, "السماء صافية اليوم", "Ça coûte 12,50 €, n’est-ce pas ?", "two  spaces,\nand a line break"]
-TOLERANCE = 1e-4  # rounding of float32, for large models too; the tests hold tiny ones to 1e-5
+TOLERANCE = 1e-4  # rounding of float32 in large models; the tests require 1e-5 of tiny ones
 
 
 def prefixes(model: SentenceTransformer, texts: list[str], dim: int, prompt: str = "") -> np.ndarray:
-    """What every export must reproduce: the first ``dim`` numbers of the embeddings, normalised, shape ``[texts, dim]``."""
+    """Compute what every export must reproduce: the first ``dim`` numbers of the embeddings, normalised, shape ``[texts, dim]``."""
     embeddings = model.encode(texts, prompt=prompt, convert_to_numpy=True, show_progress_bar=False)[:, :dim]
     return normalise(embeddings.astype(np.float32))
 
 
 def normalise(vectors: np.ndarray) -> np.ndarray:
-    """Rows of length 1; a row of zeros, as static embeddings give an empty text, stays one."""
+    """Normalise rows to length 1. A row of zeros, the static embedding of an empty text, does not change."""
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
 def cut(model: SentenceTransformer, dim: int) -> SentenceTransformer:
-    """A model whose embeddings are the first ``dim`` numbers of those of ``model``, normalised.
+    """Return a model whose embeddings are the first ``dim`` numbers of those of ``model``, normalised.
 
-    The prefix of a normalised vector is, normalised, that of the vector itself: a ``Normalize`` at the end moves behind the
-    cut. A ``Dense`` at the end keeps its first rows, and a table of static embeddings its first columns. Any other model
-    gets a ``Dense`` whose weight is the first rows of the identity.
+    Normalising before truncation does not change the normalised prefix, so a ``Normalize`` at the end moves after the
+    truncation. A ``Dense`` at the end keeps its first rows, and a table of static embeddings its first columns. Any other
+    model gets a ``Dense`` whose weight is the first rows of the identity matrix.
     """
     import torch
     from sentence_transformers import SentenceTransformer
@@ -80,13 +80,13 @@ def cut(model: SentenceTransformer, dim: int) -> SentenceTransformer:
 
 
 def dims_up_to(model: SentenceTransformer, dim: int) -> list[int]:
-    """The dimensions that a model cut to ``dim`` can still be cut to; none where it was not trained for any."""
+    """Return the Matryoshka dimensions up to ``dim``; none if the model does not state any."""
     trained_for = get_matryoshka_dimensions(model)
     return sorted({dim, *(smaller for smaller in trained_for if smaller < dim)}, reverse=True) if trained_for else []
 
 
 def _cut_last(module: nn.Module, dim: int) -> nn.Module | None:
-    """The module that gives the first ``dim`` numbers of what ``module`` gives, where it can be cut itself."""
+    """Return a copy of ``module`` that outputs only the first ``dim`` numbers, if it can be truncated itself."""
     from sentence_transformers.sentence_transformer.modules import Dense, StaticEmbedding
 
     if type(module) is StaticEmbedding:
@@ -108,16 +108,16 @@ def _cut_last(module: nn.Module, dim: int) -> nn.Module | None:
 
 
 def save_sentence_transformers(model: SentenceTransformer, folder: Path, identity: ModelIdentity, dim: int) -> None:
-    """Save ``model``, cut to ``dim``, into ``folder``, and check what is loaded from there against ``model``.
+    """Save ``model`` truncated to ``dim`` into ``folder``, load it from there, and compare its embeddings with those of ``model``.
 
     Raises:
-        RunError: The folder would need code of the model's own, or its embeddings are not those of ``model``.
+        RunError: The model needs its own Python code, or the exported embeddings differ from those of ``model``.
     """
     from sentence_transformers import SentenceTransformer
 
     if any(type(part).__module__.startswith("transformers_modules.") for part in model.modules()):
         raise RunError(
-            f"model {identity.source} runs code of its own, which the exported folder would need too: use --format onnx"
+            f"model {identity.source} needs its own Python code, and so would the exported folder: use --format onnx"
         )
     cut(model, dim).save_pretrained(str(folder), create_model_card=False)
     write_known_names(folder)
@@ -128,7 +128,7 @@ def save_sentence_transformers(model: SentenceTransformer, folder: Path, identit
 
 
 def check_equal(identity: ModelIdentity, expected: np.ndarray, embeddings: np.ndarray) -> None:
-    """Raise :class:`RunError` where the exported model's embeddings are not the original's."""
+    """Raise :class:`RunError` if the exported model's embeddings differ from the original's."""
     if embeddings.shape != expected.shape:
         raise RunError(
             f"model {identity.source}: the export gives embeddings of shape {embeddings.shape}, not {expected.shape}"
@@ -142,7 +142,7 @@ def check_equal(identity: ModelIdentity, expected: np.ndarray, embeddings: np.nd
 
 
 def original_card_data(identity: ModelIdentity) -> dict:
-    """The metadata of the original model's card; an empty dictionary where there is none that can be read."""
+    """Return the metadata of the original model's card, or an empty dictionary if it cannot be read."""
     from huggingface_hub import ModelCard
     from sentence_transformers.util import load_file_path
 
@@ -150,7 +150,7 @@ def original_card_data(identity: ModelIdentity) -> dict:
         revision = None if Path(identity.source).is_dir() else identity.commit
         path = load_file_path(identity.source, "README.md", revision=revision)
         return {} if path is None else ModelCard.load(path, ignore_metadata_errors=True).data.to_dict()
-    except Exception as error:  # whatever the Hub or the parser of a stranger's YAML raises
-        logger.warning("the card of %s cannot be read (%s): its licence and languages are not taken over",
+    except Exception as error:  # the Hub and the parser of unknown YAML can raise anything
+        logger.warning("the card of %s cannot be read (%s): its licence and languages are not copied",
                        identity.source, one_line(error, 100))  # fmt: skip
         return {}

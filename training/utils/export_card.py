@@ -1,4 +1,4 @@
-"""The card of an exported model: what it is, how to use it, what it was made from, what rounding cost."""
+"""The card of an exported model: what it is, how to use it, how it was made, and the loss of quantisation."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from common.models import ModelIdentity
 from common.records import versions
 from training.utils.export_options import INT8, ONNX, ExportConfig
 
-KEPT = ("license", "license_name", "license_link", "language")  # of the original's metadata
+KEPT = ("license", "license_name", "license_link", "language")  # keys copied from the original's metadata
 MADE_WITH = ("torch", "transformers", "sentence-transformers", "tokenizers")
 
 
 @dataclass(frozen=True)
 class Loss:
-    """What int8 costs on one set of scored pairs: Spearman × 100, and the 95% interval of the difference."""
+    """The loss of int8 on one set of scored pairs: Spearman × 100, and the 95% interval of the difference."""
 
     name: str
     pairs: int
@@ -36,12 +36,12 @@ def export_card(
     dims: Sequence[int],
     losses: Sequence[Loss],
 ) -> str:
-    """The README of an exported folder.
+    """Return the README of an exported folder.
 
     Args:
         original: The metadata of the original model's card.
-        dims: The Matryoshka dimensions that remain, largest first; empty where the model states none.
-        losses: What int8 costs; empty for float32, and where there was nothing to measure it on.
+        dims: The remaining Matryoshka dimensions, largest first; empty if the model states none.
+        losses: The losses of int8; empty for float32, and if there were no pairs to measure them on.
     """
     from huggingface_hub import ModelCardData
 
@@ -61,12 +61,16 @@ def export_card(
         f"---\n{data.to_yaml()}\n---\n\n# {title}",
         f"[{identity.name}](https://huggingface.co/{identity.name})" if on_hub else f"`{identity.name}`",
     ]
-    parts[-1] += f" (revision `{identity.revision}`), cut to the first {dim} numbers of its embeddings, normalised."
+    parts[-1] += (
+        f" (revision `{identity.revision}`), with its embeddings truncated to the first {dim} numbers and normalised."
+    )
     parts += ["## Usage", ONNX_USAGE.replace("DIM", str(dim)) if onnx else st_usage(dim, dims)]
     if config.weights == INT8:
-        parts += ["## What int8 costs", loss_table(losses)]
+        parts += ["## The loss of int8", loss_table(losses)]
     made_with = ", ".join(f"{name} {version}" for name, version in versions().items() if name in MADE_WITH)
-    source = identity.name if on_hub else "MODEL"  # no path of this machine in a card that may be uploaded
+    source = (
+        identity.name if on_hub else "MODEL"
+    )  # the card may be uploaded, so it must not contain a path of this machine
     command = (
         f"python training/export_model.py {source} --dim {dim} --format {config.format} --weights {config.weights}"
     )
@@ -75,9 +79,9 @@ def export_card(
 
 
 def loss_table(losses: Sequence[Loss]) -> str:
-    """The losses as Markdown."""
+    """Return the losses as Markdown."""
     if not losses:
-        return "Not measured: there were no scored pairs to measure it on (`--data`)."
+        return "Not measured, because there were no scored pairs (`--data`)."
     lines = ["| pairs | n | float32 | int8 | difference |", "|---|---:|---:|---:|---:|"]
     for loss in losses:
         difference = f"{loss.after - loss.before:+.2f} [{loss.low:+.2f}, {loss.high:+.2f}]"
@@ -97,7 +101,7 @@ print(model.similarity(embeddings, embeddings))
 ```"""
     if dims[1:]:
         smaller = ", ".join(map(str, dims[1:]))
-        text += f"\n\nFor still fewer dimensions ({smaller}) give `truncate_dim`, and `normalize_embeddings=True` to `encode`."
+        text += f"\n\nFor fewer dimensions ({smaller}), set `truncate_dim`, and pass `normalize_embeddings=True` to `encode`."
     return text
 
 

@@ -1,4 +1,4 @@
-"""What rounding the weights to int8 costs, on scored pairs."""
+"""Measures the loss of int8 weights on scored pairs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 def load_scored_pairs(data: str | None) -> dict[str, dict[str, list[Any]]]:
-    """The pairs of a file by subset, or the validation set of STS-B; nothing where that cannot be had."""
+    """Load the pairs of a file by subset, or the validation set of STS-B; nothing if the latter cannot be loaded."""
     if data is not None:
         name = Path(data).stem
         return {

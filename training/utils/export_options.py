@@ -39,19 +39,23 @@ class ExportConfig(Config):
         str | None,
         Key(
             "scored pairs to measure the loss of int8 on: CSV, TSV, JSONL or Parquet with sentence1, sentence2 and score; "
-            "the validation set of STS-B by default, where the Hub can be reached",
+            "by default the validation set of STS-B, if the Hub can be reached",
             path=True,
         ),
     ]
-    trust_remote_code: Annotated[bool, Key("run Python code that the model brings along: only if you have read it")]
+    trust_remote_code: Annotated[
+        bool, Key("run the Python code that comes with a model; do this only for code that you have read")
+    ]
     allow_pickle: Annotated[
         bool,
-        Key("read pickled weights, which can run any code, where the model has no safetensors: only if you trust it"),
+        Key(
+            "load pickled weights if a model has no safetensors; a pickle can run any code, so do this only for models that you trust"
+        ),
     ]
 
 
 def check_export(config: ExportConfig) -> None:
-    """Raise :class:`UsageError` where the model is missing, or two keys contradict each other."""
+    """Raise :class:`UsageError` if the model is missing, or if two keys contradict each other."""
     if not config.model_name:
         raise UsageError("MODEL is missing: the model's folder, or its name on the Hub")
     if config.weights == INT8 and config.format != ONNX:
@@ -61,10 +65,10 @@ def check_export(config: ExportConfig) -> None:
 
 
 def output_folder(config: ExportConfig, model_name: str, dim: int) -> Path:
-    """The folder to write: ``output_dir``, or ``output/<model>-<dim>[-onnx[-int8]]``.
+    """Return the folder to write: ``output_dir``, or ``output/<model>-<dim>[-onnx[-int8]]``.
 
     Raises:
-        UsageError: It exists.
+        UsageError: The folder exists.
     """
     name = "-".join(
         [

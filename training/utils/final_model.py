@@ -1,4 +1,4 @@
-"""The end of a training run: the last scores, the final model with its card, and the upload."""
+"""The end of a training run: final scores, the saved model with its card, and the upload."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def finish(
 ) -> None:
     """Score the final model on the dev and test sets, save it with its card and the record, and print its path.
 
-    An adapter is saved next to it and merged: the final model is a plain one.
+    An adapter is saved next to the final model, and merged into it.
     """
     if trainer.state.global_step < trainer.state.max_steps and not trainer.control.should_training_stop:
         raise RunError(
@@ -47,7 +47,7 @@ def finish(
         return
     model: SentenceTransformer = trainer.model
     folder = Path(trainer.args.output_dir)
-    advice = f"make room and resume with `{resume_command()}`"
+    advice = f"free some disk space and resume with `{resume_command()}`"
     if adapter_of(model) is not None:
         save_atomically(model, folder, ADAPTER, [], advice)
         merge(model)
@@ -68,7 +68,7 @@ def finish(
                 logger.info("dev mean × 100: %.2f (95%% interval %.2f to %.2f)", *(100 * x for x in (mean, *interval)))
             scores |= metrics | {f"{part}_{evaluator.primary_metric}": mean}
     history = [entry for entry in trainer.state.log_history if f"eval_{PRIMARY_METRIC}" in entry]
-    record.write(  # before the final model, whose presence says that the run is complete
+    record.write(  # before the final model, whose existence marks the run as complete
         steps=trainer.state.global_step,
         best_step=step,
         resumed_at_step=trainer.resumed_at_step,

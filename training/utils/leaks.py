@@ -1,7 +1,7 @@
-"""Sentences that training data shares with the sets that a model is judged by: counted, told, and left out.
+"""Finds training rows that share sentences with the dev and test sets, and counts, reports and removes them.
 
-STS17 has its English sentences from SNLI, and the parts of the STS Benchmark share many among themselves: a model that has
-trained on the sentences of a test is not tested by it.
+The English sentences of STS17 come from SNLI, and the splits of the STS Benchmark share many sentences. A model that has seen a
+test's sentences in training is not measured by that test.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# The test sets of the Arabic field, by mteb's names, and their subsets
+# The usual Arabic test sets, by their names in mteb, and their subsets
 BENCHMARK = {"STS17": ["ar-ar", "en-ar", "en-en"], "STS22.v2": ["ar"], "STSBenchmark": []}
-ROWS = 65_536  # looked up at a time
-# punctuation, space, the tatweel, and accents and vowel signs once they stand alone
+ROWS = 65_536  # texts looked up at a time
+# punctuation, whitespace, the tatweel, and accents and vowel signs after decomposition
 NO_LETTER = re.compile("[\\W_\u0640]+")
 
 
 def normalise(text: str) -> str:
-    """What is left of a text that is written in another way: its letters and digits, in lower case, without accents, Arabic
-    vowel signs and tatweel, all forms of alef alike. A text without a letter or digit stays as it is.
+    """Normalise a text so that spelling variants compare equal: only letters and digits, in lower case, without accents, Arabic
+    vowel signs and tatweel, with all forms of alef unified. A text without letters or digits is returned unchanged.
     """
-    # NFKD takes the accent off a letter, the hamza off an alef, and apart what stands in one sign (ligatures, full width);
-    # the alef with wasla has no parts
+    # NFKD separates accents from letters and the hamza from the alef, and decomposes ligatures and full-width characters;
+    # the alef with wasla has no decomposition
     letters = unicodedata.normalize("NFKD", text).lower().replace("\u0671", "\u0627")
     return NO_LETTER.sub("", letters) or text.strip()
 
@@ -44,21 +44,21 @@ def normalise(text: str) -> str:
 def drop_leaks(
     train: dict[str, tuple[DatasetEntry, Dataset]], held_out: dict[str, dict[str, list[Any]]], keep: bool
 ) -> tuple[dict[str, Dataset], dict[str, Any]]:
-    """Training data without the rows that have a sentence of the development and test sets in any column.
+    """Remove the training rows that contain a sentence of the dev or test sets in any column.
 
-    These sets are the run's own, and where a data set of the training comes from the Hub also the benchmark's: STS17, STS22.v2
-    and the STS Benchmark. One that cannot be had is named in a warning, and not looked at.
+    These sets are the run's own and, if any training data comes from the Hub, also STS17, STS22.v2 and the STS Benchmark. A
+    warning names a set that cannot be loaded.
 
     Args:
         train: The training data sets, by name.
-        held_out: The run's development and test sets, lists of texts (and of scores) by column.
-        keep: Count and tell only.
+        held_out: The run's dev and test sets: lists of texts (and of scores) by column.
+        keep: Only count and report the rows.
 
     Returns:
-        The data sets, and what to record: the rows that share a sentence, for each data set and development or test set.
+        The data sets, and for the record the number of rows that share a sentence, by data set and dev or test set.
 
     Raises:
-        RunError: Fewer than two rows of a data set are left.
+        RunError: Fewer than two rows of a data set remain.
     """
     held = {name: [texts for texts in rows.values() if isinstance(texts[0], str)] for name, rows in held_out.items()}
     unchecked: list[str] = []
@@ -66,7 +66,7 @@ def drop_leaks(
         for task, subsets in BENCHMARK.items():
             try:
                 _, found, _ = load_pairs(task, None, subsets, [], explicit=False)
-            except Exception as error:  # whatever is wrong with a set that this run does not need
+            except Exception as error:  # the run does not need this set, so that no failure may end it
                 logger.warning("no check for leaks into %s: %s", task, one_line(error))
                 unchecked.append(task)
                 continue
@@ -84,18 +84,18 @@ def drop_leaks(
         if not leaks.any():
             continue
         logger.info(
-            "%s: %d of %d rows %s, since they share sentences with %s",
+            "%s: %d of %d rows %s; they share sentences with %s",
             name,
             leaks.sum(),
             len(dataset),
-            "would be left out but for --keep_leaks" if keep else "are left out",
+            "kept because of --keep_leaks" if keep else "removed",
             ", ".join(f"{held_name} ({count})" for held_name, count in counts[name].items()),
         )
         if not keep:
             kept[name] = dataset.select((~leaks).nonzero()[0])
             if len(kept[name]) < 2:
                 raise RunError(
-                    f"{name}: {len(kept[name])} rows are left without those that share sentences with the development and test sets; --keep_leaks keeps them"
+                    f"{name}: {len(kept[name])} rows remain without those that share sentences with the dev and test sets; --keep_leaks keeps them"
                 )
     return kept, {"kept": keep, "rows": counts, "not_checked": unchecked}
 
@@ -103,15 +103,15 @@ def drop_leaks(
 def find_leaks(
     dataset: Dataset, sets_of: dict[str, set[str]], names: Iterable[str]
 ) -> tuple[np.ndarray, dict[str, int]]:
-    """Which rows of a data set have a text that stands in ``sets_of``, as normalised.
+    """Find the rows of a data set with a text that is in ``sets_of`` after normalisation.
 
     Args:
-        dataset: Any columns; those of text are looked at.
-        sets_of: Normalised texts, and the names of the sets that they are of.
-        names: All names, in the order in which to count them.
+        dataset: The data set; only its text columns are checked.
+        sets_of: Normalised texts, and the names of the sets that contain them.
+        names: All set names, in the order of the counts.
 
     Returns:
-        A mask of shape ``[rows]``, and for each name that has any the rows that share a text with it.
+        A mask of shape ``[rows]``, and the number of rows that share a text with each set, without zeros.
     """
     import numpy as np
 

@@ -1,4 +1,4 @@
-"""The licences of the training data, as the data sets' own cards state them, in the card of the trained model."""
+"""Adds the licences of the training data, as stated by the data sets' cards, to the card of the trained model."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ logger = logging.getLogger(__name__)
 NOT_STATED = "not stated"
 UNREADABLE = "unknown: the card could not be read"
 OWN_FILE = "your own file"
-# the Hub's identifiers of licences that forbid commercial use (cc-by-nc-4.0, cc-by-nc-sa-3.0, fair-noncommercial-research-license)
+# in the Hub's identifiers of non-commercial licences (cc-by-nc-4.0, cc-by-nc-sa-3.0, fair-noncommercial-research-license)
 NON_COMMERCIAL = re.compile(r"(^|-)nc(-|$)|non-?commercial", re.IGNORECASE)
 
 
 def licence_of(path: str, revision: str | None = None) -> str:
-    """The licence in the metadata of a data set's card on the Hub, by the Hub's identifier; several are joined by commas."""
+    """Return the licence in the metadata of a data set's card, as the Hub's identifier; several are joined by commas."""
     if is_file_name(path):
         return OWN_FILE
     try:
         from huggingface_hub import DatasetCard, hf_hub_download
 
         card = DatasetCard.load(hf_hub_download(path, "README.md", repo_type="dataset", revision=revision))
-    except Exception as error:  # a card is no reason to lose a trained model
+    except Exception as error:  # an unreadable card must not end the run
         logger.warning("the licence of %s is not known: %s", path, one_line(error, 100))
         return UNREADABLE
     metadata = card.data.to_dict()
@@ -36,18 +36,18 @@ def licence_of(path: str, revision: str | None = None) -> str:
 
 
 def licences_of(paths: Iterable[str]) -> dict[str, str]:
-    """The licence of each data set of a run, by its path."""
+    """Return the licence of each data set of a run, by path."""
     return {path: licence_of(path) for path in dict.fromkeys(paths)}
 
 
 def describe_licences(licences: dict[str, str]) -> str:
-    """A section of the model's card."""
-    lines = ["## Licences of the training data", "", "As the cards of the data sets state them:", ""]
+    """Return the section for the model's card."""
+    lines = ["## Licences of the training data", "", "According to the data sets' cards:", ""]
     lines += [f"- {path}: {licence}" for path, licence in licences.items()]
     forbidden = [path for path, licence in licences.items() if NON_COMMERCIAL.search(licence)]
     if forbidden:
         lines += ["", f"**Not for commercial use**: the licence of {', '.join(forbidden)} forbids it."]
     unknown = [path for path, licence in licences.items() if licence in (NOT_STATED, UNREADABLE)]
     if unknown:
-        lines += ["", f"Before any use of your own, ask for the terms of {', '.join(unknown)}."]
+        lines += ["", f"Check the terms of {', '.join(unknown)} before you use the model."]
     return "\n".join(lines) + "\n"

@@ -1,7 +1,7 @@
-"""LoRA: two thin matrices next to each linear layer are trained, and the layer itself is not (Hu et al., 2021,
+"""LoRA: trains two low-rank matrices for each linear layer, and freezes the layer itself (Hu et al., 2021,
 https://arxiv.org/abs/2106.09685).
 
-The adapter is peft's. A checkpoint holds the adapter alone; at the end it is merged into the weights.
+The adapter is peft's. A checkpoint contains only the adapter; at the end of the run it is merged into the weights.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ logger = logging.getLogger(__name__)
 
 
 def add_lora(model: SentenceTransformer, config: TrainingConfig) -> None:
-    """Put a new adapter onto the model's transformer and freeze everything else, where ``lora_r`` is not 0.
+    """Add a new adapter to the model's transformer and freeze all other weights, if ``lora_r`` is not 0.
 
     Raises:
-        RunError: The model is not a transformer, or has none of the target modules.
+        RunError: The model is not a transformer, or does not have the target modules.
     """
     if not config.lora_r:
         return
@@ -36,7 +36,7 @@ def add_lora(model: SentenceTransformer, config: TrainingConfig) -> None:
     transformer = model[0]
     if not hasattr(transformer, "auto_model"):
         raise RunError(
-            f"--lora_r is for transformers, and {config.model_name} is a {type(transformer).__name__}: give --lora_r 0"
+            f"--lora_r is for transformers, and {config.model_name} is a {type(transformer).__name__}: use --lora_r 0"
         )
     local = Path(config.model_name).is_dir()
     identity = None if local else identify(config.model_name)
@@ -62,13 +62,13 @@ def add_lora(model: SentenceTransformer, config: TrainingConfig) -> None:
 
 
 def layer_pattern(transformer: nn.Module) -> str:
-    """A pattern for the names of all linear layers in the layers that a transformer repeats.
+    """Return a pattern for the names of all linear layers in a transformer's blocks.
 
-    Training all of them rather than the queries and values alone is what QLoRA found to matter (Dettmers et al., 2023,
-    https://arxiv.org/abs/2305.14314). The pooler, which no embedding goes through, is not among the repeated layers.
+    QLoRA found that adapting all of them, not only queries and values, is what matters (Dettmers et al., 2023,
+    https://arxiv.org/abs/2305.14314). The pooler, which embeddings do not use, is outside the blocks.
 
     Raises:
-        RunError: There are none.
+        RunError: The transformer has no such layers.
     """
     names = sorted(_names_of_linear_layers(transformer, repeated=True))
     if not names:
@@ -79,7 +79,7 @@ def layer_pattern(transformer: nn.Module) -> str:
 
 
 def _names_of_linear_layers(transformer: nn.Module, repeated: bool = False) -> set[str]:
-    """The last parts of their names: ``query``, ``o_proj``."""
+    """Return the last parts of the layers' names: ``query``, ``o_proj``."""
     from torch import nn
     from transformers.pytorch_utils import Conv1D  # GPT-2's
 
