@@ -286,7 +286,7 @@ def test_what_cannot_be_exported_is_refused_in_one_line_and_leaves_nothing(tiny_
     model.prompts = {"query": "query: "}
     model.set_pooling_include_prompt(False)
     model.save_pretrained(str(tmp_path / "prompted"))
-    fails(1, "leaves its prompts out of the pooling", EXPORT, tmp_path / "prompted", *flags, "--format", "onnx")
+    fails(1, "excludes its prompts from the pooling", EXPORT, tmp_path / "prompted", *flags, "--format", "onnx")
     assert {path.name for path in tmp_path.iterdir()} == {"bag", "prompted"}
 
 

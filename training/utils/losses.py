@@ -1,4 +1,4 @@
-"""The loss of each data set: a builder for every entry of the table in :mod:`training.utils.options`."""
+"""Builds the loss of each data set. Every entry of the table in :mod:`training.utils.options` has a builder here."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ logger = logging.getLogger(__name__)
 
 
 class Guide:
-    """A frozen model that tells false negatives (GISTEmbed, Solatorio, 2024, https://arxiv.org/abs/2402.16829).
+    """A frozen model that identifies false negatives (GISTEmbed, Solatorio, 2024, https://arxiv.org/abs/2402.16829).
 
-    Not a module, so that nothing trains it, saves it with the losses or deals it out to processes. It embeds the columns of a
-    batch once, though the loss asks for them at every dimension.
+    Not a torch module, so that it is not trained, saved with the losses or distributed to processes. It embeds the columns of
+    a batch once, although the loss asks for them at every dimension.
 
     Args:
-        model: The model that guides; it is frozen, packed and put into evaluation mode.
+        model: The guide; it is frozen, packed and put into evaluation mode.
     """
 
     def __init__(self, model: SentenceTransformer):
@@ -45,7 +45,7 @@ class Guide:
         self._seen: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=3)  # anchors, positives, negatives
 
     def __call__(self, features: dict[str, Any]) -> dict[str, Tensor]:
-        """The embeddings of tokenised texts, ``{"sentence_embedding": [batch, width]}``."""
+        """Embed tokenised texts: ``{"sentence_embedding": [batch, width]}``."""
         ids, mask = features["input_ids"], features["attention_mask"]
         for seen_ids, seen_mask, embedding in self._seen:
             if ids.shape == seen_ids.shape and torch.equal(ids, seen_ids) and torch.equal(mask, seen_mask):
@@ -57,7 +57,7 @@ class Guide:
 
 
 class GISTLoss(st.GISTEmbedLoss):
-    """GISTEmbedLoss with any number of negatives, where the library's takes one: it compares an anchor with all of them alike."""
+    """GISTEmbedLoss with any number of negatives, all treated alike. The library's accepts only one."""
 
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> Tensor:
         anchors, positives, *negatives = sentence_features
@@ -70,7 +70,7 @@ class GISTLoss(st.GISTEmbedLoss):
 
 @dataclass(frozen=True)
 class LossInputs:
-    """What a loss is built from: the arguments of :func:`make_loss` that are not the Matryoshka loss's own."""
+    """The arguments of :func:`make_loss` that its inner loss needs."""
 
     model: SentenceTransformer
     entry: DatasetEntry
@@ -81,16 +81,16 @@ class LossInputs:
 
     @property
     def gather(self) -> bool:
-        """Whether there are other processes, whose rows are negatives too."""
+        """Whether other processes train too, whose rows are also negatives."""
         return get_world_size() > 1
 
 
 def build_mnrl(inputs: LossInputs) -> nn.Module:
     """MultipleNegativesRankingLoss, on pairs or triplets.
 
-    With ``query_to_doc`` and ``doc_to_query`` it is the mean of the two (Guenther et al., 2023,
-    https://arxiv.org/abs/2310.19923), with the other directions one softmax over all (Li et al., 2023,
-    https://arxiv.org/abs/2308.03281). With mini-batches: GradCache (Gao et al., 2021, https://arxiv.org/abs/2101.06983).
+    With ``query_to_doc`` and ``doc_to_query`` the loss is the mean of both directions (Guenther et al., 2023,
+    https://arxiv.org/abs/2310.19923); with further directions it is one softmax over all (Li et al., 2023,
+    https://arxiv.org/abs/2308.03281). Mini-batches use GradCache (Gao et al., 2021, https://arxiv.org/abs/2101.06983).
     """
     directions = inputs.entry.directions
     options = {
@@ -105,7 +105,7 @@ def build_mnrl(inputs: LossInputs) -> nn.Module:
 
 
 def build_gist(inputs: LossInputs) -> nn.Module:
-    """The same without the negatives that a guide finds more similar than the positive (Solatorio, 2024,
+    """GISTEmbedLoss: ignores negatives that a guide finds more similar than the positive (Solatorio, 2024,
     https://arxiv.org/abs/2402.16829).
     """
     model, entry = inputs.model, inputs.entry
@@ -117,7 +117,7 @@ def build_gist(inputs: LossInputs) -> nn.Module:
         if inputs.mini_batch_size is None:
             return GISTLoss(model, guide, **options)
         return st.CachedGISTEmbedLoss(model, guide, mini_batch_size=inputs.mini_batch_size, **options)
-    except (ValueError, TypeError) as error:  # what the library says of tokenizers that it cannot use
+    except (ValueError, TypeError) as error:  # the library refuses tokenizers that it cannot use
         raise RunError(f"{entry.path}: gist: {one_line(error)}") from None
 
 
@@ -146,17 +146,17 @@ def build_cosine(inputs: LossInputs) -> nn.Module:
 def build_softmax(inputs: LossInputs) -> dict[int, nn.Module]:
     """SoftmaxLoss: classifies pairs (Reimers and Gurevych, 2019, https://arxiv.org/abs/1908.10084).
 
-    Each dimension has a head, which is trained too and is no part of the final model.
+    Each dimension has a head, which is trained but is not part of the final model.
     """
     num_labels = max(inputs.dataset["label"]) + 1
     return {dim: st.SoftmaxLoss(inputs.model, dim, num_labels) for dim in inputs.dims}
 
 
 def build_distill(inputs: LossInputs) -> nn.Module:
-    """EmbedDistillLoss: turns embeddings towards a teacher's embedding of the first column (Kim et al., 2023,
-    https://arxiv.org/abs/2301.12005), those of translations too (Reimers and Gurevych, 2020,
-    https://arxiv.org/abs/2004.09813), and each prefix towards the prefix of the teacher's. With ``similarities`` for the target,
-    every prefix learns the teacher's similarities at full width: see :class:`SimilarityDistillLoss`.
+    """EmbedDistillLoss: pulls embeddings of a sentence and its translation towards the teacher's embedding of the sentence (Kim
+    et al., 2023, https://arxiv.org/abs/2301.12005; Reimers and Gurevych, 2020, https://arxiv.org/abs/2004.09813), and each prefix
+    towards the teacher's prefix. With the target ``similarities``, every prefix learns the teacher's similarities at full width:
+    see :class:`SimilarityDistillLoss`.
     """
     if inputs.entry.target == "similarities":
         return SimilarityDistillLoss(inputs.model)
@@ -184,10 +184,10 @@ def make_loss(
     self_distillation_weight: float = 0.0,
     **loading_options: bool,
 ) -> MatryoshkaLoss:
-    """The loss of a data set, at every dimension.
+    """Build the loss of a data set, at every dimension.
 
     Args:
-        dataset: Its rows, in the columns that the loss reads.
+        dataset: The rows, in the columns that the loss reads.
         dims: The dimensions, each at most the width of the embeddings.
         weights: A weight for each dimension; 1 by default.
         mini_batch_size: Rows that a contrastive loss embeds at a time.
@@ -195,17 +195,17 @@ def make_loss(
         **loading_options: ``trust_remote_code`` and ``allow_pickle`` of :func:`load_model`, for a guide.
 
     Raises:
-        RunError: The guide cannot be loaded, or it and the model have no tokenizer that the texts can be read from.
+        RunError: The guide cannot be loaded, or the tokenizer of the guide or of the model cannot be used.
     """
     inner = BUILDERS[entry.loss](LossInputs(model, entry, dataset, dims, mini_batch_size, loading_options))
     return MatryoshkaLoss(model, inner, dims, weights, self_distillation_weight=self_distillation_weight)
 
 
 def fit_weights(config: TrainingConfig, dims: list[int]) -> list[float] | None:
-    """The weights of ``dims``, configured for ``matryoshka_dims`` in their order; a full width that was added weighs 1.
+    """Return the weight of each of ``dims``, as configured for ``matryoshka_dims``. A full width that was added gets 1.
 
     Raises:
-        UsageError: Self-distillation is on, and no dimension below the full width is there to learn.
+        UsageError: Self-distillation is on, but there is no dimension below the full width.
     """
     if config.self_distillation_weight and len(dims) == 1:
         raise UsageError(
@@ -218,7 +218,7 @@ def fit_weights(config: TrainingConfig, dims: list[int]) -> list[float] | None:
 
 
 def loss_parameters(loss: nn.Module | dict[str, nn.Module], model: nn.Module) -> dict[str, Tensor]:
-    """The parameters of the losses that are not the model's own, by name; these belong into a checkpoint too."""
+    """Return the parameters of the losses that are not the model's, by name; checkpoints must store these too."""
     losses = loss if isinstance(loss, dict) else {"loss": loss}
     own = {id(parameter) for parameter in model.parameters()}
     return {

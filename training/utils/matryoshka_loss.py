@@ -1,4 +1,4 @@
-"""The Matryoshka loss: one forward pass, and the wrapped loss at every prefix of its embeddings.
+"""The Matryoshka loss: one forward pass, then the wrapped loss at every prefix of the embeddings.
 
 Kusupati et al., Matryoshka Representation Learning, 2022, https://arxiv.org/abs/2205.13147
 """
@@ -17,23 +17,23 @@ from torch.nn import functional as F
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-SELF_DISTILLATION_SCALE = 20.0  # inverse temperature of the similarities that teach
+SELF_DISTILLATION_SCALE = 20.0  # inverse temperature of the target similarities
 
 
 class MatryoshkaLoss(st.MatryoshkaLoss):
     """The sum over ``matryoshka_dims`` of the weighted loss on the first ``dim`` numbers of each embedding, normalised.
 
-    It has the value and the gradients of the library's ``MatryoshkaLoss``, and differs in three ways: each dimension may
-    have a loss of its own (a classification head is as wide as its input); all columns of a batch are embedded in one
-    forward pass; and the loss at each dimension is kept for the log, in ``components``. To it may be added
-    :func:`self_distillation`, kept as the component ``self``.
+    Its value and gradients equal those of the library's ``MatryoshkaLoss``. It differs in three ways: each dimension may have
+    its own loss (a classification head is as wide as its input); all columns of a batch are embedded in one forward pass; and
+    ``components`` keeps the loss at each dimension for the log. :func:`self_distillation` may be added, as the component
+    ``self``.
 
     Args:
         model: The model to train.
         loss: The loss to wrap, or one for each dimension.
         matryoshka_dims: Dimensions, each at most the width of the embeddings.
         matryoshka_weights: A weight for each dimension, in the same order; 1 by default.
-        self_distillation_weight: Weight of the self-distillation at all dimensions below the width; 0 for none.
+        self_distillation_weight: Weight of the self-distillation loss at all dimensions below the width; 0 turns it off.
 
     Raises:
         ValueError: A dimension is not positive or above the width, or the weights do not match.
@@ -62,10 +62,10 @@ class MatryoshkaLoss(st.MatryoshkaLoss):
 
         Args:
             sentence_features: The tokenised texts of each column, ``batch`` rows each.
-            labels: What the wrapped loss wants: scores or classes of shape ``[batch]``, or embeddings to copy of shape
-                ``[batch, width]`` or ``[batch, columns, width]``, which are cut to each dimension.
+            labels: The wrapped loss's labels: scores or classes of shape ``[batch]``, or target embeddings of shape
+                ``[batch, width]`` or ``[batch, columns, width]``, which are truncated to each dimension.
         """
-        if self.uses_gradient_cache:  # embeds in small batches by itself, twice
+        if self.uses_gradient_cache:  # embeds in mini-batches itself, twice
             return super().forward(sentence_features, labels)
         features = list(sentence_features)
         embeddings = embed(self.model, features)
@@ -88,7 +88,7 @@ class MatryoshkaLoss(st.MatryoshkaLoss):
         return total + self._self_distillation(embeddings) if self.self_distillation_weight else total
 
     def _self_distillation(self, embeddings: list[Tensor]) -> Tensor:
-        """The weighted self-distillation of a batch, kept for the log."""
+        """Compute the weighted self-distillation loss of a batch and keep it for the log."""
         loss = self.self_distillation_weight * self_distillation(
             torch.cat(embeddings), self.matryoshka_dims, self.matryoshka_weights
         )
@@ -96,21 +96,21 @@ class MatryoshkaLoss(st.MatryoshkaLoss):
         return loss
 
     def _with_self_distillation(self, calculate_loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """The gradient cache's computation from all cached embeddings, with the self-distillation added to it."""
+        """Compute the loss from all cached embeddings (GradCache) and add the self-distillation loss."""
 
         def calculate(reps: list[list[Tensor]], *args: Any, with_backward: bool = False, **kwargs: Any) -> Tensor:
             loss = calculate_loss(reps, *args, with_backward=with_backward, **kwargs)
             if not self.self_distillation_weight:
                 return loss
             added = self._self_distillation([torch.cat(column) for column in reps])
-            if with_backward:  # adds to the gradients of the cached embeddings
+            if with_backward:  # accumulates into the gradients of the cached embeddings
                 added.backward()
             return loss + added.detach()
 
         return calculate
 
     def _recorded(self, calculate_loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """The wrapped loss's computation from cached embeddings, whose width tells which dimension it is for."""
+        """Compute the wrapped loss from cached embeddings, whose width identifies the dimension."""
         weights = dict(zip(self.matryoshka_dims, self.matryoshka_weights, strict=True))
 
         def calculate(reps: list[list[Tensor]], *args: Any, **kwargs: Any) -> Tensor:
@@ -134,22 +134,22 @@ class MatryoshkaLoss(st.MatryoshkaLoss):
 
 
 def self_distillation(embeddings: Tensor, dims: Sequence[int], weights: Sequence[float]) -> Tensor:
-    """The loss by which the similarities at full width teach those at each prefix: a scalar.
+    """Compute the self-distillation loss, a scalar: the similarities of each prefix learn those at full width.
 
-    The cosine similarities of a text with each other text of the batch, times 20, are a distribution (softmax). The loss is
-    the Kullback-Leibler divergence from the one at full width, through which no gradient flows, to that at a prefix, mean over
-    the texts, and summed over the prefixes with their weights.
+    The softmax of a text's cosine similarities with all other texts of the batch, times 20, is a distribution. The loss is the
+    Kullback-Leibler divergence of the prefix's distribution from that at full width (without gradient), averaged over the texts
+    and summed over the prefixes with their weights.
 
     Args:
         embeddings: All texts of a batch, shape ``[texts, width]``.
-        dims: Dimensions; those that are the full width teach nothing.
+        dims: The dimensions; the full width adds nothing.
         weights: A weight for each dimension.
     """
 
     def log_probabilities(prefix: Tensor) -> Tensor:  # [texts, texts - 1]
         prefix = F.normalize(prefix.float(), dim=-1)
         texts = len(prefix)
-        # without the diagonal: in one row, each of its numbers is followed by `texts` others; a mask would make a GPU wait
+        # remove the diagonal: in flat order, `texts` other numbers follow each of its numbers; a mask would synchronise a GPU
         others = (prefix @ prefix.T).flatten()[1:].view(texts - 1, texts + 1)[:, :-1].reshape(texts, texts - 1)
         return (SELF_DISTILLATION_SCALE * others).log_softmax(dim=-1)
 
@@ -163,7 +163,7 @@ def self_distillation(embeddings: Tensor, dims: Sequence[int], weights: Sequence
 
 
 def embed(model: nn.Module, columns: list[dict[str, Tensor]]) -> list[Tensor]:
-    """The embeddings of each column of a batch, ``[batch, width]`` each, from one forward pass where the columns allow it."""
+    """Embed each column of a batch, ``[batch, width]`` each, in one forward pass if possible."""
     merged = merge(columns)
     if merged is None:
         return [model(dict(column))["sentence_embedding"] for column in columns]
@@ -171,9 +171,9 @@ def embed(model: nn.Module, columns: list[dict[str, Tensor]]) -> list[Tensor]:
 
 
 def merge(columns: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The rows of all columns in one batch, one column after the other, padded to the longest row.
+    """Concatenate the rows of all columns into one batch, padded to the longest row.
 
-    None where they cannot be: columns of different kinds, or texts that are not padded in the first place.
+    Returns None if that is impossible: columns of different kinds, or texts without padding.
     """
     first = columns[0]
     rows = (
@@ -198,7 +198,7 @@ def merge(columns: list[dict[str, Any]]) -> dict[str, Any] | None:
 
 @contextmanager
 def already_embedded(model: nn.Module) -> Iterator[None]:
-    """While this lasts, ``model`` returns the features that it is called with: the wrapped loss reads its embeddings from them."""
+    """Within this context, ``model`` returns its input features, from which the wrapped loss reads the embeddings."""
     own = model.__dict__.get("forward")
     model.forward = lambda features, **_: features
     try:

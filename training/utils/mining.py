@@ -1,4 +1,4 @@
-"""Hard negatives for pairs: texts near an anchor that are not its positives, found by ``mine_hard_negatives``."""
+"""Mines hard negatives with ``mine_hard_negatives``: texts near an anchor that are not its positives."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DOCUMENT_PROMPTS = (DOCUMENT, "passage", "corpus")
-SIMILARITIES = 2**26  # computed at a time: 256 MiB in float32
+SIMILARITIES = 2**26  # similarities computed at a time: 256 MiB in float32
 ROWS = 2**16  # pairs that a guide scores at a time
 MOST_POSITIVES = 100  # the library holds so many more candidates for every anchor
 
 
 class Guide:
-    """A second model that scores candidates, in the place of the cross-encoder that ``mine_hard_negatives`` takes.
+    """A second model that scores candidates, in place of the cross-encoder of ``mine_hard_negatives``.
 
     Args:
         model: The model; each text is encoded once.
-        anchors, candidates: All texts that may be asked for.
+        anchors, candidates: All texts that may be scored.
         batch_size: Texts in a forward pass.
     """
 
@@ -49,7 +49,7 @@ class Guide:
         )
 
     def predict(self, pairs: list[tuple[str, str]], **_: Any) -> Tensor:
-        """The cosine similarity of each pair of anchor and candidate, shape ``[pairs]``."""
+        """Return the cosine similarity of each pair of anchor and candidate, shape ``[pairs]``."""
         import torch
 
         parts = []
@@ -62,9 +62,9 @@ class Guide:
 
 
 def role_prompts(model: SentenceTransformer) -> dict[str, str]:
-    """What a model puts before anchors and before candidates: its prompts for a ``query`` and for a ``document``.
+    """Return the prompts for anchors and candidates: the model's prompts for a ``query`` and for a ``document``.
 
-    Without such a prompt it is the model's default one, unless that is the prompt for queries, where documents have none.
+    If one is missing, it is the model's default prompt, unless that is the query prompt; documents then get none.
     """
     default = model.default_prompt_name
     query = model.prompts.get(QUERY) or model.prompts.get(default) or ""
@@ -77,11 +77,11 @@ def role_prompts(model: SentenceTransformer) -> dict[str, str]:
 def mine(
     dataset: Dataset, model: SentenceTransformer, config: MiningConfig, guide: SentenceTransformer | None = None
 ) -> tuple[dict[str, list[str | None]], dict[str, Any]]:
-    """Pairs with the negatives that a model finds for them among all positives.
+    """Find negatives for pairs among the positives of all pairs.
 
-    Never a negative of an anchor are its own positives, the texts that it is a positive of, and itself, however they are written
-    (case, punctuation, accents: see :func:`training.utils.leaks.normalise`). Where an anchor has several positives, the margins
-    are below the least similar (de Souza P. Moreira et al., 2024, https://arxiv.org/abs/2407.15831, has the relative one).
+    An anchor, its positives and the anchors that it is a positive of never become its negatives, whatever their spelling (case,
+    punctuation, accents: see :func:`training.utils.leaks.normalise`). If an anchor has several positives, the margins apply to
+    the least similar one. The relative margin is from de Souza P. Moreira et al., 2024, https://arxiv.org/abs/2407.15831.
 
     Args:
         dataset: Rows of ``anchor`` and ``positive``.
@@ -89,7 +89,7 @@ def mine(
 
     Returns:
         The columns ``anchor``, ``positive`` and ``negative`` (or ``negative_1``, ..., None where a row has fewer) of the pairs
-        that have a negative, each pair once; and what was counted.
+        that have a negative, each pair once; and the counts.
 
     Raises:
         RunError: No pair has a negative, or a model gives NaN or infinite similarities.
@@ -122,7 +122,7 @@ def mine(
 
 
 def distinct_pairs(dataset: Dataset) -> dict[tuple[str, str], tuple[str, str]]:
-    """The pairs of a data set, each once, by what they are when texts that differ only in how they are written are one text."""
+    """Return the distinct pairs of a data set. Texts that differ only in spelling count as one text."""
     written: dict[str, str] = {}
     pairs: dict[tuple[str, str], tuple[str, str]] = {}
     for texts in zip(dataset["anchor"], dataset["positive"], strict=True):
@@ -132,7 +132,7 @@ def distinct_pairs(dataset: Dataset) -> dict[tuple[str, str], tuple[str, str]]:
 
 
 def refused_texts(pairs: Iterable[tuple[str, str]]) -> dict[str, set[str]]:
-    """For each anchor the texts, besides its positives, that are no negatives of it: itself, and those it is a positive of."""
+    """Return for each anchor the further texts that cannot be its negatives: itself, and the anchors that it is a positive of."""
     refused: dict[str, set[str]] = defaultdict(set)
     for anchor, positive in pairs:
         refused[anchor].add(anchor)
@@ -147,7 +147,7 @@ def find_candidates(
     config: MiningConfig,
     guide: SentenceTransformer | None,
 ) -> tuple[dict[str, dict[str, float]], list[float]]:
-    """For each anchor candidates with their similarities, nearest first, as many as can be needed; and those of the positives.
+    """Find each anchor's candidates with their similarities, nearest first, and the similarities of the positives.
 
     Raises:
         RunError: A similarity is NaN or infinite.
@@ -159,7 +159,7 @@ def find_candidates(
     counts = Counter(anchor for anchor, _ in pairs)
     if too_many := {anchor for anchor, count in counts.items() if count > MOST_POSITIVES}:
         logger.warning(
-            "%d anchors have more than %d positives, so that other texts are likely to be positives too: no negatives are mined for them",
+            "%d anchors have more than %d positives, so that other texts are probably positives too: no negatives mined for them",
             len(too_many),
             MOST_POSITIVES,
         )
@@ -171,7 +171,7 @@ def find_candidates(
     most_refused = max(len(refused[anchor] & among_texts) for anchor in anchors)
     prompts = role_prompts(model)
     model.similarity_fn_name = "cosine"
-    random.seed(config.seed)  # what the library draws from
+    random.seed(config.seed)  # the library's random generators
     mined = mine_hard_negatives(
         Dataset.from_dict(dict(zip(["anchor", "positive"], map(list, zip(*used, strict=True)), strict=True))),
         model,
@@ -205,7 +205,7 @@ def find_candidates(
 def choose(
     candidates: dict[str, dict[str, float]], refused: dict[str, set[str]], config: MiningConfig
 ) -> dict[str, dict[str, float]]:
-    """Of each anchor's candidates those that become its negatives, nearest first."""
+    """Select the negatives among each anchor's candidates, nearest first."""
     generator = random.Random(config.seed)
     chosen = {}
     for anchor, scores in candidates.items():
@@ -218,9 +218,9 @@ def choose(
 
 
 def report(counts: dict[str, Any]) -> None:
-    """Log what was mined."""
+    """Log a summary of the mined negatives."""
     logger.info(
-        "%d of %d distinct pairs have negatives, %d in all (%d rows have fewer than were asked for); mean similarity to the anchor: positives %.3f, negatives %.3f",
+        "%d of %d distinct pairs have negatives, %d in all (%d rows have fewer than requested); mean similarity to the anchor: positives %.3f, negatives %.3f",
         counts["rows"],
         counts["pairs"] - counts["duplicated_pairs"],
         counts["negatives"],
@@ -230,17 +230,17 @@ def report(counts: dict[str, Any]) -> None:
 
 
 def write_parquet(columns: dict[str, list[str | None]], path: Path) -> None:
-    """Write columns of text to a file that appears complete or not at all.
+    """Write columns of text to a file atomically.
 
     Raises:
-        RunError: It cannot be written.
+        RunError: The file cannot be written.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     partial = path.with_name(f".{path.name}.partial")
     try:
-        with writing(path, "make room, or choose another --output_file"):
+        with writing(path, "free some disk space, or choose another --output_file"):
             path.parent.mkdir(parents=True, exist_ok=True)
             with partial.open("wb") as file:
                 pq.write_table(pa.table(columns, schema=pa.schema([(name, pa.string()) for name in columns])), file)

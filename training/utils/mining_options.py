@@ -1,6 +1,6 @@
 """The keys of ``training/mine_negatives.py``. Their defaults are in ``configs/mining_config.json``.
 
-Those that sentence-transformers' ``mine_hard_negatives`` takes have its names.
+Arguments of sentence-transformers' ``mine_hard_negatives`` keep their names.
 """
 
 from __future__ import annotations
@@ -39,39 +39,45 @@ class MiningConfig(Config):
     drop_unusable_rows: Annotated[
         bool,
         Key(
-            "remove rows of your own files that lack a text, instead of refusing the file; such rows of data sets on the Hub are always removed"
+            "drop rows of your own files that lack a text, instead of stopping with an error; such rows are always dropped from data sets on the Hub"
         ),
     ]
     output_file: Annotated[
         str | None, Key("the Parquet file to write; output/<data>-mined.parquet by default", path=True)
     ]
     overwrite: Annotated[bool, Key("replace output_file")]
-    num_negatives: Annotated[int, Key("negatives for each pair; a pair for which fewer remain gets fewer", minimum=1)]
-    range_min: Annotated[int, Key("skip the N nearest of the candidates that the margins leave", minimum=0)]
-    range_max: Annotated[int, Key("candidates: the N texts nearest to an anchor", minimum=1)]
+    num_negatives: Annotated[
+        int, Key("number of negatives for each pair; fewer if not enough candidates remain", minimum=1)
+    ]
+    range_min: Annotated[int, Key("skip the N nearest candidates that satisfy the margins", minimum=0)]
+    range_max: Annotated[int, Key("number of candidates: the N texts nearest to an anchor", minimum=1)]
     sampling_strategy: Annotated[
         str, Key("top: the nearest candidates; random: any of the candidates", choices=(TOP, RANDOM))
     ]
     relative_margin: Annotated[
         float | None,
         Key(
-            "a negative's similarity to the anchor is at least this part of the positive's below the positive's; else it may be a false negative",
+            "skip a candidate whose similarity to the anchor is above (1 - relative_margin) times the positive's, since it may be a false negative",
             minimum=0,
         ),
     ]
     absolute_margin: Annotated[
-        float | None, Key("a negative's similarity to the anchor is at least this much below the positive's", minimum=0)
+        float | None,
+        Key("skip a candidate whose similarity to the anchor is above the positive's minus absolute_margin", minimum=0),
     ]
-    max_score: Annotated[float | None, Key("the highest similarity of a negative to its anchor")]
+    max_score: Annotated[float | None, Key("highest similarity of a negative to its anchor")]
     guide: Annotated[
         str | None,
-        Key("a second model, whose similarities decide on the candidates: margins, max_score and order", path=True),
+        Key(
+            "a second model, whose similarities are used for the margins, max_score and the order of the candidates",
+            path=True,
+        ),
     ]
     prompts: Annotated[
         str | dict[str, str] | None,
         Key(
-            "put this before each text, in place of the prompts that the model stores: a string, or an object such as "
-            '{"query": "query: ", "document": "passage: "} (anchors are queries); a guide keeps its own'
+            "prompt to put before each text, in place of those stored in the model: a string, or an object such as "
+            '{"query": "query: ", "document": "passage: "} (anchors are queries); a guide uses its own'
         ),
     ]
     max_seq_length: Annotated[
@@ -81,23 +87,26 @@ class MiningConfig(Config):
     dev_data: Annotated[
         list[str],
         Key(
-            "sets whose sentences the result must not hold, as in training: en, ar, en-ar, files, or none; for data from the Hub, STS17, STS22.v2 and STS-B test as well",
+            "remove pairs that share a sentence with these dev sets, as in training: en, ar, en-ar, files, or none; for data from the Hub also with STS17, STS22.v2 and STS-B test",
             path=True,
         ),
     ]
-    keep_leaks: Annotated[bool, Key("keep rows that share a sentence with these sets")]
+    keep_leaks: Annotated[bool, Key("keep pairs that share a sentence with the dev or test sets")]
     seed: Annotated[int, Key("random seed, for --sampling_strategy random", minimum=0)]
     trust_remote_code: Annotated[
-        bool, Key("run Python code that the model or the guide brings along: only if you have read it")
+        bool,
+        Key("run the Python code that comes with the model or the guide; do this only for code that you have read"),
     ]
     allow_pickle: Annotated[
         bool,
-        Key("read pickled weights, which can run any code, where a model has no safetensors: only if you trust it"),
+        Key(
+            "load pickled weights if a model has no safetensors; a pickle can run any code, so do this only for models that you trust"
+        ),
     ]
 
 
 def check_mining(config: MiningConfig) -> None:
-    """Raise :class:`UsageError` where the model or the data is missing, or two keys contradict each other."""
+    """Raise :class:`UsageError` if the model or the data is missing, or if two keys contradict each other."""
     if not config.model_name:
         raise UsageError("MODEL is missing: the model's folder, or its name on the Hub")
     if not config.path:
@@ -107,15 +116,17 @@ def check_mining(config: MiningConfig) -> None:
             f"--num_negatives {config.num_negatives} is above the {max(0, config.range_max - config.range_min)} candidates between --range_min {config.range_min} and --range_max {config.range_max}"
         )
     if config.guide is not None and config.relative_margin is config.absolute_margin is config.max_score is None:
-        raise UsageError("--guide needs something to decide: give --relative_margin, --absolute_margin or --max_score")
+        raise UsageError(
+            "--guide has no effect without a limit: set --relative_margin, --absolute_margin or --max_score"
+        )
 
 
 def output_file(config: MiningConfig) -> Path:
-    """The file to write: ``output_file``, or ``output/<data>-mined.parquet``.
+    """Return the file to write: ``output_file``, or ``output/<data>-mined.parquet``.
 
     Raises:
-        UsageError: It is no Parquet file, its folder cannot be written to, it exists and is not to be overwritten, or it is the
-            file with the pairs.
+        UsageError: The name does not end in .parquet, the folder is not writable, the file exists and --overwrite is not set,
+            or it is the file with the pairs.
     """
     data = Path(config.path)
     stem = table_name(data) if is_file_name(config.path) else "-".join([data.name, *filter(None, [config.name])])

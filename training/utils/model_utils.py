@@ -1,4 +1,4 @@
-"""The model to train, and the precision that the hardware is good at."""
+"""Loads the model to train, and chooses the precision."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# columns of training data that hold a sentence, and another one that means the same
+# columns of training data with a sentence, and with another of the same meaning
 SAME_MEANING = (("anchor", "positive"), ("sentence", "translation"))
 
 
 def load_base_model(config: TrainingConfig, *datasets: Dataset) -> SentenceTransformer:
-    """The model to start from: one from the Hub or a folder, or a static one, made from the texts of the training data.
+    """Load the model to start from, or create static embeddings from the training texts.
 
-    A transformer without pooling gets mean pooling over its tokens. ``--extend_vocabulary`` starts its new word pieces from the
-    translations in the training data, ``--lora_r`` puts an adapter onto it and freezes everything else.
+    A transformer without pooling gets mean pooling. ``--extend_vocabulary`` initialises new word pieces from translations in
+    the training data. ``--lora_r`` adds an adapter and freezes all other weights.
 
     Raises:
-        RunError: The model cannot be loaded or has nothing to train, or a key does not fit it.
+        RunError: The model cannot be loaded, has no trainable weights, or does not support a key.
     """
-    texts = texts_of(datasets)  # only read where they are needed
+    texts = texts_of(datasets)  # read only if they are needed
     if config.model_name == STATIC:
         return make_static_model(texts, config.static_embedding_dim, config.static_vocab_size, config.seed)
     identity = identify(config.model_name, config.max_seq_length)
     model = load_model(config.model_name, identity, **loading_options(config))
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise RunError(
-            f"model {config.model_name}: all of its weights are frozen, so there is nothing to train: give another model"
+            f"model {config.model_name}: all its weights are frozen, so there is nothing to train: choose another model"
         )
     if is_static(model):
         check_static(config)
@@ -58,7 +58,7 @@ def load_base_model(config: TrainingConfig, *datasets: Dataset) -> SentenceTrans
 
 
 def texts_of(datasets: Iterable[Dataset]) -> Iterator[str]:
-    """Every text of some data sets, a column at a time."""
+    """Yield every text of some data sets, column by column."""
     for dataset in datasets:
         for column in dataset.column_names:
             if dataset.features[column].dtype in ("string", "large_string"):
@@ -66,7 +66,7 @@ def texts_of(datasets: Iterable[Dataset]) -> Iterator[str]:
 
 
 def _pairs(datasets: Iterable[Dataset]) -> Iterator[tuple[str, str]]:
-    """Every pair of sentences that mean the same, of some data sets."""
+    """Yield every pair of sentences with the same meaning."""
     for dataset in datasets:
         for first, second in SAME_MEANING:
             if {first, second} <= set(dataset.column_names):
@@ -74,10 +74,10 @@ def _pairs(datasets: Iterable[Dataset]) -> Iterator[tuple[str, str]]:
 
 
 def make_static_model(texts: Iterable[str], embedding_dim: int, vocab_size: int, seed: int) -> SentenceTransformer:
-    """Static embeddings with random weights: a text's embedding is the mean of its word pieces' vectors.
+    """Create static embeddings with random weights: a text's embedding is the mean of its word pieces' vectors.
 
-    Trains in minutes without a GPU (Aarsen, 2025, https://huggingface.co/blog/static-embeddings). The word pieces are
-    learnt from ``texts``, so that nothing needs to be downloaded.
+    They train in minutes without a GPU (Aarsen, 2025, https://huggingface.co/blog/static-embeddings). The word pieces are learnt
+    from ``texts``, so that no download is needed.
 
     Args:
         texts: The texts to learn the word pieces from.
@@ -89,9 +89,9 @@ def make_static_model(texts: Iterable[str], embedding_dim: int, vocab_size: int,
     from sentence_transformers.sentence_transformer.modules import StaticEmbedding
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-    # Byte-pair encoding with a mark before each word: unlike WordPiece's trainer, its one gives the same pieces every time.
+    # Byte-pair encoding with a mark before each word: its trainer is deterministic, that of WordPiece is not.
     tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
-    # NFKD splits letters from their accents and Arabic vowel signs, which then go, as does the tatweel.
+    # NFKD separates accents and Arabic vowel signs from letters; they are removed, and so is the tatweel.
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFKD(), normalizers.StripAccents(), normalizers.Replace("\u0640", ""), normalizers.Lowercase()]
     )
@@ -111,14 +111,14 @@ def is_static(model: SentenceTransformer) -> bool:
 
 
 def choose_precision(wanted: str, model: SentenceTransformer) -> torch.dtype:
-    """The data type of the matrix products in training for ``--precision``.
+    """Return the data type of the matrix products in training for ``--precision``.
 
-    ``auto`` takes bfloat16 where the processor has instructions for it and is faster with them, float16 on older GPUs, and
-    float32 elsewhere and for static embeddings, which multiply nothing. The weights, and evaluation, stay in float32. A choice
-    that is slow on this processor is logged with the measured factor.
+    ``auto`` chooses bfloat16 if the processor has instructions for it and is faster with them, float16 on older GPUs, and
+    float32 otherwise and for static embeddings, which have no matrix products. Weights and evaluation remain in float32. If the
+    chosen precision is slow on this processor, the log says by how much.
 
     Raises:
-        RunError: The hardware cannot do what was asked for.
+        RunError: The hardware does not support the precision.
     """
     import torch
 
@@ -136,13 +136,13 @@ def choose_precision(wanted: str, model: SentenceTransformer) -> torch.dtype:
     if wanted == "bf16" and device == "cpu" and not is_static(model):
         warn_if_slow("--precision bf16", torch.bfloat16)
     if device == "cuda":
-        torch.set_float32_matmul_precision("high")  # TF32 where there is
+        torch.set_float32_matmul_precision("high")  # TF32 if the GPU has it
     logger.info("training on %s in %s", device, wanted)
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[wanted]
 
 
 def cpu_has_bfloat16() -> bool:
-    """Whether the processor has instructions for bfloat16 products (AVX512-BF16 or AMX)."""
+    """Return whether the processor has instructions for bfloat16 products (AVX512-BF16 or AMX)."""
     import torch
 
     return any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))

@@ -1,4 +1,4 @@
-"""One ONNX file that gives normalised embeddings of a dimension, and the tokenizer that goes with it."""
+"""Exports a model to one ONNX file that gives normalised embeddings of one dimension, with its tokenizer."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ logger = logging.getLogger(__name__)
 
 MODEL, TOKENIZER, PROMPTS = "model.onnx", "tokenizer.json", "prompts.json"
 INPUTS, OUTPUT = ("input_ids", "attention_mask"), "embeddings"
-NO_LIMIT = 10**6  # tokens; transformers writes a huge number where a tokenizer has no limit
-LARGEST = 2**31 - 2**20  # bytes of weights that fit one ONNX file
+NO_LIMIT = 10**6  # tokens; transformers writes a huge number if a tokenizer has no limit
+LARGEST = 2**31 - 2**20  # bytes of weights that fit into one ONNX file
 
 
 def require_packages() -> None:
-    """Raise :class:`RunError` where a package that the export needs is not installed."""
+    """Raise :class:`RunError` if a package that the export needs is missing."""
     from importlib.util import find_spec
 
     if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]:
@@ -40,7 +40,7 @@ def require_packages() -> None:
 
 
 class Embedder(nn.Module):
-    """Token ids ``[batch, sequence]`` and their mask to unit vectors ``[batch, dim]``."""
+    """Maps token ids ``[batch, sequence]`` and their mask to unit vectors ``[batch, dim]``."""
 
     def __init__(self, parts: list[nn.Module], dim: int):
         super().__init__()
@@ -54,7 +54,7 @@ class Embedder(nn.Module):
 
 
 class StaticMean(nn.Module):
-    """Static embeddings of padded texts: an EmbeddingBag takes them end to end, which has no batch to export."""
+    """Static embeddings of padded texts. EmbeddingBag takes concatenated texts, without a batch dimension to export."""
 
     def __init__(self, weight: Tensor):
         super().__init__()
@@ -80,12 +80,12 @@ def save_onnx(model: SentenceTransformer, folder: Path, identity: ModelIdentity,
     }
     if any(prompts["prompts"].values()) and not all(getattr(part, "include_prompt", True) for part in model):
         raise RunError(
-            f"model {identity.source} leaves its prompts out of the pooling, which an ONNX file cannot: use the other --format"
+            f"model {identity.source} excludes its prompts from the pooling, which the ONNX export does not support: use --format sentence-transformers"
         )
     size = sum(parameter.numel() * 4 for parameter in model.parameters())
     if size > LARGEST:
         raise RunError(
-            f"model {identity.source} has {size / 2**30:.1f} GiB of weights, and one ONNX file holds 2 GiB: use the other --format"
+            f"model {identity.source} has {size / 2**30:.1f} GiB of weights, and an ONNX file can hold 2 GiB: use --format sentence-transformers"
         )
     (folder / TOKENIZER).write_text(tokenizer, encoding="utf-8")
     (folder / PROMPTS).write_text(json.dumps(prompts, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
@@ -94,14 +94,16 @@ def save_onnx(model: SentenceTransformer, folder: Path, identity: ModelIdentity,
 
 
 def portable_tokenizer(model: SentenceTransformer, identity: ModelIdentity) -> str:
-    """The model's ``tokenizer.json``, with its truncation and padding in it."""
+    """Return the model's ``tokenizer.json``, with its truncation and padding settings."""
     from tokenizers import Tokenizer
 
     original = model.tokenizer
     if is_static(model):
         tokenizer = Tokenizer.from_str(json.dumps(json.loads(original.to_str()) | {"post_processor": None}))
         tokenizer.no_truncation()
-        tokenizer.enable_padding(pad_id=0, pad_token=tokenizer.id_to_token(0))  # whatever it is: the mask hides it
+        tokenizer.enable_padding(
+            pad_id=0, pad_token=tokenizer.id_to_token(0)
+        )  # any token serves, because the mask hides it
         return tokenizer.to_str(pretty=True)
     backend = getattr(original, "backend_tokenizer", None)
     if not isinstance(backend, Tokenizer):
@@ -149,18 +151,18 @@ def export_graph(model: SentenceTransformer, path: Path, identity: ModelIdentity
                 verbose=False,
             )
         strip(path)
-    except Exception as error:  # of a dozen kinds, some with a report of many lines
+    except Exception as error:  # the exporter raises a dozen classes, some with reports of many lines
         logger.debug("where it came from:", exc_info=True)
         reason = one_line(error.__cause__ or error, 160)
         kind = type(getattr(model[0], "auto_model", model[0])).__name__
         raise RunError(
-            f"model {identity.source}: {kind} cannot be exported to ONNX ({reason}): use the other --format"
+            f"model {identity.source}: {kind} cannot be exported to ONNX ({reason}): use --format sentence-transformers"
         ) from None
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """The exporter and the quantiser warn of what does not concern the user."""
+    """Silence warnings of the exporter and the quantiser that do not concern the user."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -172,7 +174,7 @@ def quiet() -> Iterator[None]:
 
 
 def strip(path: Path) -> None:
-    """Remove the exporter's notes from an ONNX file: they hold paths of the machine that it was made on."""
+    """Remove the exporter's notes from an ONNX file, because they contain paths of this machine."""
     import onnx
 
     model = onnx.load(path)
@@ -194,9 +196,9 @@ def strip(path: Path) -> None:
 
 
 def quantise(path: Path) -> None:
-    """Round the weights of an ONNX file to int8, each output channel with its own scale; activations follow at run time.
+    """Quantise the weights of an ONNX file to int8, with a scale for each output channel; activations are quantised at run time.
 
-    The range is reduced to 7 bits, since processors without VNNI overflow at 8.
+    The range is reduced to 7 bits, because processors without VNNI overflow at 8.
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -207,20 +209,22 @@ def quantise(path: Path) -> None:
 
 
 class OnnxModel:
-    """An exported folder, used with onnxruntime and tokenizers alone."""
+    """Embeds texts with an exported folder, using only onnxruntime and tokenizers."""
 
     def __init__(self, folder: Path):
         import onnxruntime
         from tokenizers import Tokenizer
 
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # errors
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # its threads would wait at full load
+        options.log_severity_level = 3  # log errors only
+        options.add_session_config_entry(
+            "session.intra_op.allow_spinning", "0"
+        )  # idle threads would otherwise spin at full load
         self.session = onnxruntime.InferenceSession(str(folder / MODEL), options, providers=["CPUExecutionProvider"])
         self.tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
 
     def encode(self, texts: list[str], batch_size: int = 32) -> np.ndarray:
-        """Unit vectors, float32, shape ``[texts, dim]``; texts of similar length share a batch."""
+        """Return unit vectors, float32, shape ``[texts, dim]``. Texts of similar length share a batch."""
         order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
         embeddings: dict[int, np.ndarray] = {}
         for start in range(0, len(order), batch_size):
