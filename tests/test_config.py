@@ -262,7 +262,7 @@ def test_wrong_mixtures(write, datasets, message):
 
 @pytest.mark.parametrize(
     ("entry", "message"),
-    [({"loss": "gist"}, "gist needs a tokenizer"), ({"loss": "distill"}, "cannot teach: name a 'teacher'")],
+    [({"loss": "gist"}, "gist needs a tokenizer"), ({"loss": "distill"}, "cannot be their own teacher: set 'teacher'")],
 )
 def test_losses_that_static_embeddings_from_nothing_cannot_have(write, entry, message):
     path = write({"model_name": "static", "datasets": {"a": {"path": "x"} | entry}})

@@ -104,7 +104,7 @@ def resume(call, command: tuple, folder: Path) -> str:
     """Do what a user does: repeat the command, and where it says so, with the flag that it names; give back the log."""
     done = call(*command, "--output_dir", folder)
     if done.code != 0:
-        assert "holds an unfinished run" in done.err or "before it had a complete checkpoint" in done.err, done.err
+        assert "contains an unfinished run" in done.err or "before its first complete checkpoint" in done.err, done.err
         flags = RESUME if "unfinished" in done.err else ("--overwrite_output_dir",)
         done = call(*command, "--output_dir", folder, *flags)
     finished(done, folder)
@@ -261,7 +261,7 @@ def test_a_run_without_a_whole_checkpoint_says_what_to_do(fails, runs, whole, tm
     for path in checkpoints(folder):
         (path / MANIFEST).unlink()
     at = (*runs[NLI], "--output_dir", folder)
-    fails(1, "before it had a complete checkpoint: start it again with --overwrite_output_dir", *at)
+    fails(1, "before its first complete checkpoint: start it again with --overwrite_output_dir", *at)
     fails(1, "no usable checkpoint to resume from: start again, with --overwrite_output_dir", *at, *RESUME)
 
 

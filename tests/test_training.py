@@ -267,7 +267,7 @@ def test_a_finished_run_is_refused(fails, english, tmp_path):
     _, source = english
     folder = shutil.copytree(source, tmp_path / "run")
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
-    fails(1, "holds a finished run", NLI, *FAST, "--output_dir", folder)
+    fails(1, "contains a finished run", NLI, *FAST, "--output_dir", folder)
     fails(1, "nothing to resume", NLI, *FAST, "--output_dir", folder, "--resume_from_checkpoint", "latest")
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()} == before
 
@@ -290,7 +290,7 @@ def test_an_unfinished_run_is_resumed_by_the_command_that_it_names(call, fails, 
     shutil.rmtree(broken / "checkpoint-6")
     record = record_of(broken)
     (broken / "run.json").write_text(json.dumps(record | {"status": "running"}))
-    message = fails(1, "holds an unfinished run: resume it with `", HYBRID, *flags, broken)
+    message = fails(1, "contains an unfinished run: resume it with `", HYBRID, *flags, broken)
     fails(1, "is not a checkpoint", HYBRID, *flags, broken, "--resume_from_checkpoint", tmp_path)
 
     command = shlex.split(re.search("`(.+)`", message)[1])
@@ -399,7 +399,7 @@ def test_a_best_checkpoint_that_cannot_be_loaded_ends_the_run(fails, monkeypatch
         (1, "--max_seq_length 4096 is above the", [NLI, ARABERT, "--max_seq_length", "4096"]),
         (1, "has no checkpoint to resume from", [NLI, "--resume_from_checkpoint", "latest"]),
         (2, "--max_steps must be at least 1", [NLI, "--max_steps", "0"]),
-        (2, "--max_seq_length has no use for static embeddings", [NLI, "static", "--max_seq_length", "9"]),
+        (2, "--max_seq_length has no effect on static embeddings", [NLI, "static", "--max_seq_length", "9"]),
         (
             2,
             "below the full width of 64",
@@ -448,9 +448,9 @@ def test_mini_batches_of_no_use(fails, call, tmp_path, rows, tiny_model):
     small = ("--static_embedding_dim", "16", "--static_vocab_size", "300", "--max_steps", "1")
     finished(call(NLI, "static", *data, *small, "--output_dir", tmp_path / "static"), tmp_path / "static")
     trained = tmp_path / "static/final"  # a static model that was trained before
-    fails(2, "--mini_batch_size has no use for static embeddings", NLI, trained, *data, *flags)
+    fails(2, "--mini_batch_size has no effect on static embeddings", NLI, trained, *data, *flags)
     fails(
-        2, "--max_seq_length has no use", NLI, trained, *data, "--max_seq_length", "9", "--output_dir", tmp_path / "run"
+        2, "--max_seq_length has no effect", NLI, trained, *data, "--max_seq_length", "9", "--output_dir", tmp_path / "run"
     )
 
 
@@ -462,7 +462,7 @@ def test_mini_batches_of_no_use(fails, call, tmp_path, rows, tiny_model):
         ({"lr_scheduler_type": "no such"}, "no such"),
         ({"adam_beta1": "x"}, "adam_beta1' must be a number"),
         ({"bf16": True}, "'bf16' has no effect here: give --precision"),
-        ({"batch_sampler": "batch_sampler"}, "no batch has a false negative"),
+        ({"batch_sampler": "batch_sampler"}, "no batch has a known false negative"),
     ],
 )
 def test_mistakes_in_the_training_arguments(fails, tmp_path, tiny_model, arguments, message):

@@ -165,7 +165,7 @@ def test_a_tokenizer_without_word_pieces_or_without_need_is_refused(hub, tiny_mo
     roberta = SentenceTransformer(str(hub.root / "models/distilroberta-base"), device="cpu")
     with pytest.raises(RunError, match="--extend_vocabulary needs a WordPiece tokenizer.*BPE"):
         extend_vocabulary(roberta, ["كتب الولد"], 100)
-    with pytest.raises(RunError, match="breaks no word"):
+    with pytest.raises(RunError, match="splits no word"):
         extend_vocabulary(SentenceTransformer(str(tiny_model), device="cpu"), ["The boy wrote", "12 ..."], 100)
 
 

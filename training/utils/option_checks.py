@@ -1,4 +1,4 @@
-"""What a single key cannot show: keys that contradict each other, and keys that a model or a loss has no use for."""
+"""Checks across keys: keys that contradict each other, and keys that have no effect with a model or loss."""
 
 from __future__ import annotations
 
@@ -16,21 +16,25 @@ from training.utils.options import (
 
 
 def check_training(config: TrainingConfig) -> None:
-    """Raise :class:`UsageError` where two keys contradict each other."""
+    """Raise :class:`UsageError` if two keys contradict each other."""
     if config.max_steps == 0:
         raise UsageError("--max_steps must be at least 1, or -1 for all of num_train_epochs")
     if config.push_to_hub:
-        from training.utils.upload import check_login  # imports what only an upload needs
+        from training.utils.upload import check_login  # imports packages that only an upload needs
 
         check_login()
     if config.early_stopping_patience is not None and config.dev_data == ["none"]:
-        raise UsageError("--early_stopping_patience needs dev data to stop on: with --dev_data none there is none")
+        raise UsageError("--early_stopping_patience needs dev data: remove it, or change --dev_data none")
     if config.start_share >= 1:
-        raise UsageError(f"--start_share {config.start_share:g} must be below 1, or nothing of the training is kept")
+        raise UsageError(
+            f"--start_share {config.start_share:g} must be below 1, otherwise nothing of the training remains"
+        )
     if config.start_share and config.model_name == STATIC:
         raise UsageError("--start_share needs a pretrained model: new static embeddings start from random numbers")
     if config.start_share and config.lora_r:
-        raise UsageError("--start_share is for training all weights: lower --lora_alpha to keep less of an adapter")
+        raise UsageError(
+            "--start_share is for training all weights: to reduce the effect of an adapter, lower --lora_alpha"
+        )
     if config.model_name == STATIC:
         check_static(config)
     check_lora(config)
@@ -45,33 +49,33 @@ def check_training(config: TrainingConfig) -> None:
 
 
 def check_lora(config: TrainingConfig) -> None:
-    """Raise :class:`UsageError` where a key of LoRA has no effect, or LoRA leaves something untrained that needs training."""
+    """Raise :class:`UsageError` if a LoRA key has no effect, or if LoRA would not train weights that need training."""
     if not config.lora_r:
         for key in ("lora_alpha", "lora_dropout", "lora_target_modules"):
             if config.is_set(key):
-                raise UsageError(f"--{key} is for LoRA adapters: give --lora_r too, such as 16")
+                raise UsageError(f"--{key} is for LoRA adapters: also set --lora_r, for example to 16")
     if config.lora_dropout >= 1:
-        raise UsageError(f"--lora_dropout {config.lora_dropout} would drop everything: give a number below 1")
+        raise UsageError(f"--lora_dropout {config.lora_dropout} would drop all inputs: use a number below 1")
     if config.lora_r and config.extend_vocabulary:
         raise UsageError(
-            "--extend_vocabulary adds embeddings that need training, and LoRA trains none: give --lora_r 0"
+            "--extend_vocabulary adds embeddings that need training, but LoRA does not train embeddings: use --lora_r 0"
         )
 
 
 def check_nli(config: MatryoshkaNLIConfig) -> None:
-    """Raise :class:`UsageError` where a key is set that describes data which is not given."""
+    """Raise :class:`UsageError` if a key describes data that is not given."""
     if config.columns is not None and config.train_data is None:
-        raise UsageError("'columns' describes your own data: give it with --train_data")
+        raise UsageError("'columns' describes your own data: set --train_data too")
 
 
 def check_static(config: TrainingConfig) -> None:
-    """Raise :class:`UsageError` where a key is given that static embeddings have no use for."""
+    """Raise :class:`UsageError` if a key has no effect on static embeddings."""
     if config.mini_batch_size is not None:
         raise UsageError(
-            "--mini_batch_size has no use for static embeddings: they keep nothing of a batch but its embeddings"
+            "--mini_batch_size has no effect on static embeddings: they need hardly any memory for a batch"
         )
     if config.max_seq_length is not None:
-        raise UsageError("--max_seq_length has no use for static embeddings: they take texts of any length")
+        raise UsageError("--max_seq_length has no effect on static embeddings: they accept texts of any length")
     if config.lora_r:
         raise UsageError("--lora_r is for transformers: static embeddings have no layers to adapt")
     if config.extend_vocabulary or config.normalize_arabic or config.prune_vocabulary:
@@ -81,14 +85,14 @@ def check_static(config: TrainingConfig) -> None:
 
 
 def check_mixture(config: HybridConfig) -> None:
-    """Raise :class:`UsageError` unless the mixture has data sets, with a weight each or none at all, and keys that fit."""
+    """Raise :class:`UsageError` if the mixture is empty, only some data sets have weights, or keys do not fit together."""
     if not config.datasets:
         raise UsageError("'datasets' is empty: a mixture needs at least one data set")
     weighted = [name for name, entry in config.datasets.items() if entry.weight is not None]
     if weighted and len(weighted) < len(config.datasets):
         bare = next(name for name in config.datasets if name not in weighted)
         raise UsageError(
-            f"'datasets': {weighted[0]!r} has a weight and {bare!r} has none; give one to each, or to none"
+            f"'datasets': {weighted[0]!r} has a weight and {bare!r} has none; set a weight for all data sets or for none"
         )
     contrastive = [name for name, loss in LOSSES.items() if loss.contrastive]
     if config.mini_batch_size is not None and not any(e.loss in contrastive for e in config.datasets.values()):
@@ -106,11 +110,11 @@ def check_mixture(config: HybridConfig) -> None:
                 f"'datasets.{name}': {entry.loss} needs a tokenizer of transformers, which static embeddings do not have"
             )
         if "teacher" in LOSSES[entry.loss].keys and entry.teacher is None and config.model_name == STATIC:
-            raise UsageError(f"'datasets.{name}': static embeddings from nothing cannot teach: name a 'teacher'")
+            raise UsageError(f"'datasets.{name}': new static embeddings cannot be their own teacher: set 'teacher'")
 
 
 def check_entry(where: str, entry: DatasetEntry) -> None:
-    """Raise :class:`UsageError` where an entry has a key that its loss does not take, or a wrong value."""
+    """Raise :class:`UsageError` if an entry has a key that its loss does not support, or an invalid value."""
     for key in sorted({key for loss in LOSSES.values() for key in loss.keys} - set(LOSSES[entry.loss].keys)):
         if getattr(entry, key) is not None:
             raise UsageError(f"{where}: {key!r} is for {', '.join(losses_with(key))}, and the loss is {entry.loss}")
@@ -119,7 +123,7 @@ def check_entry(where: str, entry: DatasetEntry) -> None:
     if (entry.name is not None or entry.split != "train") and is_file_name(entry.path):
         raise UsageError(f"{where}: 'name' and 'split' are for data sets on the Hub, and {entry.path} is a file")
     if entry.directions is not None and "query_to_doc" not in entry.directions:
-        raise UsageError(f"{where}: 'directions' must have query_to_doc, which contrasts the positive pairs")
+        raise UsageError(f"{where}: 'directions' must include query_to_doc, which contrasts the positive pairs")
     if entry.directions is not None and len(set(entry.directions)) < len(entry.directions):
         raise UsageError(f"{where}: 'directions' has a duplicate")
     if entry.score_range is not None and (len(entry.score_range) != 2 or entry.score_range[0] >= entry.score_range[1]):

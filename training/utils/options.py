@@ -1,7 +1,7 @@
 """The keys of the training scripts. Their defaults are in ``configs/training_config.json``.
 
-Where transformers' ``TrainingArguments`` has a name for something, the key has that name; any other of its arguments goes
-under ``training_arguments``.
+Keys have the names of transformers' ``TrainingArguments`` where these exist; its other arguments go under
+``training_arguments``.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from common.config import Config
 from common.keys import Key
 
 DIRECTIONS = ("query_to_doc", "doc_to_query", "query_to_query", "doc_to_doc")
-STATIC = "static"  # the model_name that means static embeddings from nothing
+STATIC = "static"  # the model_name that stands for new static embeddings
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
 @dataclass(frozen=True)
 class Loss:
-    """What everything but its computation needs to know of a loss. :mod:`training.utils.losses` has a builder for each.
+    """The properties of a loss, apart from its computation, which :mod:`training.utils.losses` builds.
 
     Attributes:
-        required: The columns that it reads, in this order, and other names that public data sets have for them.
-        optional: Columns that it reads after those, where a data set has them.
-        keys: The keys of :class:`DatasetEntry` that it takes, besides those that every loss takes.
-        contrastive: The other rows of a batch are its negatives. So no text may occur twice in a batch, and
+        required: The columns that the loss reads, in this order, and other names of them in public data sets.
+        optional: Further columns that the loss reads if a data set has them.
+        keys: The keys of :class:`DatasetEntry` that it supports, in addition to those that every loss supports.
+        contrastive: The other rows of a batch are negatives. Therefore no text may occur twice in a batch, and
             ``--mini_batch_size`` can embed the batch in parts.
     """
 
@@ -59,13 +59,13 @@ TARGETS = ("embeddings", "similarities")
 
 
 def losses_with(key: str) -> list[str]:
-    """The names of the losses that take a key of :class:`DatasetEntry`."""
+    """Return the names of the losses that support a key of :class:`DatasetEntry`."""
     return [name for name, loss in LOSSES.items() if key in loss.keys]
 
 
 @dataclass
 class DevEntry:
-    """A dev set: where it is and which of its columns is which."""
+    """A dev set: where it is, and what its columns are."""
 
     path: Annotated[str, Key("a data set on the Hub, or a file", path=True)]
     name: Annotated[str | None, Key("the data set's configuration on the Hub")] = None
@@ -278,7 +278,7 @@ class MatryoshkaNLIConfig(TrainingConfig):
 
 @dataclass
 class DatasetEntry:
-    """A data set of a mixture: where it is, how to read it, which loss it is trained with, how often it is drawn."""
+    """A data set of a mixture: where it is, how to read it, its loss, and how often it is drawn."""
 
     path: Annotated[str, Key("a data set on the Hub, or a file, a folder or a glob of files", path=True)]
     loss: Annotated[str, Key("the loss to train with", choices=tuple(LOSSES))]
@@ -371,5 +371,5 @@ class HybridConfig(TrainingConfig):
 
 
 def loading_options(config: TrainingConfig) -> dict[str, bool]:
-    """What loading a model of the run (the one to train, a guide, a teacher) may do: keywords of :func:`load_model`."""
+    """Return the permissions for loading any model of the run (to train, guide, teacher): keywords of :func:`load_model`."""
     return {"trust_remote_code": config.trust_remote_code, "allow_pickle": config.allow_pickle}

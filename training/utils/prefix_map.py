@@ -1,8 +1,8 @@
-"""A rotation of the embeddings after training, under which their prefixes keep more of the full width's similarities.
+"""Rotates the embeddings after training, so that their prefixes better preserve the similarities at full width.
 
-Similarities at full width do not change under an orthogonal map; those of a prefix do, since it decides which directions of the
-space the prefix spans. The map is learnt on the embeddings of training texts, computed once, in a minute or two on a CPU. Principal
-axes keep most variance; here the error of the similarities themselves is what is minimised.
+An orthogonal map does not change similarities at full width, but it changes those of a prefix, because it decides which directions
+the prefix spans. The map is learnt on the embeddings of training texts, computed once, in a minute or two on a CPU. Principal
+axes would keep the most variance; this map minimises the error of the similarities themselves.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 STEPS = 600
-ROWS = 512  # texts in a step
+ROWS = 512  # texts per step
 LEARNING_RATE = 3e-3
-MAX_TEXTS = 10_000  # to embed
-HELD_OUT = 0.1  # of the texts, to see whether the map helps
+MAX_TEXTS = 10_000  # texts to embed
+HELD_OUT = 0.1  # share of the texts held out to check that the map helps
 
 
 @dataclass(frozen=True)
 class PrefixMap:
-    """An orthogonal map and what it does on texts that it was not learnt on.
+    """An orthogonal map, and its effect on held-out texts.
 
     Attributes:
         rotation: Shape ``[width, width]``; an embedding ``x`` becomes ``x @ rotation``.
@@ -49,11 +49,11 @@ class PrefixMap:
 
 
 def similarity_errors(embeddings: Tensor, dims: Sequence[int]) -> list[Tensor]:
-    """For each dimension, the weighted mean squared difference of a prefix's cosine similarities from those at full width.
+    """Return for each dimension the weighted mean squared difference between the prefix's cosine similarities and those at full width.
 
-    What search and grading depend on are the similarities of texts that have something in common. Most pairs of texts have
-    nothing, so a pair is weighted by how far its similarity at full width lies above the mean: by the logistic function of twice
-    the number of standard deviations, less one.
+    Search and grading depend on the similarities of related texts, but most pairs of texts are unrelated. Therefore each pair
+    is weighted by how far its similarity at full width is above the mean: by the logistic function of 2z - 1, where z is the
+    number of standard deviations.
 
     Args:
         embeddings: Shape ``[texts, width]``.
@@ -79,20 +79,20 @@ def learn_prefix_map(
     seed: int = 42,
     steps: int = STEPS,
 ) -> PrefixMap:
-    """Learn the rotation that minimises :func:`similarity_errors`, weighted, in sum over the dimensions.
+    """Learn the rotation that minimises the weighted sum of :func:`similarity_errors` over the dimensions.
 
-    Within the span of each prefix the axes are then turned to the principal ones, largest first, so that a dimension between
-    two of ``dims`` is served well too.
+    Within the span of each prefix the axes are then aligned with the principal ones, largest first, so that dimensions between
+    two of ``dims`` work well too.
 
     Args:
-        embeddings: Of training texts, shape ``[texts, width]``; neighbouring rows may be alike (a text and its translation),
-            and stay together in a batch.
-        dims: The dimensions; those that are not below the width are left as they are.
+        embeddings: Embeddings of training texts, shape ``[texts, width]``. Neighbouring rows may be similar (a text and its
+            translation) and stay together in a batch.
+        dims: The dimensions; those that are not below the width are ignored.
         weights: A weight for each of ``dims``; 1 by default.
         steps: Steps of Adam on ``ROWS`` texts each.
 
     Raises:
-        RunError: There are fewer than 20 texts, or no dimension below the width.
+        RunError: There are fewer than 20 texts, or no dimension is below the width.
     """
     width = embeddings.shape[1]
     weight_of = dict(zip(dims, weights or [1.0] * len(dims), strict=True))
@@ -100,13 +100,15 @@ def learn_prefix_map(
     if not below:
         raise RunError(f"--prefix_map needs a dimension below the full width, {width}: add one to --matryoshka_dims")
     if len(embeddings) < 20:
-        raise RunError(f"--prefix_map: {len(embeddings)} training texts are too few to learn a map from")
+        raise RunError(f"--prefix_map: {len(embeddings)} training texts are too few to learn a map")
     embeddings = F.normalize(embeddings.float(), dim=-1)
     learnt_on = len(embeddings) - max(10, int(HELD_OUT * len(embeddings)))
     train, held_out = embeddings[:learnt_on], embeddings[learnt_on:]
 
     generator = torch.Generator().manual_seed(seed)
-    skew = torch.zeros(width, width, requires_grad=True)  # its exponential, less its transpose's, is a rotation
+    skew = torch.zeros(
+        width, width, requires_grad=True
+    )  # the exponential of the matrix minus its transpose is a rotation
     optimizer = torch.optim.Adam([skew], lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
@@ -131,7 +133,7 @@ def learn_prefix_map(
 
 
 def _order_axes(embeddings: Tensor, rotation: Tensor, ends: list[int]) -> Tensor:
-    """The rotation with the axes between two dimensions turned to the principal ones there, largest first."""
+    """Align the axes between two dimensions with the principal ones there, largest first."""
     rotated = embeddings @ rotation
     blocks = []
     for start, end in zip([0, *ends], ends, strict=False):
@@ -148,34 +150,36 @@ def add_prefix_map(
     weights: Sequence[float] | None = None,
     seed: int = 42,
 ) -> PrefixMap | None:
-    """Learn a map on the model's embeddings of training texts and make it part of the model, unless it does not help.
+    """Learn a map on the model's embeddings of training texts, and add it to the model if it helps.
 
-    In a transformer it is a ``Dense`` module without bias and activation, after pooling and before normalisation; in a model of
-    static embeddings it is folded into their table.
+    A transformer gets a ``Dense`` module without bias and activation, after pooling and before normalisation. In static
+    embeddings, the map is folded into the table.
 
     Args:
         datasets: The training data, of which at most ``MAX_TEXTS`` texts are used, the same share of each data set.
 
     Returns:
-        The map, or None where it would raise the summed error of the prefixes on the texts held out.
+        The map, or None if it would increase the summed error of the prefixes on held-out texts.
 
     Raises:
-        RunError: As :func:`learn_prefix_map`, or the model has no pooling to put it behind.
+        RunError: As :func:`learn_prefix_map`, or the model has no pooling module.
     """
     rows = sample_texts(datasets, MAX_TEXTS, seed)
     embeddings = model.encode(rows, batch_size=64, show_progress_bar=False, convert_to_tensor=True).float().cpu()
     found = learn_prefix_map(embeddings, dims, weights, seed)
     for dim, error in found.errors_before.items():
-        logger.info("prefix map: error of similarities at %d: %.4f, before %.4f", dim, found.errors_after[dim], error)
+        logger.info(
+            "prefix map: error of the similarities at %d: %.4f (before: %.4f)", dim, found.errors_after[dim], error
+        )
     if sum(found.errors_after.values()) >= sum(found.errors_before.values()):
-        logger.warning("the prefix map is not used: it does not lower the error on texts that it was not learnt on")
+        logger.warning("the prefix map is not used: it does not reduce the error on held-out texts")
         return None
     insert_rotation(model, found.rotation)
     return found
 
 
 def sample_texts(datasets: Iterable[Dataset], limit: int, seed: int) -> list[str]:
-    """At most ``limit`` texts of some data sets, from whole rows: texts of one row, which are alike, follow one another."""
+    """Collect at most ``limit`` texts from complete rows. The texts of a row, which are similar, stay together."""
     texts_of_rows = []
     for dataset in datasets:
         columns = [
@@ -187,7 +191,7 @@ def sample_texts(datasets: Iterable[Dataset], limit: int, seed: int) -> list[str
 
 
 def insert_rotation(model: SentenceTransformer, rotation: Tensor) -> None:
-    """Make ``x @ rotation`` of each embedding a part of the model. Raises :class:`RunError` where it has no place."""
+    """Add ``x @ rotation`` to the model. Raises :class:`RunError` if the model has no pooling module."""
     from sentence_transformers.sentence_transformer.modules import Dense
 
     modules = list(model)
@@ -198,7 +202,9 @@ def insert_rotation(model: SentenceTransformer, rotation: Tensor) -> None:
             table.copy_((table.double() @ rotation.double().to(table.device)).to(table.dtype))
         return
     if "Pooling" not in kinds:
-        raise RunError(f"--prefix_map: the model has no pooling to put the map behind (it has {', '.join(kinds)})")
+        raise RunError(
+            f"--prefix_map: the model has no pooling module, after which the map would go (it has {', '.join(kinds)})"
+        )
     place = kinds.index("Normalize") if "Normalize" in kinds else len(modules)
     width = len(rotation)
     dense = Dense(width, width, bias=False, activation_function=nn.Identity()).to(model.device)

@@ -1,4 +1,4 @@
-"""The processes that train together, one for each device: how many, which one this is, and what they agree on."""
+"""The processes that train together, one for each device: their number, this process's role, and reductions over them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ if TYPE_CHECKING:
 
 
 def get_world_size() -> int:
-    """How many processes train together, as torchrun says it: the process group may not be up yet."""
+    """Return the number of processes, from torchrun's environment: the process group may not exist yet."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_first_process() -> bool:
-    """Whether this process is the one that writes to disk and to the log."""
+    """Return whether this process is the one that writes to disk and to the log."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
@@ -24,11 +24,11 @@ def is_first_process() -> bool:
 def _cpu_group() -> torch.distributed.ProcessGroup:
     import torch
 
-    return torch.distributed.new_group(backend="gloo")  # what the processes agree on never waits for a GPU
+    return torch.distributed.new_group(backend="gloo")  # so that these reductions never wait for a GPU
 
 
 def largest_over_processes(number: float) -> float:
-    """The largest of a number over the processes, all of which must call this."""
+    """Return the maximum of a number over the processes. All processes must call this."""
     if get_world_size() == 1:
         return number
     import torch
@@ -39,7 +39,7 @@ def largest_over_processes(number: float) -> float:
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """A value of each process, in the order of the processes, all of which must call this."""
+    """Return the values of all processes, in their order. All processes must call this."""
     if get_world_size() == 1:
         return [value]
     import torch
@@ -50,7 +50,7 @@ def gather_objects(value: Any) -> list[Any]:
 
 
 def mean_over_processes(tensor: torch.Tensor) -> torch.Tensor:
-    """The mean of a tensor over the processes, computed in place."""
+    """Average a tensor over the processes, in place."""
     if get_world_size() > 1:
         import torch
 

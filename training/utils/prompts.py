@@ -1,4 +1,4 @@
-"""The prompts of a training run: checked against the data, put before the texts, and saved in the model."""
+"""The prompts of a training run: checks them against the data, and saves them in the model."""
 
 from __future__ import annotations
 
@@ -22,16 +22,15 @@ NOT_TEXT = ("score", "label")
 def choose_prompts(
     config: TrainingConfig, model: SentenceTransformer, datasets: dict[str, Dataset]
 ) -> str | dict[str, Any] | None:
-    """The prompts to train with, which ``model`` then has for its dev scores and keeps when it is saved.
+    """Return the prompts to train with, and store them in ``model``, for the dev scores and the saved model.
 
-    Where ``prompts`` is not set, these are the model's own default prompt, since that is what it puts before each text when
-    it encodes.
+    If ``prompts`` is not set, this is the model's default prompt, because encoding adds it to every text.
 
     Args:
-        datasets: The data sets by their names in the mixture; a single one by any name.
+        datasets: The data sets by their names in the mixture; a single data set by any name.
 
     Returns:
-        What ``SentenceTransformerTrainingArguments`` takes as ``prompts``.
+        The argument ``prompts`` of ``SentenceTransformerTrainingArguments``.
 
     Raises:
         UsageError: ``prompts`` names neither a data set nor a column.
@@ -51,7 +50,7 @@ def _own_default(model: SentenceTransformer) -> str | None:
         return prompt or None
     if stored := {name: text for name, text in model.prompts.items() if text}:
         logger.info(
-            "the model stores prompts (%s) but none of them is its default: training without; set 'prompts' to train with one",
+            "the model stores prompts (%s) but none is its default: training without a prompt; set 'prompts' to train with one",
             ", ".join(f"{name}: {text!r}" for name, text in stored.items()),
         )
     return None
@@ -66,7 +65,7 @@ def _text_columns(dataset: Dataset) -> list[str]:
 
 
 def _by_dataset(prompts: str | dict[str, Any], columns: dict[str, list[str]]) -> dict[str, dict[str, str]]:
-    """The prompt of each column of each data set, of those that have one."""
+    """Return the prompt of each column of each data set that has one."""
     if isinstance(prompts, str):
         return {name: dict.fromkeys(names, prompts) for name, names in columns.items()}
     if len(columns) > 1 and any(key in columns for key in prompts):
@@ -82,7 +81,7 @@ def _by_dataset(prompts: str | dict[str, Any], columns: dict[str, list[str]]) ->
 
 
 def _by_column(where: str, prompts: Any, columns: list[str], known: list[str]) -> dict[str, str]:
-    """The prompt of each of ``columns``. ``negative`` stands for negative_1, negative_2 and so on, too."""
+    """Return the prompt of each of ``columns``. ``negative`` also stands for negative_1, negative_2 and so on."""
     if isinstance(prompts, str):
         return dict.fromkeys(columns, prompts)
     if not isinstance(prompts, dict):
@@ -98,9 +97,9 @@ def _by_column(where: str, prompts: Any, columns: list[str], known: list[str]) -
 
 
 def _save(model: SentenceTransformer, by_dataset: dict[str, dict[str, str]], columns: dict[str, list[str]]) -> None:
-    """Store the prompts in the model: that of the first column for queries, and by default; of the second for documents.
+    """Store the prompts in the model: the first column's as the query and default prompt, the second's as the document prompt.
 
-    Where the data sets differ, each one's is stored under its name, and none is the default.
+    If the data sets differ, each prompt is stored under its data set's name, and there is no default.
     """
 
     def prompts_of_column(index: int) -> dict[str, str]:

@@ -1,8 +1,8 @@
-"""A smaller vocabulary: the pieces that the training texts use, and what the others need to stay readable.
+"""Prunes the vocabulary to the pieces that the training texts use, and those that keep all other text readable.
 
 Most parameters of a small multilingual model are the vectors of a vocabulary for a hundred languages: 96 of the 118 million of
-multilingual-e5-small. A text whose pieces all remain is segmented as before, and its embedding does not change by a bit. A text
-with removed pieces is segmented into smaller ones. (Abdaoui et al., Load What You Need, 2020, https://arxiv.org/abs/2010.05609,
+multilingual-e5-small. A text whose pieces all remain is segmented as before, and its embedding is bit-identical. A text with removed
+pieces is segmented into smaller ones. (Abdaoui et al., Load What You Need, 2020, https://arxiv.org/abs/2010.05609,
 reduce multilingual BERT in this way.)
 """
 
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-STARTS = "▁"  # Unigram's mark of a piece that starts a word
+STARTS = "▁"  # marks a Unigram piece that starts a word
 BATCH = 10_000  # texts tokenised at a time
 WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True)
 class Pruning:
-    """What pruning did.
+    """The sizes before and after pruning.
 
     Attributes:
         pieces_before, pieces_after: Rows of the embedding table.
@@ -49,17 +49,17 @@ class Pruning:
 
 
 def prune_vocabulary(model: SentenceTransformer, texts: Iterable[str], keep_characters: bool = True) -> Pruning:
-    """Remove the pieces of the model's vocabulary that no text needs, with their vectors.
+    """Remove the pieces that no text needs from the model's vocabulary, with their vectors.
 
-    These pieces remain: those that ``texts`` use; those that the words of ``texts`` use when they stand alone, as written, in
-    lower case, capitalised and in capitals; all special and added tokens; the pieces of one character; and the Unigram piece of
-    lowest score, since the score of an unknown character is the lowest score minus a constant. Segmentation takes the best (Unigram)
-    or the longest (WordPiece) of the pieces that there are, so a segmentation into remaining pieces stays the choice.
+    These pieces remain: those used by ``texts``; those used by the single words of ``texts``, as written, in lower case,
+    capitalised and in capitals; all special and added tokens; single-character pieces; and the Unigram piece of lowest score,
+    because the score of an unknown character is the lowest score minus a constant. Segmentation chooses the best (Unigram) or
+    the longest (WordPiece) of the available pieces, so a segmentation into remaining pieces does not change.
 
     Args:
         model: A transformer with a Unigram or WordPiece tokenizer; it is changed in place.
         texts: The training texts.
-        keep_characters: Keep every piece of one character, so that text in other languages and scripts stays readable.
+        keep_characters: Keep every single-character piece, so that text in other languages and scripts stays readable.
 
     Returns:
         The sizes before and after.
@@ -103,7 +103,7 @@ def prune_vocabulary(model: SentenceTransformer, texts: Iterable[str], keep_char
     from tokenizers import Tokenizer
 
     model.tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))
-    _save_as_it_is(model)  # saved as it is, not rebuilt from the files of the original
+    _save_as_it_is(model)  # save the tokenizer as it is, instead of rebuilding it from the original's files
     after = sum(parameter.numel() for parameter in model.parameters())
     logger.info(
         "vocabulary: %d of %d pieces kept, %.1f of %.1f million parameters", len(kept), rows, after / 1e6, before / 1e6
@@ -112,7 +112,7 @@ def prune_vocabulary(model: SentenceTransformer, texts: Iterable[str], keep_char
 
 
 def used_ids(tokenizer: Tokenizer, texts: Iterable[str]) -> set[int]:
-    """The ids of the pieces in ``texts``, and in their words alone: as written, in lower case, capitalised, in capitals."""
+    """Return the ids of the pieces in ``texts`` and in their single words: as written, in lower case, capitalised, in capitals."""
     used: set[int] = set()
     words: set[str] = set()
 
@@ -132,7 +132,7 @@ def used_ids(tokenizer: Tokenizer, texts: Iterable[str]) -> set[int]:
 
 
 def count_unknown(tokenizer: Tokenizer, texts: Iterable[str]) -> int:
-    """How many unknown tokens ``tokenizer`` gives for ``texts``."""
+    """Count the unknown tokens that ``tokenizer`` gives for ``texts``."""
     state = json.loads(tokenizer.to_str())["model"]
     unknown = state.get("unk_id")
     if unknown is None:
@@ -144,7 +144,7 @@ def count_unknown(tokenizer: Tokenizer, texts: Iterable[str]) -> int:
 
 
 def _always_kept(state: dict[str, Any], keep_characters: bool) -> set[int]:
-    """The ids that remain whatever the texts use."""
+    """Return the ids that always remain."""
     ids = {token["id"] for token in state["added_tokens"]}
     for token in _special_tokens(state):
         ids.update(token["ids"])
@@ -163,14 +163,14 @@ def _always_kept(state: dict[str, Any], keep_characters: bool) -> set[int]:
 
 
 def _special_tokens(state: dict[str, Any]) -> list[dict[str, Any]]:
-    """The special tokens that a template adds to each text."""
+    """Return the special tokens that a template adds to each text."""
     processors = state["post_processor"] or {}
     processors = processors.get("processors", [processors])
     return [token for processor in processors for token in processor.get("special_tokens", {}).values()]
 
 
 def _renumber(state: dict[str, Any], new_ids: dict[int, int]) -> dict[str, Any]:
-    """A tokenizer's state with the pieces in ``new_ids`` alone, under their new ids."""
+    """Reduce a tokenizer's state to the pieces in ``new_ids``, with their new ids."""
     inner = state["model"]
     if inner["type"] == "Unigram":
         inner["vocab"] = [entry for index, entry in enumerate(inner["vocab"]) if index in new_ids]
@@ -184,7 +184,7 @@ def _renumber(state: dict[str, Any], new_ids: dict[int, int]) -> dict[str, Any]:
         token["ids"] = [new_ids[index] for index in token["ids"]]
     post = state["post_processor"] or {}
     for processor in post.get("processors", [post]):
-        for key in ("sep", "cls"):  # of BERT's and RoBERTa's own processors
+        for key in ("sep", "cls"):  # in the post-processors of BERT and RoBERTa
             if isinstance(processor.get(key), list):
                 processor[key][1] = new_ids[processor[key][1]]
     return state

@@ -1,4 +1,4 @@
-"""What a run leaves on disk: its folder, the record in it, and what an earlier run left there."""
+"""The output directory of a run: its record, what it saves, and how it treats an earlier run."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ADAPTER = "final-adapter"
 UNTRAINED = "untrained"
 RECORD = "run.json"
 PARTIAL = ".partial"
-# the keys that a resumed run may change: where it writes and what it reports, but not what it learns
+# keys that a resumed run may change, because the weights do not depend on them
 MAY_CHANGE = {
     "output_dir",
     "overwrite_output_dir",
@@ -49,76 +49,74 @@ MAY_CHANGE = {
     "hub_model_id",
     "hub_private_repo",
 }
-# what the weights depend on, of a record, besides the configuration
+# entries of a record, other than the configuration, that the weights depend on
 LEARNT_FROM = ("matryoshka_dims", "datasets", "dev_and_test_rows", "processes")
 
 
 def run_folder(config: TrainingConfig, script: str) -> Path:
-    """The folder of the run: ``output_dir``, or ``output/<script>-<model>``."""
+    """Return the output directory: ``output_dir``, or ``output/<script>-<model>``."""
     return Path(config.output_dir or f"output/{script}-{Path(config.model_name).name}")
 
 
 def prepare_run_folder(folder: Path, config: TrainingConfig) -> Path | None:
-    """Make sure that no earlier run is lost, and find the checkpoint to resume from. Nothing is removed.
+    """Check that no earlier run would be lost, and find the checkpoint to resume from. Removes nothing.
 
     Returns:
         The checkpoint to resume from, or None for a fresh start.
 
     Raises:
-        RunError: The folder holds a finished or an unfinished run and the flags do not say what to do with it.
+        RunError: The folder contains a finished or unfinished run, and no flag says what to do with it.
     """
     if folder.exists() and not folder.is_dir():
         raise RunError(f"--output_dir {folder} is a file")
     paths = checkpoints(folder)
     if others := sorted(path.name for path in folder.glob("checkpoint-*") if path.is_dir() and path not in paths):
         raise RunError(
-            f"{folder} holds {others[0]}, which is not a checkpoint of a run: move it away, since transformers deletes the oldest checkpoint-*"
+            f"{folder} contains {others[0]}, which is not a checkpoint: move it elsewhere, because transformers deletes the oldest checkpoint-*"
         )
     if config.resume_from_checkpoint is not None:
         if (folder / FINAL).exists():
             raise RunError(
-                f"{folder} holds a finished run: there is nothing to resume; --overwrite_output_dir starts it again"
+                f"{folder} contains a finished run: there is nothing to resume; --overwrite_output_dir starts it again"
             )
         checkpoint = find_checkpoint(folder, config.resume_from_checkpoint)
         check_same_settings(checkpoint.parent / RECORD, config)
         return checkpoint
     if config.overwrite_output_dir:
-        pass  # clear_run_folder follows, once this run is sure to begin
+        pass  # clear_run_folder removes it later, when this run is certain to start
     elif (folder / FINAL).exists():
         raise RunError(
-            f"{folder} holds a finished run: choose another --output_dir, or replace it with --overwrite_output_dir"
+            f"{folder} contains a finished run: choose another --output_dir, or replace it with --overwrite_output_dir"
         )
     elif complete_checkpoints(folder):
         raise RunError(
-            f"{folder} holds an unfinished run: resume it with `{resume_command()}`, or replace it with --overwrite_output_dir"
+            f"{folder} contains an unfinished run: resume it with `{resume_command()}`, or replace it with --overwrite_output_dir"
         )
     elif paths:
         raise RunError(
-            f"{folder} holds a run that died before it had a complete checkpoint: start it again with --overwrite_output_dir"
+            f"{folder} contains a run that ended before its first complete checkpoint: start it again with --overwrite_output_dir"
         )
     folder.mkdir(parents=True, exist_ok=True)
     return None
 
 
 def check_same_settings(path: Path, config: TrainingConfig) -> None:
-    """Make sure that a run is resumed with the settings that it began with, which its record at ``path`` holds.
+    """Check that a run is resumed with its original settings, which are in the record at ``path``.
 
     Raises:
-        RunError: A setting that the weights depend on differs; the message names all of these.
+        RunError: A setting that the weights depend on differs; the message lists all such settings.
     """
     before = read_record(path)
     if before is None:
-        logger.warning(
-            "%s cannot be read, so it is not checked whether the settings are those that the run began with", path
-        )
+        logger.warning("%s cannot be read: not checking that the settings are those of the original run", path)
         return
     after = as_dict(config)
     check_unchanged(path, {key: before["config"].get(key, after[key]) for key in after}, after)
 
 
 def check_unchanged(path: Path, before: dict[str, Any], after: dict[str, Any]) -> None:
-    """Raise :class:`RunError` where something that the weights depend on differs from what the record at ``path`` has."""
-    old, new = flatten(before), flatten(redact_values(json.loads(json.dumps(after, default=str))))  # as a record is
+    """Raise :class:`RunError` if a value that the weights depend on differs from the record at ``path``."""
+    old, new = flatten(before), flatten(redact_values(json.loads(json.dumps(after, default=str))))  # as in a record
     changed = [
         f"{key} was {json.dumps(old.get(key), ensure_ascii=False)} and is {json.dumps(new.get(key), ensure_ascii=False)}"
         for key in {**old, **new}
@@ -147,10 +145,10 @@ def make_record(
     held_out: dict[str, dict[str, list[Any]]],
     leaks: dict[str, Any],
 ) -> RunRecord:
-    """The record of what is known before training, not yet written.
+    """Create the record of the facts known before training, without writing it.
 
     Raises:
-        RunError: The run is resumed, and its data, dimensions or processes are not those that it began with.
+        RunError: The run is resumed with other data, dimensions or processes.
     """
     record = RunRecord(
         folder / RECORD,
@@ -173,7 +171,7 @@ def make_record(
 
 
 def _describe(config: TrainingConfig, entry: DatasetEntry, dataset: Dataset) -> dict[str, Any]:
-    """What the record says of a data set, and of the guide or teacher of its loss."""
+    """Describe a data set, and the guide or teacher of its loss, for the record."""
     models = {
         role: getattr(entry, role) or config.model_name
         for role in ("guide", "teacher")
@@ -189,9 +187,9 @@ def _describe(config: TrainingConfig, entry: DatasetEntry, dataset: Dataset) -> 
 
 
 def clear_run_folder(folder: Path, config: TrainingConfig) -> None:
-    """Remove what a killed run left half written, and with ``--overwrite_output_dir`` all that an earlier run left.
+    """Remove incomplete files of a killed run and, with ``--overwrite_output_dir``, all files of an earlier run.
 
-    Files of any other name stay.
+    Files with other names stay.
     """
     if not is_first_process():
         return
@@ -217,21 +215,21 @@ def clear_run_folder(folder: Path, config: TrainingConfig) -> None:
 
 
 def write_beginning(record: RunRecord, model: SentenceTransformer, config: TrainingConfig) -> None:
-    """Write the record; a static model is also saved untrained, as the baseline of its own training."""
+    """Write the record. A static model is also saved untrained, as a baseline."""
     if not is_first_process():
         return
     folder = record.path.parent
     resumed = config.resume_from_checkpoint is not None
     if config.model_name == STATIC and not (resumed and (folder / UNTRAINED).exists()):
-        save_atomically(model, folder, UNTRAINED, [], "make room, and run the command again")
+        save_atomically(model, folder, UNTRAINED, [], "free some disk space and run the command again")
     record.write()
 
 
 def save_atomically(model: SentenceTransformer, folder: Path, name: str, dims: list[int], advice: str) -> Path:
-    """Save the model, with its card and its dimensions, as ``<folder>/<name>``; it appears there complete or not at all.
+    """Save the model, with its card and its dimensions, as ``<folder>/<name>``, atomically.
 
     Raises:
-        RunError: It could not be written; the message ends with ``advice``.
+        RunError: The model could not be written; the message ends with ``advice``.
     """
     with folder_atomically(folder / name, advice) as partial:
         save_servable(model, partial, dims)

@@ -1,4 +1,4 @@
-"""Which rows make a step: every row once an epoch, no false negatives in a batch, all processes on the same data set."""
+"""Chooses the rows of each step: every row once per epoch, no false negatives in a batch, all processes on the same data set."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ SHUFFLES = 5  # to try for an epoch that is to have no more steps than the first
 
 
 class GlobalBatchSampler(Sampler[list[int]]):
-    """Every row of a data set once an epoch, in steps that are dealt to the processes.
+    """Draws every row of a data set once per epoch, in steps that the processes share.
 
-    A step's rows are drawn together, at most ``batch_size`` times ``processes`` of them, and dealt out as that many batches of
-    equal size, which is how accelerate hands them to the processes. Where the data set has anchors and positives, its loss has
-    in-batch negatives: no two rows of a step conflict then (see :mod:`training.utils.batches`), and all have the same number of
-    negatives. Other losses compare nothing across rows that repeated texts could spoil, and have plain shuffled batches.
+    The rows of a step, at most ``batch_size`` times ``processes``, are drawn together and divided into batches of equal size, one
+    for each process. If the data set has anchors and positives, its loss has in-batch negatives: then no two rows of a step
+    conflict (see :mod:`training.utils.batches`), and all have the same number of negatives. Repeated texts do not affect other
+    losses, which get ordinary shuffled batches.
 
-    All epochs have as many steps as the first, since the trainer asks for their number once. An epoch's order depends on
-    ``seed`` and the epoch alone.
+    All epochs have as many steps as the first, because the trainer asks for the number only once. The order of an epoch depends
+    only on ``seed`` and the epoch.
 
     Args:
-        dataset: Rows in the columns that :func:`training.utils.data_loading.load_training_data` gives them.
-        batch_size: Rows of a batch of one process.
-        processes: How many processes train.
+        dataset: The rows, with the columns of :func:`training.utils.data_loading.load_training_data`.
+        batch_size: Rows in a batch of one process.
+        processes: Number of processes that train.
         drop_last: Whether to drop the steps that are not full.
         seed: Seed of the order.
-        name: What to call the data set in the log.
+        name: The data set's name in the log.
 
     Raises:
         RunError: The data set has too few rows, or too few that can share a batch, for a single step.
@@ -57,9 +57,9 @@ class GlobalBatchSampler(Sampler[list[int]]):
     ):
         self.dataset, self.processes, self.drop_last, self.seed = dataset, processes, drop_last, seed
         self.size = batch_size * processes
-        # accelerate takes batches that have not the size that a sampler names for incomplete ones, and skips them
+        # accelerate treats batches that differ from the sampler's stated size as incomplete, and skips them
         self.batch_size = None
-        self.sampler = self  # accelerate passes the epoch to `batch_sampler.sampler` where it deals out the batches
+        self.sampler = self  # accelerate passes the epoch to `batch_sampler.sampler` when it distributes the batches
         self.epoch = 0
         self.where = f"{name}: " if name else ""
         self.texts = RepeatedTexts.of(dataset) if set(PAIR) <= set(dataset.column_names) else None
@@ -93,7 +93,7 @@ class GlobalBatchSampler(Sampler[list[int]]):
         return self.count * self.processes
 
     def steps(self, epoch: int) -> list[list[int]]:
-        """The rows of each step of an epoch, over all processes."""
+        """Return the rows of each step of an epoch, over all processes."""
         if epoch not in self._steps:
             self._steps = {0: self.first.steps, epoch: self._make(epoch)}
         return self._steps[epoch]
@@ -112,7 +112,7 @@ class GlobalBatchSampler(Sampler[list[int]]):
         return torch.Generator().manual_seed(self.seed + epoch + 1_000_003 * shuffle)
 
     def _arrange(self, epoch: int, shuffle: int) -> Epoch:
-        """The rows in another order, as steps."""
+        """Shuffle the rows and divide them into steps."""
         generator = self._generator(epoch, shuffle)
         result = Epoch([])
         for count, group in enumerate(self.groups):
@@ -125,7 +125,7 @@ class GlobalBatchSampler(Sampler[list[int]]):
             result.carried += part.carried
             result.alone += part.alone
             result.uneven += part.uneven
-        if sum(len(rows) < self.size for rows in result.steps) > 1:  # small steps are not to follow one another
+        if sum(len(rows) < self.size for rows in result.steps) > 1:  # so that small steps do not follow one another
             order = torch.randperm(len(result.steps), generator=generator).tolist()
             result.steps = [result.steps[index] for index in order]
         if self.drop_last:
@@ -162,7 +162,7 @@ class GlobalBatchSampler(Sampler[list[int]]):
 
 
 def group_by_negatives(dataset: Any) -> list[np.ndarray]:
-    """The rows of a data set by how many negatives they have, from none: the absent ones are empty, the last of a row's."""
+    """Group the rows of a data set by their number of negatives, from 0. Missing negatives are empty and come last."""
     import pyarrow.compute as pc
 
     counts = np.zeros(len(dataset), dtype=np.int64)
@@ -173,14 +173,14 @@ def group_by_negatives(dataset: Any) -> list[np.ndarray]:
 
 
 class Collator(SentenceTransformerDataCollator):
-    """Tokenises a batch without the columns that its rows do not have: all of a batch have the same number of negatives."""
+    """Tokenises a batch, skipping empty columns: all rows of a batch have the same number of negatives."""
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         return super().__call__([{key: value for key, value in row.items() if value != ""} for row in features])
 
 
 def deal(rows: list[int], processes: int) -> list[list[int]]:
-    """A step's rows in equal parts, one for each process."""
+    """Divide a step's rows into equal parts, one for each process."""
     size = -(-len(rows) // processes)
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
@@ -191,10 +191,10 @@ class MixtureBatchSampler(Sampler[list[int]]):
     Args:
         dataset: The data sets, concatenated.
         batch_samplers: The sampler of each.
-        turns: ``"proportional"`` to the data sets' sizes, until all are used up; ``"round_robin"``, until the smallest is;
-            or a weight for each data set, by which each step's is drawn at random. With weights an epoch has as many steps
-            as all data sets together, and one that runs out begins anew in another order, so that the smallest does not
-            end the epoch.
+        turns: ``"proportional"`` to the data sets' sizes, until all are used up; ``"round_robin"``, until the smallest is used
+            up; or a weight for each data set, by which that of each step is drawn at random. With weights, an epoch has as
+            many steps as all data sets together. A data set that runs out starts again in another order, so that the
+            smallest does not end the epoch.
         seed: Seed of the order.
     """
 
@@ -215,7 +215,7 @@ class MixtureBatchSampler(Sampler[list[int]]):
         self.epoch = epoch
 
     def order(self) -> list[int]:
-        """The data set of each step."""
+        """Choose the data set of each step."""
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         counts = [sampler.count for sampler in self.batch_samplers]
         if self.turns == PROPORTIONAL:
@@ -231,7 +231,7 @@ class MixtureBatchSampler(Sampler[list[int]]):
         drawn: Counter[int] = Counter()
         for index in self.order():
             sampler = self.batch_samplers[index]
-            rounds, step = divmod(drawn[index], sampler.count)  # a data set with a weight may begin anew
+            rounds, step = divmod(drawn[index], sampler.count)  # a data set with a weight may start again
             drawn[index] += 1
             rows = sampler.steps(self.epoch + 1000 * rounds)[step]
             yield from deal([row + offsets[index] for row in rows], sampler.processes)

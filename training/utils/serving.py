@@ -1,10 +1,10 @@
-"""What a server reads in a model's folder: the Matryoshka dimensions, and module names that it knows.
+"""Writes what embedding servers read in a model's folder: the Matryoshka dimensions, and module names that they know.
 
-- vLLM accepts ``dimensions`` in an embedding request where ``config.json`` has ``matryoshka_dimensions``
+- vLLM accepts ``dimensions`` in an embedding request if ``config.json`` has ``matryoshka_dimensions``
   (https://docs.vllm.ai, "Matryoshka Embeddings").
-- vLLM and text-embeddings-inference read the modules and the pooling as sentence-transformers wrote them before version 6.
+- vLLM and text-embeddings-inference read the modules and the pooling in the format of sentence-transformers before version 6.
   They do not recognise the newer names, and without the pooling they fall back to one that the model was not trained with.
-  sentence-transformers reads both.
+  sentence-transformers reads both formats.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ POOLING_FLAGS = {
 
 
 def get_matryoshka_dimensions(model: SentenceTransformer) -> list[int]:
-    """The dimensions that a model says it was trained for, largest first; none where it does not say."""
+    """Return the dimensions that a model states it was trained for, largest first; none if it does not state any."""
     dims = getattr(_transformer_config(model), DIMENSIONS, None)
     if not isinstance(dims, list) or not all(isinstance(dim, int) for dim in dims):
         return []
@@ -40,9 +40,9 @@ def get_matryoshka_dimensions(model: SentenceTransformer) -> list[int]:
 
 
 def set_matryoshka_dimensions(model: SentenceTransformer, dims: Sequence[int]) -> None:
-    """Have ``config.json`` state the dimensions from the next save on; without dimensions it states none.
+    """Set the dimensions that ``config.json`` will state when the model is saved; without dimensions it states none.
 
-    Static embeddings have no ``config.json``, and no server that reads one.
+    Static embeddings have no ``config.json``, and no server loads them.
     """
     config = _transformer_config(model)
     if config is None:
@@ -58,10 +58,10 @@ def _transformer_config(model: SentenceTransformer) -> Any:
 
 
 def save_servable(model: SentenceTransformer, folder: Path, dims: Sequence[int]) -> None:
-    """Save a trained model such that a server takes it as it is, with a card that says how to use fewer dimensions.
+    """Save a trained model so that servers can load it, with a card that explains how to use fewer dimensions.
 
     Args:
-        dims: The dimensions that it was trained for, the full width first; empty for a model that was not trained.
+        dims: The dimensions that it was trained for, the full width first; empty for an untrained model.
     """
     set_matryoshka_dimensions(model, dims)
     if dims:
@@ -76,9 +76,9 @@ def save_servable(model: SentenceTransformer, folder: Path, dims: Sequence[int])
 
 
 def write_known_names(folder: Path) -> None:
-    """Rewrite ``modules.json`` and the modules' settings in a saved model's folder to what servers know.
+    """Rewrite ``modules.json`` and the modules' settings in a saved model's folder to the format that servers know.
 
-    The embeddings do not change. Modules and settings that had no older form stay as they are.
+    The embeddings do not change. Modules and settings without an older form stay as they are.
     """
     path = folder / "modules.json"
     modules = json.loads(path.read_text(encoding="utf-8"))
@@ -95,7 +95,9 @@ def write_known_names(folder: Path) -> None:
 
 def _older_pooling(settings: dict[str, Any]) -> dict[str, Any]:
     mode = settings.get("pooling_mode")
-    if not isinstance(mode, str) or mode not in POOLING_FLAGS:  # several modes: flags would not keep their order
+    if (
+        not isinstance(mode, str) or mode not in POOLING_FLAGS
+    ):  # several modes: separate flags would not keep their order
         return settings
     flags = {flag: name == mode for name, flag in POOLING_FLAGS.items()}
     rest = {key: value for key, value in settings.items() if key not in ("pooling_mode", "embedding_dimension")}

@@ -1,8 +1,8 @@
-"""Distillation of similarities: every prefix learns the similarities that the teacher has at its full width.
+"""Distillation of similarities: every prefix learns the teacher's similarities at full width.
 
-Distilling embeddings turns a prefix towards the teacher's prefix, and with it towards what that has lost. Similarities have no
-dimension: the teacher's at full width can be the target of every prefix, and the teacher may have any width (Park et al.,
-Relational Knowledge Distillation, 2019, https://arxiv.org/abs/1904.05068).
+Distilling embeddings makes a prefix imitate the teacher's prefix, including what that has lost by truncation. Similarities do not
+depend on a dimension: those at the teacher's full width can be the target of every prefix, and the teacher may have any width
+(Park et al., Relational Knowledge Distillation, 2019, https://arxiv.org/abs/1904.05068).
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# 1 - r and its gradient are small next to those of the other losses, with which it shares a learning rate
+# scales 1 - r and its gradient to the size of the other losses, which share the learning rate
 FACTOR = 3.0
 
 
 class SimilarityDistillLoss(nn.Module):
     """Three times 1 - r, where r is Pearson's correlation of the student's and the teacher's similarities in a batch.
 
-    All texts of the batch, sentences and translations, are compared with all others. A translation has the teacher's embedding of
-    its sentence, so the teacher's similarity of the two is 1, and that of two sentences holds for their translations too, across
-    languages. A correlation asks for the teacher's order and spacing, not for its range: a model whose similarities lie between
-    0.7 and 1 may leave them there.
+    All texts of the batch, sentences and translations, are compared with all others. A translation has the teacher's embedding
+    of its sentence. Therefore the target similarity of a sentence and its translation is 1, and that of two sentences also applies
+    to their translations. A correlation depends on the order and spacing of the similarities, not on their range: a model whose
+    similarities are between 0.7 and 1 can keep them there.
 
     Args:
         model: The model to train.
     """
 
-    full_width_labels = True  # not cut to a prefix by the Matryoshka loss
+    full_width_labels = True  # the Matryoshka loss must not truncate the targets
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -48,7 +48,7 @@ class SimilarityDistillLoss(nn.Module):
 
 
 def similarity_correlation(student: Tensor, teacher: Tensor) -> Tensor:
-    """Pearson's correlation of two models' cosine similarities between all pairs of different texts: a scalar.
+    """Return Pearson's correlation between two models' cosine similarities of all pairs of different texts, a scalar.
 
     Args:
         student, teacher: Embeddings of the same texts, shape ``[texts, width]`` each; the widths may differ.

@@ -1,4 +1,4 @@
-"""The embeddings of a frozen teacher, which distillation has for its targets: computed once, before training."""
+"""Computes a frozen teacher's embeddings, the targets of distillation, once before training."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-ROWS = 4096  # embedded between two writes to disk; sorted by length, so the more the better
+ROWS = 4096  # texts embedded between two writes to disk; sorted by length, so larger is faster
 BATCH = 64
 
 
 def add_targets(dataset: Dataset, teacher: str, width: int | None, **loading_options: bool) -> Dataset:
-    """A data set of texts with the teacher's embeddings of its column ``sentence`` in a new one, ``label``.
+    """Add the teacher's embeddings of the column ``sentence`` as the column ``label``.
 
-    They are the targets of the translations as well, so that both come to lie where the teacher has the sentence (Reimers and
-    Gurevych, 2020, https://arxiv.org/abs/2004.09813). They are kept in the data sets' cache under the rows and the teacher's
-    revision, so that a second or a resumed run has them at once, and are read from disk, not held in memory.
+    The translations have the same targets, so that both move to the teacher's embedding of the sentence (Reimers and Gurevych,
+    2020, https://arxiv.org/abs/2004.09813). The embeddings are stored in the datasets cache under a hash of the rows and the
+    teacher's revision, so that later and resumed runs reuse them. They are read from disk, not held in memory.
 
     Args:
         dataset: Rows with a text ``sentence``.
         teacher: A model's name on the Hub, or its folder.
-        width: Width of the student's embeddings; None where the teacher may have another, since only similarities are
-            distilled.
+        width: Width of the student's embeddings; None if only similarities are distilled, so that the teacher may have
+            another.
         **loading_options: ``trust_remote_code`` and ``allow_pickle`` of :func:`load_model`.
 
     Returns:
@@ -74,7 +74,7 @@ def add_targets(dataset: Dataset, teacher: str, width: int | None, **loading_opt
 
 
 def _is_complete(path: Path, rows: int) -> bool:
-    """Whether the file at ``path`` has a target for each row; a corrupt file is put in quarantine."""
+    """Return whether the file at ``path`` has a target for each row. A corrupt file is quarantined."""
     import pyarrow as pa
     from datasets import Dataset
 

@@ -1,4 +1,4 @@
-"""The trainer of sentence-transformers, with what a Matryoshka run needs besides."""
+"""Extends the trainer of sentence-transformers with what a Matryoshka run needs."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ logger = logging.getLogger(__name__)
 LOSS_STATE = "loss.safetensors"
 LOG_STATE = "log_state.json"
 
-# The private methods of the libraries that are overridden here, with the arguments that are used, as read in transformers
-# 5.24.0 and sentence-transformers 6.2.0. A test names the one that a later version no longer has or calls otherwise.
-#   _run_epoch        no event lets a callback skip an epoch that has no step left
-#   _get_grad_norm    no callback is passed the norm, and a clipped gradient does not show that it was infinite
+# Private methods of the libraries that this class overrides, as of transformers 5.24.0 and sentence-transformers 6.2.0. A test
+# fails if a later version removes one of them or changes how it is called.
+#   _run_epoch        no event lets a callback skip an epoch without remaining steps
+#   _get_grad_norm    callbacks do not get the norm, and a clipped gradient does not show that it was infinite
 #   _save_checkpoint  removes older checkpoints before the event at which a callback could seal the new one
-#   _load_best_model  logs a failure and goes on with the last weights
-#   _load_from_checkpoint  loads adapters as transformers does, with a version of peft that is not published
-# Called or read, without being overridden: _tr_loss, _globalstep_last_logged.
+#   _load_best_model  logs a failure and continues with the last weights
+#   _load_from_checkpoint  loads adapters like transformers, which needs a version of peft that is not published
+# Called or read but not overridden: _tr_loss, _globalstep_last_logged.
 PRIVATE_OVERRIDES = {
     "_run_epoch": {"epoch"},
     "_get_grad_norm": {"model", "grad_norm"},
@@ -68,19 +68,19 @@ class MatryoshkaTrainer(SentenceTransformerTrainer):
     - seals a checkpoint when it is complete, and only then removes an older one;
     - draws every row once an epoch, in batches without rows that are false negatives of each other, over all processes, and
       each step from one data set (see :class:`GlobalBatchSampler` and :class:`MixtureBatchSampler`);
-    - ends with an error where a best checkpoint cannot be loaded, and the library would go on with the last weights.
+    - ends with an error if the best checkpoint cannot be loaded, where the library would continue with the last weights.
 
-    What it does at the library's events is in :mod:`training.utils.callbacks`.
+    The callbacks are in :mod:`training.utils.callbacks`.
 
     Args:
         mixing: How the data sets of a mixture are drawn: see ``turns`` of :class:`MixtureBatchSampler`.
-        early_stopping_patience: End training when the dev score has not risen for this many evaluations in a row.
+        early_stopping_patience: End training when the dev score has not improved for this many evaluations in a row.
         *args, **kwargs: Those of ``SentenceTransformerTrainer``.
 
     Attributes:
         resumed_from: The checkpoint that the run was resumed from, or None.
         resumed_at_step: The step of that checkpoint.
-        grad_norm: The norm of the model's gradients before the optimizer step to come.
+        grad_norm: The norm of the model's gradients before the next optimizer step.
     """
 
     data_collator_class = Collator
@@ -114,7 +114,7 @@ class MatryoshkaTrainer(SentenceTransformerTrainer):
         self.add_callback(self.stop_on_signal)
 
     def _check_metric(self) -> None:
-        """Raise :class:`ValueError` where the best checkpoint is to be chosen on a metric that the evaluator does not have."""
+        """Raise :class:`ValueError` if the metric for the best checkpoint is not one of the evaluator's."""
         metric = (self.args.metric_for_best_model or PRIMARY_METRIC).removeprefix("eval_")
         if isinstance(self.evaluator, MatryoshkaEvaluator) and metric not in self.evaluator.metrics:
             raise ValueError(f"'metric_for_best_model' is {metric!r}; there are {', '.join(self.evaluator.metrics)}")
@@ -138,24 +138,24 @@ class MatryoshkaTrainer(SentenceTransformerTrainer):
 
     def _run_epoch(self, **kwargs: Any) -> None:
         ended_early = self.early_stopping is not None and self.early_stopping.is_due(self.args, self.state)
-        if ended_early or self.state.global_step >= self.state.max_steps:  # the run died after its last step
+        if ended_early or self.state.global_step >= self.state.max_steps:  # the run ended after its last step
             self.control.should_training_stop = True
             return
-        # accelerate does not reach the sampler of several processes when it skips the batches of a resumed epoch
+        # accelerate does not pass the epoch to the sampler of several processes when it skips batches of a resumed epoch
         self._sampler.set_epoch(kwargs["epoch"])
         super()._run_epoch(**kwargs)
 
     def training_step(self, *args: Any, **kwargs: Any):
         loss = super().training_step(*args, **kwargs)
         if self.args.world_size > 1 and self.accelerator.sync_gradients:
-            # the model's gradients are averaged over the processes by DDP, those of the losses' own parameters here
+            # DDP averages the model's gradients over the processes; those of the losses' parameters are averaged here
             for parameter in loss_parameters(self.loss, self.model).values():
                 if parameter.grad is not None:
                     mean_over_processes(parameter.grad)
         return loss
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        name = inputs.get("dataset_name")  # which the library takes out of the inputs
+        name = inputs.get("dataset_name")  # which the library removes from the inputs
         result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if self.model.training:
             loss = self.loss[name] if isinstance(self.loss, dict) else self.loss
@@ -176,9 +176,9 @@ class MatryoshkaTrainer(SentenceTransformerTrainer):
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         first, limit = self.is_world_process_zero(), self.args.save_total_limit
         if first:
-            shutil.rmtree(folder, ignore_errors=True)  # of an earlier attempt
+            shutil.rmtree(folder, ignore_errors=True)  # left by an earlier attempt
         wait_for_all_processes()
-        self.args.save_total_limit = None  # nothing is removed before this one is complete
+        self.args.save_total_limit = None  # remove nothing before this checkpoint is complete
         try:
             with writing(folder, self._after_full_disk()):
                 super()._save_checkpoint(model, trial)
@@ -200,8 +200,8 @@ class MatryoshkaTrainer(SentenceTransformerTrainer):
     def _after_full_disk(self) -> str:
         folder = Path(self.args.output_dir)
         if not complete_checkpoints(folder):
-            return "make room and run the command again"
-        return f"{describe_last_checkpoint(folder)}; make room and resume with: {resume_command()}"
+            return "free some disk space and run the command again"
+        return f"{describe_last_checkpoint(folder)}; free some disk space and resume with: {resume_command()}"
 
     def _save_loss_parameters(self, checkpoint: Path) -> None:
         parameters = loss_parameters(self.loss, self.model)
@@ -210,7 +210,7 @@ class MatryoshkaTrainer(SentenceTransformerTrainer):
             save_file(tensors, checkpoint / LOSS_STATE)
 
     def load_loss_parameters(self, checkpoint: Path) -> None:
-        """Set the parameters of the losses that are not the model's own to those of a checkpoint."""
+        """Load the parameters of the losses that are not the model's from a checkpoint."""
         parameters = loss_parameters(self.loss, self.model)
         if parameters:
             saved = load_file(checkpoint / LOSS_STATE)
@@ -219,7 +219,7 @@ class MatryoshkaTrainer(SentenceTransformerTrainer):
                     parameter.copy_(saved[name])
 
     def load_loss_report(self, checkpoint: Path) -> None:
-        """Go on with the losses since the last report before a checkpoint."""
+        """Restore the sums of the losses since the last report before a checkpoint."""
         loss, self._globalstep_last_logged = self.loss_report.load(checkpoint / LOG_STATE, self.args.device)
         self._tr_loss += loss
 
@@ -249,10 +249,10 @@ class MatryoshkaTrainer(SentenceTransformerTrainer):
 
 
 def trim_heap() -> None:
-    """Give free memory back to the system, where the C library is glibc, which otherwise keeps it.
+    """Return free memory to the system. glibc would otherwise keep it.
 
-    Batches differ in size, and what is free between two tensors need not fit the next. To allocate the memory again costs a
-    fifth of a step's time, so this is not for every step.
+    Batches differ in size, so the gaps between tensors often do not fit the next one. Allocating the memory again costs a fifth
+    of a step's time, so this is not called in every step.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:

@@ -1,4 +1,4 @@
-"""From a configuration to the arguments of the library's trainer."""
+"""Converts a configuration to the arguments of the library's trainer."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from training.utils.options import TrainingConfig
 
 logger = logging.getLogger(__name__)
 
-GPU_LOADERS = 2  # processes that tokenise the next batches while a GPU computes
-# keys of ours that the trainer must not act on: it would upload checkpoints while it trains
+GPU_LOADERS = 2  # processes that tokenise batches ahead of a GPU
+# our keys that the trainer must not see: it would upload checkpoints during training
 NOT_FOR_TRAINER = {"output_dir", "resume_from_checkpoint", "push_to_hub", "hub_model_id", "hub_private_repo"}
-# arguments of the library that have no effect here, and what has
+# arguments of the library that have no effect here, and why
 WITHOUT_EFFECT = {
     "bf16": "give --precision",
     "fp16": "give --precision",
-    "batch_sampler": "every row is drawn once an epoch, and no batch has a false negative that the data shows",
+    "batch_sampler": "every row is drawn once per epoch, and no batch has a known false negative",
 }
-# what the libraries raise for a value that they do not take, or for a package that it needs
+# exceptions that the libraries raise for a value that they refuse, or a package that it needs
 REFUSALS = (ValueError, TypeError, KeyError, ImportError, NotImplementedError, AssertionError, OSError)
 
 
 def check_training_arguments(config: TrainingConfig, folder: Path) -> None:
-    """Try the training arguments before any data is loaded, with an optimizer and a scheduler for a model of one weight.
+    """Check the training arguments before any data is loaded, with an optimizer and a scheduler for a model of one weight.
 
-    The libraries look at some of them only when training starts, after minutes of loading.
+    The libraries check some of them only when training starts, after minutes of loading.
 
     Raises:
-        UsageError: An argument is unknown, has a value that it cannot have, or needs a package that is not installed.
+        UsageError: An argument is unknown, has an invalid value, or needs a package that is not installed.
     """
     metric = None if config.dev_data == ["none"] else PRIMARY_METRIC
     args = make_training_arguments(config, folder, torch.float32, metric)
@@ -54,7 +54,9 @@ def check_training_arguments(config: TrainingConfig, folder: Path) -> None:
         model = torch.nn.Linear(1, 1)
         make_optimizer, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
         if isinstance(make_optimizer, type) and not {"params", "model", "optimizer_dict"} & options.keys():
-            optimizer = make_optimizer(model.parameters(), **options)  # others are made for the real model's layers
+            optimizer = make_optimizer(
+                model.parameters(), **options
+            )  # other optimizers need the layers of the real model
     with refusing(
         f"training_arguments: 'lr_scheduler_type' {args.lr_scheduler_type.value} with its 'lr_scheduler_kwargs'"
     ):
@@ -69,10 +71,10 @@ def check_training_arguments(config: TrainingConfig, folder: Path) -> None:
 
 @contextmanager
 def refusing(where: str) -> Iterator[None]:
-    """Turn what the libraries raise for a configuration into one line that begins with ``where``.
+    """Turn the libraries' exceptions about a configuration into one line that begins with ``where``.
 
     Raises:
-        UsageError: In place of any of ``REFUSALS``; a debug log has the traceback.
+        UsageError: Replaces any of ``REFUSALS``; the debug log has the traceback.
     """
     try:
         yield
@@ -86,10 +88,10 @@ def refusing(where: str) -> Iterator[None]:
 def make_training_arguments(
     config: TrainingConfig, folder: Path, precision: torch.dtype, metric: str | None, **extra: Any
 ) -> SentenceTransformerTrainingArguments:
-    """The training arguments of a configuration.
+    """Return the training arguments of a configuration.
 
     Args:
-        metric: The evaluator's metric that the best checkpoint is chosen on, or None where there is no dev set.
+        metric: The evaluator's metric that chooses the best checkpoint, or None without a dev set.
 
     Raises:
         UsageError: ``training_arguments`` has a key that is unknown, is a key of the configuration itself, or has no effect.
@@ -130,7 +132,7 @@ def make_training_arguments(
         "greater_is_better": True if metric else None,
         "use_cpu": not torch.cuda.is_available() and not torch.backends.mps.is_available(),
         "logging_nan_inf_filter": False,
-        # a GPU would wait for the tokenizer; on a CPU the step takes a hundred times as long as the tokens of the next
+        # a GPU would wait for the tokenizer; on a CPU a step takes a hundred times as long as tokenising the next batch
         "dataloader_num_workers": GPU_LOADERS if torch.cuda.is_available() else 0,
         "dataloader_persistent_workers": torch.cuda.is_available(),
         "bf16": precision == torch.bfloat16,

@@ -1,4 +1,4 @@
-"""Uploading a finished model to the Hugging Face Hub: private unless asked otherwise, and never at the model's expense."""
+"""Uploads a finished model to the Hugging Face Hub: private by default. A failed upload never loses the model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_login() -> None:
-    """Raise :class:`UsageError` where nobody is logged in, which would otherwise end the run after training."""
+    """Raise :class:`UsageError` if the user is not logged in, which would otherwise show only after training."""
     from huggingface_hub import get_token
 
     if get_token() is None:
@@ -24,16 +24,16 @@ def check_login() -> None:
 
 
 def upload(folder: Path, name: str, private: bool) -> str:
-    """Upload a saved model as ``name``; one that is there already gets another commit.
+    """Upload a saved model as ``name``. An existing repository gets a new commit.
 
-    The model in ``folder`` stays as it is, but for its card, which gets the model's name.
+    The model in ``folder`` does not change, except that its card gets the model's name.
 
     Returns:
         The address of the commit.
 
     Raises:
-        RunError: The upload failed; the message has the command that finishes it. Or the repository is public, and the model
-            is to be private.
+        RunError: The upload failed, and the message has the command that completes it. Or the repository is public, but
+            the model should be private.
     """
     from huggingface_hub import HfApi
 
@@ -52,16 +52,18 @@ def upload(folder: Path, name: str, private: bool) -> str:
                 f"upload to {name}",
             )
             return str(commit.commit_url)
-    except Exception as error:  # the client raises its own, those of its HTTP library, OSError and ValueError
+    except (
+        Exception
+    ) as error:  # the client raises its own exceptions, those of its HTTP library, OSError and ValueError
         logger.debug("where it came from:", exc_info=True)
         command = shlex.join(["hf", "upload", name, str(folder), ".", *(["--private"] if private else [])])
         raise RunError(
             f"the model is trained and saved as {folder}, but the upload to {name} failed ({_why(error)}): "
-            f"finish it with `{command}`"
+            f"complete it with `{command}`"
         ) from None
     raise RunError(
         f"the model is trained and saved as {folder}, but not uploaded: {repository} exists and is public. "
-        "Make it private on the Hub, give another --hub_model_id, or --hub_private_repo false"
+        "Make it private on the Hub, choose another --hub_model_id, or set --hub_private_repo false"
     )
 
 
@@ -74,7 +76,7 @@ def _why(error: BaseException) -> str:
     statuses: list[Any] = [getattr(getattr(e, "response", None), "status_code", None) for e in chain_of(error)]
     status = next((status for status in statuses if status), None)
     if status in (401, 403):
-        return f"status {status}: the token may not write there; `hf auth login` changes it"
+        return f"status {status}: the token has no write permission there; `hf auth login` changes the token"
     if status is not None:
         return f"status {status}"
-    return "the connection broke off" if is_temporary(error) else one_line(error, 160)
+    return "the connection failed" if is_temporary(error) else one_line(error, 160)

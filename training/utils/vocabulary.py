@@ -1,9 +1,8 @@
-"""A tokenizer for another script: Arabic normalised, and words in place of letters.
+"""Adapts a tokenizer to another script: normalises Arabic, and adds word pieces for words that it splits into letters.
 
-The tokenizer of an English model breaks Arabic into single letters, which makes sentences long and their meaning hard to
-learn. Here the words of the training texts become word pieces of their own. Where the training data has translations, a new
-piece starts from the vectors of what it is translated by, so that the model understands the new language in part before its first
-step.
+The tokenizer of an English model splits Arabic into single letters, which makes sentences long and hard to learn. Here the words of
+the training texts become word pieces. If the training data has translations, the vector of a new piece is initialised from those of
+its translations, so that the model understands part of the new language before the first step.
 """
 
 from __future__ import annotations
@@ -27,18 +26,18 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-CONTINUES = "##"  # WordPiece's mark of a piece inside a word
-# Letters that Arabic writers use one for the other, and the tatweel, which only stretches a word.
+CONTINUES = "##"  # marks a WordPiece piece inside a word
+# Letters that are written interchangeably in Arabic, and the tatweel, which only stretches a word
 VARIANTS = {"\u0640": "", "أ": "ا", "إ": "ا", "آ": "ا", "ٱ": "ا", "ى": "ي"}
 MARKS = "[\u0610-\u061a\u064b-\u065f\u0670\u06d6-\u06ed]"  # vowel signs and other marks above and below the letters
 PRESENTATION_FORMS = ((0xFB50, 0xFDFF), (0xFE70, 0xFEFF))  # blocks A and B of Unicode
-MAX_PAIRS = 100_000  # translations to learn the alignment from
-ROUNDS = 8  # of expectation and maximisation
+MAX_PAIRS = 100_000  # translations for learning the alignment
+ROUNDS = 8  # iterations of expectation maximisation
 
 
 def normalize_arabic(model: SentenceTransformer) -> None:
-    """Have the model's tokenizer drop Arabic diacritics and the tatweel, write every alef as a bare one and alef maqsura as ya,
-    and write presentation forms, which old software and PDF files have for letters and ligatures, as the letters themselves.
+    """Make the model's tokenizer remove Arabic diacritics and the tatweel, replace every form of alef by the bare alef and alef
+    maqsura by ya, and replace presentation forms (letters and ligatures in old software and PDF files) by ordinary letters.
 
     The rules become part of the tokenizer and are saved with the model, so that training and use agree.
 
@@ -48,7 +47,7 @@ def normalize_arabic(model: SentenceTransformer) -> None:
     from tokenizers import Regex, normalizers
 
     backend = _backend(model, "--normalize_arabic")
-    # marks first: the table replaces a letter with its mark as one
+    # marks first, because the table replaces a letter together with its mark
     rules = [normalizers.Replace(Regex(MARKS), ""), normalizers.Precompiled(character_table(presentation_forms()))]
     rules += [normalizers.Replace(letter, plain) for letter, plain in VARIANTS.items()]
     backend.normalizer = normalizers.Sequence([*rules, *([backend.normalizer] if backend.normalizer else [])])
@@ -56,22 +55,22 @@ def normalize_arabic(model: SentenceTransformer) -> None:
 
 
 def presentation_forms() -> dict[str, str]:
-    """The letters of each Arabic presentation form and ligature (their NFKC), without marks and the tatweel."""
+    """Return the letters of each Arabic presentation form and ligature (their NFKC), without marks and the tatweel."""
     forms = {}
     for first, last in PRESENTATION_FORMS:
         for form in map(chr, range(first, last + 1)):
             letters = unicodedata.normalize("NFKC", form)
-            if letters != form:  # a mark without a letter is written as one over a space
+            if letters != form:  # a mark without a letter is encoded as a mark over a space
                 forms[form] = re.sub(f"^ (?={MARKS})|\u0640|{MARKS}", "", re.sub(f" (?={MARKS})", "", letters))
     return forms
 
 
 def character_table(replacements: dict[str, str]) -> bytes:
-    """Replacements of single characters as the ``Precompiled`` normalizer has them: SentencePiece's ``precompiled_charsmap``.
+    """Encode replacements of single characters for the ``Precompiled`` normalizer: SentencePiece's ``precompiled_charsmap``.
 
-    It looks all characters up in one pass, where a ``Replace`` for each of hundreds takes as many. The format is the size of a
-    trie in bytes, the trie as a double array of 32-bit units (https://github.com/s-yata/darts-clone), and the replacements, each
-    ended by a zero byte.
+    It replaces all characters in one pass; hundreds of ``Replace`` normalizers would take hundreds of passes. The format is the
+    size of a trie in bytes, the trie as a double array of 32-bit units (https://github.com/s-yata/darts-clone), and the
+    replacements, each terminated by a zero byte.
     """
     paths = {character.encode(): index for index, character in enumerate(replacements)}
     texts = [text.encode() + b"\0" for text in replacements.values()]
@@ -79,10 +78,10 @@ def character_table(replacements: dict[str, str]) -> bytes:
     nodes = sorted({path[:length] for path in paths for length in range(len(path))})
     block = {
         node: 256 * place for place, node in enumerate(nodes, 1)
-    }  # a node's children are in its block, by their byte
+    }  # the children of a node are in its block, indexed by their byte
     units = [0] * (256 * (len(nodes) + 1))
 
-    def link(at: int, to: int, byte: int, is_end: bool) -> int:  # an offset is relative to the unit, by exclusive or
+    def link(at: int, to: int, byte: int, is_end: bool) -> int:  # an offset is relative to the unit (exclusive or)
         return (at ^ to) << 10 | is_end << 8 | byte
 
     units[0] = link(0, block[b""], 0, False)
@@ -100,22 +99,22 @@ def character_table(replacements: dict[str, str]) -> bytes:
 def extend_vocabulary(
     model: SentenceTransformer, texts: Iterable[str], size: int, pairs: Iterable[tuple[str, str]] = ()
 ) -> int:
-    """Add word pieces for the words of ``texts`` that the tokenizer breaks into single letters, and vectors for them.
+    """Add word pieces, with vectors, for the words of ``texts`` that the tokenizer splits into single letters.
 
-    A new piece starts from the mean of the vectors of the pieces that it is aligned with in the translations among ``pairs`` (see
-    :func:`align`), weighted by how surely; one that is aligned with nothing, from the mean of those that the tokenizer broke it
-    into. Text that the tokenizer knew how to break into words keeps its tokens. (Starting new rows from translations:
-    Minixhofer et al., WECHSEL, 2022, https://arxiv.org/abs/2112.06598, there with static embeddings and a dictionary.)
+    The vector of a new piece is the mean of those of the pieces that it is aligned with in the translations among ``pairs`` (see
+    :func:`align`), weighted by the alignment. Without an alignment, it is the mean of the pieces that the tokenizer split it
+    into. Text that the tokenizer already splits into words keeps its tokens. Minixhofer et al. (WECHSEL, 2022,
+    https://arxiv.org/abs/2112.06598) initialise new rows from translations, with static embeddings and a dictionary.
 
     Args:
-        size: How many word pieces at most.
-        pairs: Pairs of sentences. Those of which one side alone has words in letters are taken for translations.
+        size: The largest number of word pieces.
+        pairs: Pairs of sentences. A pair is treated as a translation if exactly one side has words split into letters.
 
     Returns:
-        How many pieces were added.
+        The number of pieces added.
 
     Raises:
-        RunError: The tokenizer is not WordPiece (that of BERT), or breaks no word of ``texts`` into letters.
+        RunError: The tokenizer is not WordPiece (as in BERT), or splits no word of ``texts`` into letters.
     """
     import torch
     from tokenizers import Tokenizer
@@ -124,11 +123,11 @@ def extend_vocabulary(
     state = json.loads(backend.to_str())
     if state["model"]["type"] != "WordPiece" or state["model"]["continuing_subword_prefix"] != CONTINUES:
         raise RunError(
-            f"--extend_vocabulary needs a WordPiece tokenizer, as BERT's; this model's is {state['model']['type']}: omit the flag"
+            f"--extend_vocabulary needs a WordPiece tokenizer, as in BERT; this model's is {state['model']['type']}: omit the flag"
         )
     before = _unpadded(backend)
     in_letters = words_in_letters(before)
-    # tokens that stand beside the vocabulary go into it, or loading it would number them anew, behind the new pieces
+    # added tokens become part of the vocabulary; otherwise loading would renumber them, after the new pieces
     vocabulary = state["model"]["vocab"] = backend.get_vocab(with_added_tokens=True)
     old = len(vocabulary)
     for piece in learn_pieces((" ".join(words) for text in texts if (words := in_letters(text))), size):
@@ -136,7 +135,7 @@ def extend_vocabulary(
     added = list(vocabulary)[old:]
     if not added:
         raise RunError(
-            "--extend_vocabulary: the tokenizer breaks no word of the training texts into letters: omit the flag"
+            "--extend_vocabulary: the tokenizer splits no word of the training texts into letters: omit the flag"
         )
     model.tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))
 
@@ -154,12 +153,12 @@ def extend_vocabulary(
             total = np.asarray(alignment.sum(axis=1)).ravel()
             aligned = total > 0
             mean = (alignment @ vectors)[aligned] / total[aligned, None]
-            # a mean of many vectors is shorter than each, and the model expects words as long as those it knows
+            # a mean of many vectors is shorter than each of them, and the model expects the usual length
             length = np.linalg.norm(vectors, axis=1).mean()
             start[aligned] = mean * (length / np.linalg.norm(mean, axis=1, keepdims=True))
         weights[old:] = torch.from_numpy(start)
     logger.info(
-        "vocabulary: %d word pieces and %d new ones, %d of them aligned in %d translations",
+        "vocabulary: %d word pieces and %d new ones, %d of which are aligned in %d translations",
         old,
         len(added),
         aligned.sum(),
@@ -171,14 +170,14 @@ def extend_vocabulary(
 def _translations(
     pairs: Iterable[tuple[str, str]], in_letters: Callable[[str], list[str]]
 ) -> Iterator[tuple[str, str]]:
-    """The pairs of which one side alone has words in letters; it comes second."""
+    """Return the pairs in which exactly one side has words split into letters; that side comes second."""
     for first, second in pairs:
         if bool(in_letters(first)) != bool(in_letters(second)):
             yield (second, first) if in_letters(first) else (first, second)
 
 
 def words_in_letters(tokenizer: Tokenizer) -> Callable[[str], list[str]]:
-    """A function that finds the words of a text, normalised, that ``tokenizer`` breaks into single letters or does not know."""
+    """Return a function that finds the normalised words of a text that ``tokenizer`` splits into single letters or does not know."""
     known: dict[str, bool] = {}
 
     def broken(word: str) -> bool:
@@ -196,14 +195,14 @@ def words_in_letters(tokenizer: Tokenizer) -> Callable[[str], list[str]]:
 
 
 def learn_pieces(words: Iterable[str], size: int) -> list[str]:
-    """Word pieces for the words of some texts: the same ones every time.
+    """Learn word pieces for the words of some texts, deterministically.
 
-    Learnt by byte-pair encoding with a mark before each word, which is then turned into WordPiece's mark of what continues a
-    word; the trainer of WordPiece itself numbers its pieces at random.
+    Uses byte-pair encoding with a mark before each word, and converts the result to WordPiece's mark for continuations. The
+    trainer of WordPiece itself numbers its pieces at random.
 
     Args:
         words: Texts of words with spaces between them.
-        size: How many pieces at most.
+        size: The largest number of pieces.
     """
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
@@ -217,10 +216,10 @@ def learn_pieces(words: Iterable[str], size: int) -> list[str]:
 
 
 def align(tokenizer: Tokenizer, pairs: list[tuple[str, str]]):
-    """How surely each token is a translation of each other one: IBM Model 1 (Brown et al., 1993, https://aclanthology.org/J93-2003).
+    """Estimate how likely each token translates each other one: IBM Model 1 (Brown et al., 1993, https://aclanthology.org/J93-2003).
 
-    The expected counts of a token ``e`` of the first sentence being there because of ``f`` in the second, as computed by expectation
-    maximisation, give p(e | f) and p(f | e); their geometric mean is large only where both are.
+    Expectation maximisation computes the expected counts of a token ``e`` of the first sentence being generated by ``f`` of the
+    second. They give p(e | f) and p(f | e), whose geometric mean is large only if both are.
 
     Args:
         pairs: A sentence and its translation.
@@ -235,7 +234,7 @@ def align(tokenizer: Tokenizer, pairs: list[tuple[str, str]]):
         [encoding.ids for encoding in tokenizer.encode_batch([pair[side] for pair in pairs], add_special_tokens=False)]
         for side in (0, 1)
     )
-    # every token of a first sentence beside every token of the second, and beside an empty word that explains what has no counterpart
+    # every token of a first sentence with every token of the second, and with an empty word for tokens without a counterpart
     seconds = [np.unique([size, *ids]) for ids in seconds]
     first = np.concatenate([np.repeat(ids, len(other)) for ids, other in zip(firsts, seconds, strict=True)]).astype(
         np.int64
@@ -266,7 +265,7 @@ def _backend(model: SentenceTransformer, flag: str) -> Tokenizer:
 
 
 def _save_as_it_is(model: SentenceTransformer) -> None:
-    """Replace the model's tokenizer with one that is loaded as it was saved: transformers rebuilds BERT's from its vocabulary alone."""
+    """Replace the model's tokenizer with one that is loaded as saved; transformers rebuilds BERT's from its vocabulary only."""
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = model.tokenizer
@@ -280,7 +279,7 @@ def _save_as_it_is(model: SentenceTransformer) -> None:
 
 
 def _unpadded(tokenizer: Tokenizer) -> Tokenizer:
-    """A copy that neither pads nor cuts."""
+    """Return a copy that neither pads nor truncates."""
     from tokenizers import Tokenizer
 
     copy = Tokenizer.from_str(tokenizer.to_str())

@@ -1,4 +1,4 @@
-"""The average of the weights before and after training: what training taught, and less of what it made the model forget.
+"""Averages the weights before and after training: this keeps most of what was learnt, and loses less of what was known.
 
 Wortsman et al., Robust fine-tuning of zero-shot models, 2022, https://arxiv.org/abs/2109.01903.
 """
@@ -18,15 +18,15 @@ logger = logging.getLogger(__name__)
 
 
 def copy_weights(model: SentenceTransformer) -> dict[str, Tensor]:
-    """The model's parameters as they are now, by name, in the memory of the CPU."""
+    """Copy the model's current parameters, by name, to CPU memory."""
     return {name: parameter.detach().cpu().clone() for name, parameter in model.named_parameters()}
 
 
 def average_weights(model: SentenceTransformer, start: dict[str, Tensor], share: float) -> None:
-    """Replace the model's parameters with ``share`` times those of the start plus ``1 - share`` times its own.
+    """Replace the model's parameters with ``share`` times the start's plus ``1 - share`` times its own.
 
     Args:
-        start: As :func:`copy_weights` gave them before training.
+        start: The result of :func:`copy_weights` before training.
         share: Between 0 and 1.
     """
     with torch.no_grad():
