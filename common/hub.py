@@ -122,7 +122,7 @@ def explain_cache_error(error: BaseException) -> str | None:
         cache = next((cache for cache in caches if str(cause.filename or "").startswith(cache)), None)
         if cache is not None or cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             where = f"the cache in {cache}" if cache else "the cache of the Hugging Face libraries"
-            return f"{where} cannot be written ({cause.strerror}): make room there, or set HF_HOME to another folder"
+            return f"{where} cannot be written ({cause.strerror}): free some disk space there, or set HF_HOME to another folder"
     return None
 
 

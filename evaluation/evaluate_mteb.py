@@ -6,7 +6,7 @@
     python evaluation/evaluate_mteb.py --model_name A --benchmark "MTEB(Multilingual, v2)" --languages ara
 
 Writes report.html and report.md, summary.csv, a table, a plot, and mteb's result files into --output_dir. Every score
-equals what mteb gives for SentenceTransformer(model, truncate_dim=d).
+equals that of mteb with SentenceTransformer(model, truncate_dim=d).
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ def main(argv: list[str] | None = None) -> None:
     # 1. The settings: flags over --config over configs/eval_config.json
     config = load_config(MTEBConfig, __doc__, argv)
     if not config.model_name:
-        raise UsageError("--model_name is missing: a model's name on the Hub or its folder")
+        raise UsageError("--model_name is missing: set it to a model's Hub name or folder")
     if config.benchmark is not None and config.is_set("tasks"):
-        raise UsageError("--tasks and --benchmark exclude each other")
+        raise UsageError("--tasks and --benchmark cannot be combined")
     if not config.tasks and config.benchmark is None and not config.languages:
         raise UsageError("--tasks is empty")
     check_dims("--dims", config.dims)

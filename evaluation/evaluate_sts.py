@@ -3,8 +3,8 @@
     python evaluation/evaluate_sts.py --model_name output/my-model/final --task STS17
     python evaluation/evaluate_sts.py --model_name output/my-model/final --data my_pairs.csv
 
-Spearman and Pearson correlation for cosine, dot product, Euclidean and Manhattan distance, on the raw prefix of each
-embedding, from one encode, and which dimension to deploy. Writes report.html and report.md, summary.csv, a table, a plot
+Encodes each text once and computes Spearman and Pearson correlations for cosine, dot product, Euclidean and Manhattan distance, on
+the raw prefix of each embedding. Recommends a dimension to deploy. Writes report.html and report.md, summary.csv, a table, a plot
 and result files into --output_dir.
 """
 
@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> None:
     # 1. The settings: flags over --config over configs/eval_config.json
     config = load_config(STSConfig, __doc__, argv)
     if not config.model_name:
-        raise UsageError("--model_name is missing: a model's name on the Hub or its folder")
+        raise UsageError("--model_name is missing: set it to a model's Hub name or folder")
     if (config.task is None) == (config.data is None):
         raise UsageError(f"give either --task ({', '.join(STS_TASKS)}) or --data FILE")
     check_dims("--dims", config.dims)

@@ -152,7 +152,7 @@ def test_scores_with_a_prompt_stand_next_to_those_without(call, tmp_path, scored
     for prompts in (None, "word3 word9 ", '{"STS": "word3 word9 ", "Retrieval": "word1 "}'):
         done = call(STS, *flags, *(() if prompts is None else ("--prompts", prompts)))
         assert done.code == 0, done.err
-    assert "'Retrieval'" in done.err and "applies to nothing" in done.err
+    assert "'Retrieval'" in done.err and "matches none of the tasks" in done.err
     scores = read_summary(tmp_path / "out").query("dim == 32").set_index("revision")["score"]
     assert len(scores) == 3
     plain, *prompted = scores

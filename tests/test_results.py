@@ -61,8 +61,8 @@ def done(call, static, tmp_path):
         assert result.code == 0, result.err
         return result
 
-    assert "there already" not in again().out
-    assert "there already" in again().out
+    assert "existed already" not in again().out
+    assert "existed already" in again().out
     return out, again
 
 
@@ -84,11 +84,11 @@ def test_a_corrupt_output_is_set_aside_and_computed_again(done, name, damage):
     damage(out / name)
     content = (out / name).read_bytes()
     result = again()
-    assert "there already" not in result.out and f"{out / name} is corrupt" in result.err
+    assert "existed already" not in result.out and f"{out / name} is corrupt" in result.err
     assert (out / f"{name}.corrupt").read_bytes() == content
     if name != "plot.png" and not name.startswith("report"):  # these name the command, or the time
         assert (out / name).read_bytes() == whole
-    assert "there already" in again().out
+    assert "existed already" in again().out
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"[" * 100_000, b'{"status": "finished"}'])
@@ -96,7 +96,7 @@ def test_a_corrupt_record_is_never_taken_for_a_finished_run(done, content):
     out, again = done
     (out / "run.json").write_bytes(content)
     result = again()
-    assert "there already" not in result.out
+    assert "existed already" not in result.out
     if content != b'{"status": "finished"}':  # whole, but not of this run
         assert f"{out / 'run.json'} is corrupt" in result.err and (out / "run.json.corrupt").read_bytes() == content
     assert json.loads((out / "run.json").read_text())["status"] == "finished"

@@ -450,7 +450,15 @@ def test_mini_batches_of_no_use(fails, call, tmp_path, rows, tiny_model):
     trained = tmp_path / "static/final"  # a static model that was trained before
     fails(2, "--mini_batch_size has no effect on static embeddings", NLI, trained, *data, *flags)
     fails(
-        2, "--max_seq_length has no effect", NLI, trained, *data, "--max_seq_length", "9", "--output_dir", tmp_path / "run"
+        2,
+        "--max_seq_length has no effect",
+        NLI,
+        trained,
+        *data,
+        "--max_seq_length",
+        "9",
+        "--output_dir",
+        tmp_path / "run",
     )
 
 

@@ -174,7 +174,10 @@ def test_a_full_disk_leaves_the_earlier_checkpoint_and_a_run_to_resume(call, dat
     size = (whole / "checkpoint-4" / file).stat().st_size - 5000
     message = only_error(limited(size, *command, folder, "--resume_from_checkpoint", "latest"))
     assert f"{folder}/checkpoint-4 could not be written (" in message
-    assert f"the last complete checkpoint is {folder}/checkpoint-2; free some disk space and resume with: python " in message
+    assert (
+        f"the last complete checkpoint is {folder}/checkpoint-2; free some disk space and resume with: python "
+        in message
+    )
     assert [path.name for path in checkpoints(folder)] == ["checkpoint-2"] and why_unusable(
         folder / "checkpoint-2"
     ) is None

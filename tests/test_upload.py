@@ -100,7 +100,7 @@ def test_the_command_of_a_broken_upload_finishes_it(hub, fails, flags, tiny_mode
     assert SentenceTransformer(str(final), device="cpu").encode(TEXTS).shape == (2, 64)
     assert not (hub.root / "models/me/broken/model.safetensors").exists()
 
-    program, *arguments = shlex.split(re.search(r"finish it with `(.*)`", message)[1])
+    program, *arguments = shlex.split(re.search(r"complete it with `(.*)`", message)[1])
     assert program == "hf" and "--private" in arguments
     hf = Path(sys.executable).with_name("hf")
     done = subprocess.run([str(hf), *arguments], capture_output=True, text=True, timeout=120)

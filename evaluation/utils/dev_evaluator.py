@@ -1,4 +1,4 @@
-"""The dev score while training, at every dimension from one encode: correlation on scored pairs, translation retrieval."""
+"""Dev scores during training, at every dimension from one encode: correlation on scored pairs, and translation retrieval."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PRIMARY_METRIC = "mean_score"
-ROWS = 1024  # compared with all at a time
+ROWS = 1024  # rows compared with all others at a time
 
 
 class MatryoshkaEvaluator(BaseEvaluator):
     """Scores a model on sets of scored pairs and of translations at every dimension.
 
-    Its metrics bear the names that sentence-transformers gives them, ``<set>-<dim>_spearman_cosine`` for scored pairs and
-    ``<set>-<dim>_mean_accuracy`` for translations; ``primary_metric`` is their mean over the dimensions and the sets, in which
-    each set weighs the same.
+    The metrics have the names of sentence-transformers, ``<set>-<dim>_spearman_cosine`` for scored pairs and
+    ``<set>-<dim>_mean_accuracy`` for translations; ``primary_metric`` is their mean over the dimensions and the sets, with
+    equal weight for each set.
 
     Args:
-        sets: For each set lists of equal length: ``sentence1``, ``sentence2`` and ``score``, or the translations ``source`` and
-            ``target``.
+        sets: Lists of equal length for each set: ``sentence1``, ``sentence2`` and ``score``, or the translations ``source``
+            and ``target``.
         dims: Dimensions to score at.
         batch_size: Texts in a forward pass.
     """
@@ -39,8 +39,10 @@ class MatryoshkaEvaluator(BaseEvaluator):
         super().__init__()
         self.primary_metric = PRIMARY_METRIC
         self.sets, self.dims, self.batch_size = sets, dims, batch_size
-        self.embeddings: dict[str, list[np.ndarray]] = {}  # of the last call: both columns of each set, full width
-        # These only name each line of the model card's table; one for each line, since the card groups by evaluator.
+        self.embeddings: dict[
+            str, list[np.ndarray]
+        ] = {}  # those of the last call: both columns of each set, at full width
+        # These only name the lines of the model card's table: one for each line, because the card groups by evaluator.
         self._card: dict[tuple[str, int], BaseEvaluator] = {}
         for name, rows in sets.items():
             for dim in dims:
@@ -55,7 +57,7 @@ class MatryoshkaEvaluator(BaseEvaluator):
 
     @property
     def metrics(self) -> list[str]:
-        """The names of the metrics that a best checkpoint can be chosen on: the mean, and one for each set and dimension."""
+        """Return the metrics that can choose the best checkpoint: the mean, and one for each set and dimension."""
         return [self.primary_metric, *(line.primary_metric for line in self._card.values())]
 
     def __call__(
@@ -79,7 +81,7 @@ class MatryoshkaEvaluator(BaseEvaluator):
         return metrics
 
     def _embed(self, model: SentenceTransformer, *columns: list[str]) -> list[np.ndarray]:
-        """The embeddings of each column, ``[rows, width]``; a duplicated text is encoded once."""
+        """Return the embeddings of each column, ``[rows, width]``. A duplicated text is encoded once."""
         index = {text: row for row, text in enumerate(dict.fromkeys(text for column in columns for text in column))}
         embeddings = (
             model.encode(list(index), batch_size=self.batch_size, show_progress_bar=False, convert_to_tensor=True)
@@ -92,14 +94,14 @@ class MatryoshkaEvaluator(BaseEvaluator):
         return [embeddings[[index[text] for text in column]] for column in columns]
 
     def log(self, metrics: dict[str, float], prefix: str = "") -> None:
-        """Log the scores, a line for each set."""
+        """Log the scores, one line for each set."""
         for name, scores in self.by_set(metrics, prefix).items():
             metric = "Spearman" if is_scored(self.sets[name]) else "translations found"
             at_dims = ", ".join(f"{dim}: {100 * score:.2f}" for dim, score in zip(self.dims, scores, strict=True))
             logger.info("%s, %s × 100: %s", name, metric, at_dims)
 
     def by_set(self, metrics: dict[str, float], prefix: str = "") -> dict[str, list[float]]:
-        """For each set the score that it is judged by, from 0 to 1, at each dimension."""
+        """Return each set's main score, from 0 to 1, at each dimension."""
         return {
             name: [metrics[f"{prefix}{self._card[name, dim].primary_metric}"] for dim in self.dims]
             for name in self.sets
@@ -107,23 +109,23 @@ class MatryoshkaEvaluator(BaseEvaluator):
 
 
 def is_scored(rows: dict[str, list[Any]]) -> bool:
-    """Whether a set holds scored pairs; otherwise it holds translations."""
+    """Return whether a set has scored pairs; otherwise it has translations."""
     return "score" in rows
 
 
 def kind_of(rows: dict[str, list[Any]]) -> str:
-    """The metric that a set is judged by."""
+    """Return the main metric of a set."""
     return "spearman_cosine" if is_scored(rows) else "mean_accuracy"
 
 
 def translation_accuracy(
     first: np.ndarray, second: np.ndarray, source: Sequence[str], target: Sequence[str]
 ) -> dict[str, float]:
-    """How often the nearest text of the other language is the translation (accuracy@1), as TranslationEvaluator counts it.
+    """Compute how often the nearest text in the other language is the translation (accuracy@1), as in TranslationEvaluator.
 
     Args:
         first, second: Embeddings of the source texts and of their translations, shape ``[n, dim]``, the raw prefix.
-        source, target: The texts; another row's text counts where it is the same.
+        source, target: The texts; an identical text of another row counts as correct.
 
     Returns:
         ``src2trg_accuracy``, ``trg2src_accuracy`` and ``mean_accuracy``, each from 0 to 1.

@@ -1,4 +1,4 @@
-"""What both evaluation scripts do: score each model at every dimension, analyse the scores, and write everything down."""
+"""The main work of both evaluation scripts: scores each model at every dimension, analyses the scores, and writes the results."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ logger = logging.getLogger(__name__)
 
 
 def run_evaluation(config: EvalConfig, scorer: Scorer) -> None:
-    """Evaluate the models that ``config`` names with ``scorer``, and print the table of their scores.
+    """Evaluate the models in ``config`` with ``scorer``, and print the table of their scores.
 
     Raises:
         UsageError: A device, task, subset, file or dimension does not exist.
-        RunError: A model or data set cannot be had, or nothing has a score.
+        RunError: A model or data set cannot be loaded, or nothing has a score.
     """
     output_dir, phases = Path(config.output_dir), Phases()
 
-    # 1. Which models, and whether their results are there already
+    # 1. The models, and whether their results exist already
     check_devices(config.device)
     compared = unique_identities([identify(name, config.max_seq_length, config.prompts) for name in config.model_name])
     baselines = (
@@ -53,7 +53,9 @@ def run_evaluation(config: EvalConfig, scorer: Scorer) -> None:
     fingerprint = run_fingerprint(as_dict(config), identities, str(fitted_on), *scorer.data_files)
     if is_done(output_dir, fingerprint) and not config.overwrite and not config.update_model_card:
         print((output_dir / "table.md").read_text(encoding="utf-8"))
-        print(f"{output_dir}: these results were there already; --overwrite redoes them. The answer is in report.html")
+        print(
+            f"{output_dir}: these results existed already; --overwrite computes them again. The answer is in report.html"
+        )
         return
 
     # 2. The test data, and the record of the run
@@ -78,7 +80,7 @@ def run_evaluation(config: EvalConfig, scorer: Scorer) -> None:
         analyses.append(analysis)
         texts_encoded[names[identity.name, identity.revision]] = scorer.encoded_counts(*counts)
 
-    # 4. What to deploy for the loss that is accepted, and what each dimension costs
+    # 4. What to deploy for the acceptable loss, and the cost of each dimension
     with phases.measure("analysis"):
         compare_with_first(analyses)
         decision = decide(analyses, config.max_loss)
@@ -119,13 +121,13 @@ def _report_unused_prompts(prompts: str | dict[str, str] | None, encoded_as: lis
         used = {prompt_name(prompts, *task) for task in encoded_as}
         for name in [name for name in prompts if name not in used]:
             tasks = ", ".join(dict.fromkeys(f"{task} ({task_type})" for task, task_type, _ in encoded_as))
-            logger.warning("--prompts: %r applies to nothing that is encoded here: %s", name, tasks)
+            logger.warning("--prompts: %r matches none of the tasks: %s", name, tasks)
 
 
 def _evaluate_model(
     config: EvalConfig, scorer: Scorer, identity: ModelIdentity, phases: Phases, baseline: bool
 ) -> tuple[ModelAnalysis, tuple[int, int]]:
-    """The analysis of one model, and how many texts were encoded for its scores and to fit on."""
+    """Score and analyse one model. Returns the analysis, and how many texts were encoded for scores and for calibration."""
     scored_model = ScoredModel(identity, config.dtype)
     with phases.measure("models"):
         store = open_store(scored_model, config)
@@ -149,7 +151,7 @@ def _evaluate_model(
     logger.info(
         "%s: %s",
         identity.label,
-        f"{store.encoded} texts encoded, {to_fit_on} of them to fit on"
+        f"{store.encoded} texts encoded, {to_fit_on} of them for calibration"
         if store.encoded
         else "all texts were encoded already",
     )

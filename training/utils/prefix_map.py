@@ -52,7 +52,7 @@ def similarity_errors(embeddings: Tensor, dims: Sequence[int]) -> list[Tensor]:
     """Return for each dimension the weighted mean squared difference between the prefix's cosine similarities and those at full width.
 
     Search and grading depend on the similarities of related texts, but most pairs of texts are unrelated. Therefore each pair
-    is weighted by how far its similarity at full width is above the mean: by the logistic function of 2z - 1, where z is the
+    is weighted by how far its similarity at full width is above the mean: by the logistic function of 2(z - 1), where z is the
     number of standard deviations.
 
     Args:

@@ -110,8 +110,8 @@ def _save(model: SentenceTransformer, by_dataset: dict[str, dict[str, str]], col
         model.prompts |= queries
         model.default_prompt_name = None
         logger.warning(
-            "the data sets have different prompts: the model stores each under the name of its data set and has no default, "
-            "so its dev scores are without a prompt"
+            "the data sets have different prompts: the model stores each under its data set's name, without a default, "
+            "so that dev scores use no prompt"
         )
         return
     query = next(iter(queries.values()))

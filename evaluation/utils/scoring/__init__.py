@@ -1,1 +1,1 @@
-"""Scores at every dimension: embeddings, similarities, tasks, pairs, and how sure a score is."""
+"""Scores at every dimension: embeddings, similarities, tasks, pairs, and intervals."""

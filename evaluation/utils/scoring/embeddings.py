@@ -1,7 +1,7 @@
 """Every text is encoded once, at full width; each dimension is a view of the result.
 
-The embeddings of a model lie in one file that is read through a memory map, so a large corpus does not fill the memory
-and an interrupted evaluation goes on where it stopped.
+The embeddings of a model are stored in one file, which is memory-mapped: a large corpus does not fill the memory, and an interrupted
+evaluation continues where it stopped.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-CHUNK = 1024  # texts between two writes: what an interruption can lose, and what is held in memory
-VIEW_FROM = 4096  # texts; fewer are copied out of the file, so that they can be written to
-DIGEST = "S16"  # 16 bytes for a text
-ENTRY = np.dtype([("text", DIGEST), ("row", "<u8")])  # and 8 for its embedding, so that a corrupt one is noticed
+CHUNK = 1024  # texts between two writes: the most that an interruption can lose and that memory holds
+VIEW_FROM = 4096  # texts; fewer are copied out of the file, so that the caller can modify them
+DIGEST = "S16"  # 16 bytes per text
+ENTRY = np.dtype([("text", DIGEST), ("row", "<u8")])  # and 8 per embedding, to detect a corrupt one
 PROGRESS_FROM = 500  # texts
 
 
 def cache_folder(output_dir: Path, scored_model: ScoredModel) -> Path:
-    """Where the embeddings of a model lie."""
+    """Return the folder of a model's embeddings."""
     return scored_model.folder(output_dir / "embeddings")
 
 
 class Rows:
-    """Which row holds the embedding of which text: 16 bytes and a number for each, however long the text."""
+    """Maps texts to rows of the file, with 16 bytes and a number for each text of any length."""
 
     def __init__(self, digests: np.ndarray):
         self.order = np.argsort(digests, kind="stable")
@@ -54,7 +54,7 @@ class Rows:
         return len(self.sorted)
 
     def find(self, digests: np.ndarray) -> np.ndarray:
-        """The row of each digest, -1 where there is none."""
+        """Return the row of each digest, -1 if there is none."""
         if not len(self):
             return np.full(len(digests), -1)
         place = np.minimum(np.searchsorted(self.sorted, digests), len(self) - 1)
@@ -62,23 +62,23 @@ class Rows:
 
 
 class EmbeddingStore:
-    """Full-width embeddings of texts, encoded at most once for each prompt. A context manager, which ends its processes.
+    """Full-width embeddings of texts, encoded at most once for each prompt. A context manager that ends its processes.
 
     Args:
         model: The model that encodes.
-        folder: Where the embeddings lie; it must belong to this model, revision and precision alone
+        folder: The folder of the embeddings, which must belong to only this model, revision and precision
             (see :func:`cache_folder`).
         batch_size: Texts in a forward pass.
-        devices: Where to encode; several share the texts, each in a process of its own. By default where the model is.
+        devices: Devices to encode on, each with its own process if there are several; by default the model's device.
 
     Attributes:
         width: Numbers in an embedding.
         encoded: Texts encoded so far.
-        phases: The seconds of ``encoding``, among those of other phases where the caller shares its own.
+        phases: Collects the seconds of ``encoding``. The caller may replace it by its own.
 
-    A file for each way of encoding (query, document or neither, and the prompt) holds the rows, of ``width`` float32
-    numbers each; next to it lie the digests of the texts and of the rows, in the same order. Rows without a digest, which an
-    interruption can leave behind, are overwritten; files with a row that does not match its digest are set aside.
+    Each way of encoding (query, document or neither, and the prompt) has a file of rows with ``width`` float32 numbers each,
+    and a file with the digests of the texts and rows, in the same order. Rows without a digest, which an interruption can leave,
+    are overwritten. Files with a row that does not match its digest are set aside.
     """
 
     def __init__(self, model: SentenceTransformer, folder: Path, batch_size: int = 32, devices: Sequence[str] = ()):
@@ -97,13 +97,13 @@ class EmbeddingStore:
         self.close()
 
     def close(self) -> None:
-        """End the processes that encode, where there are any."""
+        """End the encoding processes, if there are any."""
         if self._pool is not None:
             self.model.stop_multi_process_pool(self._pool)
             self._pool = None
 
     def clear(self) -> None:
-        """Forget everything, on disk too."""
+        """Remove all embeddings, also from disk."""
         for names in self.folder.glob("*.digests"):
             with FileLock(names.with_suffix(".lock")):
                 names.unlink(missing_ok=True)
@@ -113,23 +113,23 @@ class EmbeddingStore:
     def encode(
         self, texts: Iterable[str], dim: int | None = None, prompt: str | None = None, role: str | None = None
     ) -> np.ndarray:
-        """The raw prefix of each text's embedding.
+        """Return the raw prefix of each text's embedding.
 
         Args:
-            texts: ``n`` texts; gone through twice where some are new, and never held all at once.
+            texts: ``n`` texts; iterated twice if some are new, and never held in memory all at once.
             dim: Numbers to keep of each embedding; all of them by default.
-            prompt: What the model puts before each text; by default what it does on its own.
+            prompt: The prompt before each text; by default the model's own.
             role: ``"query"``, ``"document"`` or None, for models that encode these differently.
 
         Returns:
-            Float32 array of shape ``[n, dim]``. Many texts that stand in the file one after another are not copied:
-            then it is a read-only view of the file.
+            Float32 array of shape ``[n, dim]``. Many texts with consecutive rows in the file are not copied; the
+            result is then a read-only view of the file.
 
         Raises:
-            RunError: The model gives numbers that are not finite.
+            RunError: The model gives embeddings that are not finite.
         """
         if not (self.model.prompts and any(self.model.prompts.values())) and not self._routes():
-            role = None  # the model treats queries and documents alike
+            role = None  # the model encodes queries and documents in the same way
         key = hashlib.blake2b(f"{role}\0{prompt}".encode(), digest_size=8).hexdigest()
         digests = np.fromiter(_digests(texts), dtype=DIGEST)
         with FileLock(self.folder / f"{key}.lock"):
@@ -150,7 +150,7 @@ class EmbeddingStore:
         return any(type(module).__name__ in ("Router", "Asym") for module in self.model.children())
 
     def _load(self, key: str) -> Rows:
-        """What the files hold; another process may have added to them."""
+        """Read which rows the files have; another process may have added some."""
         names, rows = self.folder / f"{key}.digests", self.folder / f"{key}.f32"
         state: tuple[int, ...] = (0,)
         if names.exists() and rows.exists():
@@ -162,13 +162,13 @@ class EmbeddingStore:
             checked = len(self._rows[key][1]) if key in self._rows and self._rows[key][0][1:3] == state[1:3] else 0
             if not self._is_intact(rows, entries, checked):
                 for path in (rows, names):
-                    quarantine(path, "an embedding is not what was written")
+                    quarantine(path, "an embedding does not match its digest")
                 return self._load(key)
             self._rows[key] = state, Rows(entries["text"])
         return self._rows[key][1]
 
     def _is_intact(self, path: Path, entries: np.ndarray, checked: int) -> bool:
-        """Whether each row of the file, from the row ``checked``, is the one that was written."""
+        """Return whether each row of the file, from the row ``checked`` on, matches its digest."""
         if len(entries) <= checked:
             return True
         stored = np.memmap(path, dtype=np.float32, mode="r", shape=(len(entries), self.width))
@@ -231,7 +231,7 @@ class EmbeddingStore:
 
 
 def open_store(scored_model: ScoredModel, config: EvalConfig) -> EmbeddingStore:
-    """Load a model as the flags say, with the store of its embeddings; a context manager, which closes it.
+    """Load a model with the options in ``config``, and open the store of its embeddings.
 
     Raises:
         RunError: The model cannot be loaded.
@@ -255,7 +255,7 @@ def _digests(texts: Iterable[str]) -> Iterator[bytes]:
 
 
 def _chunks(texts: Iterable[str], digests: np.ndarray, new: np.ndarray) -> Iterator[tuple[list[str], np.ndarray]]:
-    """The new texts and their digests, at most ``CHUNK`` at a time."""
+    """Yield the new texts and their digests, at most ``CHUNK`` at a time."""
     chunk: list[str] = []
     positions: list[int] = []
     for position, text in enumerate(texts):

@@ -1,4 +1,4 @@
-"""What mteb evaluates: the first ``dim`` numbers of embeddings that were encoded once."""
+"""The encoder that mteb evaluates: it returns the first ``dim`` numbers of embeddings that are encoded once."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.utils.data import DataLoader
 
-SIMILARITY_BLOCK = 4096  # rows that are compared at once
+SIMILARITY_BLOCK = 4096  # rows compared at a time
 
 
 class _Texts:
-    """The texts of a data loader, one after another, any number of times."""
+    """Iterates over the texts of a data loader, any number of times."""
 
     def __init__(self, loader: DataLoader):
         self.loader = loader
@@ -36,8 +36,8 @@ class _Texts:
 class TruncatedEncoder(AbsEncoder):
     """An encoder for mteb that gives the raw prefix of each embedding, as ``SentenceTransformer(truncate_dim=dim)`` does.
 
-    mteb files results by name, revision and experiment; the dimension is part of the experiment, so that no model and no
-    dimension is ever given the score of another.
+    mteb files results by name, revision and experiment. The dimension is part of the experiment, so that no model or dimension
+    ever gets another's score.
     """
 
     def __init__(self, store: EmbeddingStore, scored_model: ScoredModel, dim: int):
@@ -72,13 +72,13 @@ class TruncatedEncoder(AbsEncoder):
     def prompt_and_role(
         self, task_metadata: TaskMetadata, prompt_type: PromptType | None
     ) -> tuple[str | None, str | None]:
-        """How the texts of a task are encoded: the prompt and the role."""
+        """Return how the texts of a task are encoded: the prompt and the role."""
         role = prompt_type.value if prompt_type else None
         name = prompt_name(self.model.prompts, task_metadata.name, task_metadata.type, role)
         return None if name is None else self.model.prompts[name], role
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Tensor:
-        """Tensor of shape ``[n1, n2]``, a block of columns at a time: a corpus is normalised without a second copy of it."""
+        """Return a tensor of shape ``[n1, n2]``, computed in blocks of columns, so that the corpus is normalised without a copy."""
         import torch
 
         blocks = [

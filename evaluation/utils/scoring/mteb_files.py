@@ -1,4 +1,4 @@
-"""The result files that mteb keeps, and what it does when one is corrupt."""
+"""mteb's result files: writes them atomically, and sets corrupt ones aside."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from common.records import quarantine
 
 
 class AtomicResultCache(mteb.ResultCache):
-    """mteb's result files, each moved into place when it is complete."""
+    """mteb's result files, written atomically."""
 
     def save_to_cache(self, task_result: Any, model_name: Any, *args: Any, **kwargs: Any) -> None:
         target = self.get_task_result_path(task_name=task_result.task_name, model_name=model_name).parent
@@ -22,19 +22,19 @@ class AtomicResultCache(mteb.ResultCache):
             other = mteb.ResultCache(partial)
             folder = other.get_task_result_path(task_name=task_result.task_name, model_name=model_name).parent
             folder.mkdir(parents=True)
-            for path in target.glob("run_settings.jsonl"):  # which mteb adds to
+            for path in target.glob("run_settings.jsonl"):  # mteb adds results to an existing file
                 shutil.copy(path, folder)
             other.save_to_cache(task_result, model_name, *args, **kwargs)
             for path in folder.iterdir():
                 path.replace(target / path.name)
 
     def set_aside_corrupt(self, task: Any, meta: Any) -> None:
-        """Set aside the result file of a task where mteb cannot read it: it would end with a traceback of its own."""
+        """Set aside a task's result file that mteb cannot read. mteb itself would end with a traceback."""
         try:
             known = self.load_task_result(task.metadata.name, meta)
             of_another = known is not None and known.task_name != task.metadata.name
             reason = f"it is of the task {known.task_name}" if of_another else None
-        except Exception as error:  # whatever a corrupt file makes the parsers raise
+        except Exception as error:  # a corrupt file can make the parsers raise anything
             reason = one_line(error, 100)
         if reason:
             quarantine(self.get_task_result_path(task_name=task.metadata.name, model_name=meta), reason)

@@ -1,4 +1,4 @@
-"""The scores of one model on mteb tasks at every dimension."""
+"""Scores one model on mteb tasks at every dimension."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from evaluation.utils.scoring.similarity import METRICS
 from evaluation.utils.scoring.statistics import Estimates
 from evaluation.utils.scoring.task_data import encode_pairs, label_of, size_of, why_unscored
 
-DIGITS = 6  # as in mteb's result files, so that a score read back is the same
+DIGITS = 6  # as in mteb's result files, so that scores read from them are equal
 
 
 class MTEBRun:
@@ -33,7 +33,7 @@ class MTEBRun:
         dims: Dimensions to score, the full width first.
         output_dir: Result files go under ``mteb/``, the scores of each query of a retrieval task under ``queries/``.
         batch_size: Passed on to mteb.
-        overwrite: Score again what has been scored before.
+        overwrite: Compute existing scores again.
     """
 
     def __init__(self, store: EmbeddingStore, scored_model: ScoredModel, dims: list[int], output_dir: Path,
@@ -44,11 +44,11 @@ class MTEBRun:
         self.queries_folder = scored_model.folder(output_dir / "queries")
 
     def encoder(self, dim: int | None = None) -> TruncatedEncoder:
-        """What mteb evaluates at a dimension, by default the full width."""
+        """Return the encoder that mteb evaluates at a dimension, by default the full width."""
         return TruncatedEncoder(self.store, self.scored_model, dim or self.store.width)
 
     def score(self, tasks: list[Any]) -> list[ScoreRow]:
-        """One row for each task, subset and dimension; a row without a score says why.
+        """Return one row for each task, subset and dimension. A row without a score says why.
 
         Raises:
             RunError: A task fails.
@@ -56,27 +56,29 @@ class MTEBRun:
         rows: list[ScoreRow] = []
         encode_pairs(tasks, self.encoder())
         for task in tqdm(tasks, desc=self.scored_model.identity.name, unit="task", disable=len(tasks) < 2):
-            at_full_width = why_unscored(task, self.encoder())  # no full width: nothing to compare with
+            at_full_width = why_unscored(
+                task, self.encoder()
+            )  # without a score at full width there is nothing to compare with
             for dim in tqdm(self.dims, desc=task.metadata.name, unit="dim", leave=False):
                 at_dim = why_unscored(task, self.encoder(dim)) if dim < self.dims[0] else {}
                 rows += self._score_at(task, dim, at_full_width | at_dim)
         return rows
 
     def _score_at(self, task: Any, dim: int, reasons: dict[str, str]) -> list[ScoreRow]:
-        """The rows of a task at a dimension; the subsets in ``reasons`` have no score."""
+        """Return the rows of a task at a dimension. The subsets in ``reasons`` have no score."""
         rows = self._rows_without_score(task, dim, reasons)
         subsets = task.hf_subsets
         task.hf_subsets = [subset for subset in subsets if subset not in reasons]
         try:
             if task.hf_subsets:
-                with self._lock(task, dim):  # mteb reads what is there, adds to it and writes it again
+                with self._lock(task, dim):  # mteb reads the file, adds to it and writes it again
                     rows += self._rows(task, dim, self._evaluate(task, dim))
         finally:
             task.hf_subsets = subsets
         return rows
 
     def query_estimates(self, task: Any) -> Estimates:
-        """For each subset of a retrieval task the main score's estimate at each dimension; nothing of other tasks."""
+        """Estimate the main score of each subset of a retrieval task at each dimension. Other tasks give nothing."""
         return query_estimates(task.metadata.name, {dim: self._queries_file(task, dim) for dim in self.dims})
 
     def _queries_file(self, task: Any, dim: int) -> Path:
@@ -88,7 +90,7 @@ class MTEBRun:
         return FileLock(path.with_name(f".{path.name}.lock"))
 
     def _evaluate(self, task: Any, dim: int) -> Any:
-        """mteb's result of a task at a dimension, from its files where it is there."""
+        """Return mteb's result of a task at a dimension, from its files if it exists there."""
         query_scores = record_query_scores(task) if is_retrieval(task) else {}
         _rewind(task)
         encoder = self.encoder(dim)

@@ -1,4 +1,4 @@
-"""Scored pairs: read from a task or a user's file, and held with their embeddings to be measured."""
+"""Scored pairs from a task or a user's file, with their embeddings."""
 
 from __future__ import annotations
 
@@ -45,16 +45,16 @@ class PairSet:
 
     @property
     def sample(self) -> str:
-        """Names the resamples, so that all models and dimensions are measured on the same ones."""
+        """Name of the resamples, so that all models and dimensions use the same ones."""
         return f"{self.task} {self.subset}"
 
     def statistic(self, similarities: Sequence[np.ndarray]) -> Statistic:
-        """What the bootstrap measures on ``k`` columns of similarities, each of shape ``[n]``."""
+        """Return the statistic for the bootstrap, on ``k`` columns of similarities of shape ``[n]``."""
         return (spearman if self.kind == "spearman" else average_precision)(self.gold, similarities)
 
     def similarity(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        """Similarities of the pairs' embeddings, shape ``[n]``: cosine; for labels, that of the four which scores best,
-        as mteb's ``max_ap`` does."""
+        """Return the similarities of the pairs' embeddings, shape ``[n]``: cosine, or for labels the best-scoring of the four,
+        as in mteb's ``max_ap``."""
         similarities = pairwise_similarities(first, second)
         if self.kind == "spearman":
             return similarities["cosine"]
@@ -62,17 +62,17 @@ class PairSet:
         return list(similarities.values())[int(np.argmax(scores))]
 
     def score(self, first: np.ndarray, second: np.ndarray) -> float:
-        """The main score of embeddings of the pairs, from -1 (or 0) to 1; NaN where it is undefined."""
+        """Return the main score of embeddings of the pairs, from -1 (or 0) to 1; NaN if it is undefined."""
         return float(self.statistic([self.similarity(first, second)])(np.ones((len(self.gold), 1)))[0, 0])
 
 
 def main_language(languages: Sequence[str]) -> str:
-    """``ara``, ``eng`` or another code for a set of one language, ``cross-lingual`` for one of several."""
+    """Return ``ara``, ``eng`` or another code for a set in one language, ``cross-lingual`` for several."""
     return languages[0] if len(languages) == 1 else "cross-lingual"
 
 
 def languages_of_name(subset: str) -> tuple[str, ...]:
-    """The languages that a subset's name states: ``("ara",)`` for ``ar-ar``, ``("ara", "eng")`` for ``en-ar``, else none."""
+    """Return the languages in a subset's name: ``("ara",)`` for ``ar-ar``, ``("ara", "eng")`` for ``en-ar``, otherwise none."""
     codes = {"ar": "ara", "en": "eng"}
     parts = subset.lower().split("-")
     return tuple(sorted({codes[part] for part in parts})) if all(part in codes for part in parts) else ()
@@ -81,14 +81,14 @@ def languages_of_name(subset: str) -> tuple[str, ...]:
 def load_pairs(
     task_name: str | None, data: str | None, wanted: list[str], defaults: list[str], explicit: bool
 ) -> tuple[str, dict[str, dict[str, list[Any]]], str]:
-    """The scored pairs of an mteb STS task, or of a user's file; their scores may be such that no correlation is defined.
+    """Load the scored pairs of an mteb STS task or a user's file. A correlation may be undefined for their scores.
 
     Args:
-        explicit: Whether the user named the subsets ``wanted``: then a subset that is not there is an error.
+        explicit: Whether the user named the subsets ``wanted``; a missing subset is then an error.
 
     Returns:
-        The task's name (for a file, its own, never a task's), for each subset its ``sentence1``, ``sentence2`` and
-        ``score`` lists, and the revision of the data (for a file, a hash of it).
+        The task's name (for a file, the file's), the ``sentence1``, ``sentence2`` and ``score`` lists of each subset, and the
+        revision of the data (for a file, a hash of it).
     """
     if data is not None:
         subsets = read_pairs(Path(data), check=False)

@@ -1,4 +1,4 @@
-"""Retrieval tasks: the score of each query, which their intervals are drawn from, and the embeddings to search."""
+"""Retrieval tasks: the score of each query, for the intervals, and the embeddings to search."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from evaluation.utils.scoring.task_data import label_of, split_data
 if TYPE_CHECKING:
     from evaluation.utils.scoring.mteb_encoder import TruncatedEncoder
 
-# mteb's names of measures, and those of pytrec_eval, which holds them by query
+# mteb's names of measures, and those of pytrec_eval, which computes them by query
 MEASURES = {
     "ndcg_at": "ndcg_cut",
     "map_at": "map_cut",
@@ -26,7 +26,7 @@ MEASURES = {
     "hit_rate_at": "success",
 }
 
-Corpus = tuple[str, np.ndarray, np.ndarray]  # a name, and the embeddings of the queries and of the texts to search
+Corpus = tuple[str, np.ndarray, np.ndarray]  # a name, and the embeddings of the queries and of the corpus
 
 
 def is_retrieval(task: Any) -> bool:
@@ -34,10 +34,10 @@ def is_retrieval(task: Any) -> bool:
 
 
 def record_query_scores(task: Any) -> dict[str, dict[str, float]]:
-    """Have mteb hand over each query's main score when it evaluates ``task``: it calls ``task_specific_scores`` with all.
+    """Record each query's main score when mteb evaluates ``task``, which calls ``task_specific_scores`` with all of them.
 
     Returns:
-        What the evaluation fills: for each subset the score of each query, by its id.
+        A dictionary that the evaluation fills: the score of each query by subset and id.
     """
     query_scores: dict[str, dict[str, float]] = {}
     measure = _measure_of_queries(task.metadata.main_score)
@@ -55,23 +55,23 @@ def record_query_scores(task: Any) -> dict[str, dict[str, float]]:
 
 
 def _measure_of_queries(metric: str) -> str | None:
-    """``ndcg_at_10`` is ``ndcg_cut_10`` of each query; None for a measure that is not of each query."""
+    """Return pytrec_eval's name of a measure: ``ndcg_cut_10`` for ``ndcg_at_10``; None if it is not defined per query."""
     kind, _, k = metric.rpartition("_")
     return f"{MEASURES[kind]}_{k}" if kind in MEASURES else None
 
 
 def save_query_scores(path: Path, query_scores: dict[str, dict[str, float]], overwrite: bool) -> None:
-    """Add the scores of subsets to a file; what it holds of other subsets stays, unless ``overwrite``."""
+    """Add the scores of subsets to a file, and keep those of other subsets, unless ``overwrite``."""
     known = {} if overwrite else read_json_file(path)
     write_atomically(path, json.dumps(known | query_scores))
 
 
 def query_estimates(task_name: str, files: dict[int, Path]) -> Estimates:
-    """For each subset of a retrieval task the main score's estimate at each dimension, by query.
+    """Estimate the main score of each subset of a retrieval task at each dimension, from the queries' scores.
 
     Args:
-        files: The file of :func:`save_query_scores` for each dimension, the full width first. Nothing comes of other tasks,
-            which have none, or where the main score is not the mean of the queries' scores.
+        files: The file of :func:`save_query_scores` for each dimension, the full width first. The result is empty for other
+            tasks, which have no files, and if the main score is not the mean of the queries' scores.
     """
     estimates: Estimates = {}
     if not all(path.exists() for path in files.values()):
@@ -89,7 +89,7 @@ def query_estimates(task_name: str, files: dict[int, Path]) -> Estimates:
 
 
 def corpora_of(task: Any, encoder: TruncatedEncoder) -> list[Corpus]:
-    """For each subset of a retrieval task its name and the full-width embeddings of its queries and corpus."""
+    """Return the name of each subset of a retrieval task, with the full-width embeddings of its queries and corpus."""
     from mteb._create_dataloaders import create_dataloader
     from mteb.types import PromptType
 

@@ -1,4 +1,4 @@
-"""One row of ``summary.csv``, and what a model and a test set are called in results."""
+"""The rows of ``summary.csv``, and the names of models and test sets in results."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ DEFAULT_SUBSET = "default"  # the Hub's name for the data of a task without subs
 
 @dataclass(frozen=True)
 class ScoredModel:
-    """Whose score a score is: everything that embeddings and scores are filed under, except the dimension.
+    """Identifies the scored model: everything under which embeddings and scores are filed, except the dimension.
 
-    A setting that changes embeddings (the precision now) belongs here, so that no result is ever that of another setting.
+    Settings that change embeddings (now the precision) belong here, so that results of different settings never mix.
 
     Attributes:
         dtype: The precision of the weights and the forward pass.
@@ -26,36 +26,36 @@ class ScoredModel:
     dtype: str = "float32"
 
     def columns(self) -> dict[str, str]:
-        """The columns of a :class:`ScoreRow` that say whose score it is."""
+        """Return the columns of a :class:`ScoreRow` that identify the model."""
         return {"model": self.identity.name, "revision": self.identity.revision, "dtype": self.dtype}
 
     def folder(self, parent: Path) -> Path:
-        """This model's own folder below ``parent``, for embeddings and scores of queries."""
+        """Return the model's folder below ``parent``, for embeddings and scores of queries."""
         return parent / self.identity.name.replace("/", "__") / f"{self.identity.revision}-{self.dtype}"
 
     def experiment(self, dim: int) -> dict[str, Any]:
-        """What mteb files results under, next to the model's name and revision; defaults are not named."""
+        """Return mteb's experiment, which identifies results in addition to name and revision; defaults are omitted."""
         return {"embed_dim": dim} | ({} if self.dtype == "float32" else {"dtype": self.dtype})
 
     def experiment_name(self, dim: int) -> str:
-        """The folder's name that mteb makes of :meth:`experiment`: ``dtype_bfloat16__embed_dim_64``."""
+        """Return mteb's folder name for :meth:`experiment`: ``dtype_bfloat16__embed_dim_64``."""
         return "__".join(f"{key}_{value}" for key, value in sorted(self.experiment(dim).items()))
 
 
 @dataclass
 class ScoreRow:
-    """The score of a model on a test set at a dimension: a row of ``summary.csv``. Values that are None are left empty there.
+    """The score of a model on a test set at a dimension: a row of ``summary.csv``. None becomes an empty cell.
 
     Attributes:
-        subset: The task's subset, with the split where the task has several.
+        subset: The task's subset, with the split if the task has several.
         n: Number of pairs, queries or texts.
-        score: The task's main score, from -1 or 0 to 1; None where there is none.
+        score: The task's main score, from -1 or 0 to 1, or None.
         note: Why there is no score.
         similarity_scores: ``cosine_spearman`` and the like, for sets of pairs.
         retention: Share of the full-width score.
         ci_low, ci_high: The score's 95% interval.
         diff_full, diff_full_low, diff_full_high, p_full: The score minus the full width's, with its interval and p-value.
-        compared_with: ``<name>@<revision>`` of the model that ``diff_model`` and its interval and p-value are taken to.
+        compared_with: ``<name>@<revision>`` of the model to which ``diff_model``, its interval and p-value refer.
     """
 
     model: str
@@ -91,12 +91,12 @@ class ScoreRow:
         return self.task, self.subset
 
     def as_columns(self) -> dict[str, Any]:
-        """The row's values by column of the summary, without those that are None."""
+        """Return the row's values by column of the summary, without None."""
         values = dataclasses.asdict(self)
         values |= values.pop("similarity_scores")
         return {name: value for name, value in values.items() if value is not None}
 
 
 def set_name(task: str, subset: str) -> str:
-    """A test set in words: the task and its subset, or the task alone where it has no subsets."""
+    """Return a test set's name: the task and its subset, or only the task if it has no subsets."""
     return task if subset == DEFAULT_SUBSET else f"{task} {subset}"

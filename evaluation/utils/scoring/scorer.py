@@ -1,4 +1,4 @@
-"""What an evaluation needs of a scorer: something to score on, and the scores of one model."""
+"""The interface of a scorer: it loads test data and scores models on it."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class ModelScores:
-    """The scores of one model, and what their analysis is made of.
+    """The scores of one model, and the data for their analysis.
 
     Attributes:
         rows: One for each task, subset and dimension, with or without a score.
         pairs: The sets of scored pairs that have a score at every dimension, with full-width embeddings.
         query_estimates: The estimates of retrieval tasks.
-        corpora: Name, queries and texts of retrieval tasks, to measure shortlists on.
-        test_texts: Texts of the test sets, which nothing may be fitted on.
+        corpora: Name, queries and corpus of retrieval tasks, for measuring shortlists.
+        test_texts: Texts of the test sets, on which nothing may be fitted.
     """
 
     rows: list[ScoreRow]
@@ -39,8 +39,8 @@ class Scorer(Protocol):
 
     Attributes:
         data_files: Hashes of the user's files that the scores depend on.
-        result_files: What the scorer itself writes into the output folder, in words.
-        warning: A sentence that belongs next to the scores, or nothing.
+        result_files: A description of the files that the scorer writes into the output folder.
+        warning: A sentence to show next to the scores, or nothing.
     """
 
     data_files: list[str]
@@ -48,7 +48,7 @@ class Scorer(Protocol):
     warning: str
 
     def load_data(self) -> dict[str, dict[str, Any]]:
-        """Get the test data, once. Returns what the run's record says of each task's data.
+        """Load the test data, once. Returns the description of each task's data for the run's record.
 
         Raises:
             UsageError, RunError: A task, subset or file does not exist, or cannot be read.
@@ -56,17 +56,17 @@ class Scorer(Protocol):
         ...
 
     def score(self, store: EmbeddingStore, scored_model: ScoredModel, dims: list[int]) -> ModelScores:
-        """The scores of a model at each of ``dims``, the full width first. Raises :class:`RunError` where it fails."""
+        """Score a model at each of ``dims``, the full width first. Raises :class:`RunError` on failure."""
         ...
 
     def encoded_as(self) -> list[tuple[str, str, str | None]]:
-        """The task, its type and the role (``query``, ``document`` or None) of everything that is encoded."""
+        """Return the task, its type and the role (``query``, ``document`` or None) of everything that is encoded."""
         ...
 
     def encoded_counts(self, for_scores: int, for_calibration: int) -> Any:
-        """How the run's record gives the texts that were encoded."""
+        """Return the counts of encoded texts for the run's record."""
         ...
 
     def hub_datasets(self) -> dict[str, str]:
-        """The Hub data set of each task, for model cards; a task without one is named itself."""
+        """Return the Hub data set of each task, for model cards; for a task without one, its name."""
         ...

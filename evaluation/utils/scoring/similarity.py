@@ -1,7 +1,7 @@
-"""Four similarities of sentence pairs, and how well each agrees with gold scores.
+"""Four similarities of sentence pairs, and their correlations with gold scores.
 
 A Matryoshka embedding's prefix is the smaller embedding (Kusupati et al., 2022, https://arxiv.org/abs/2205.13147), so one
-encode at full width serves every dimension. Similarities are taken on the raw prefix, as ``truncate_dim`` gives it.
+encode at full width serves every dimension. Similarities are computed on the raw prefix, as with ``truncate_dim``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ METRICS = tuple(f"{name}_{correlation}" for name in SIMILARITIES for correlation
 
 
 def pairwise_similarities(first: np.ndarray, second: np.ndarray) -> dict[str, np.ndarray]:
-    """Similarity of each row of ``first`` with the same row of ``second``; distances are negated.
+    """Compute the similarity of each row of ``first`` with the same row of ``second``. Distances are negated.
 
     Args:
         first, second: Arrays of shape ``[n, dim]``, not normalised.
@@ -28,7 +28,7 @@ def pairwise_similarities(first: np.ndarray, second: np.ndarray) -> dict[str, np
     from sentence_transformers.util import pairwise_dot_score
     from sklearn.metrics import pairwise
 
-    # The same float32 arithmetic as mteb and sentence-transformers: pairs that tie but for rounding tie as they do there.
+    # The same float32 arithmetic as in mteb and sentence-transformers, so that pairs tie in the same way after rounding.
     return {
         "cosine": 1 - pairwise.paired_cosine_distances(first, second),
         "dot": pairwise_dot_score(first, second).numpy(),
@@ -38,7 +38,7 @@ def pairwise_similarities(first: np.ndarray, second: np.ndarray) -> dict[str, np
 
 
 def sts_scores(first: np.ndarray, second: np.ndarray, gold: Sequence[float]) -> dict[str, float]:
-    """Spearman and Pearson correlation of each similarity with the gold scores.
+    """Compute the Spearman and Pearson correlations of each similarity with the gold scores.
 
     Args:
         first, second: Embeddings of the pairs' sentences, shape ``[n, dim]``, the raw prefix.

@@ -1,10 +1,10 @@
-"""How sure a score is: paired bootstrap intervals and p-values, in plain NumPy and SciPy.
+"""Paired bootstrap intervals and p-values, in NumPy and SciPy.
 
-The intervals are bias-corrected and accelerated (Efron, 1987, https://doi.org/10.1080/01621459.1987.10478410), and every
-resample is ranked anew. On bivariate normal data (n = 250) they cover the true Spearman correlation as often as they say;
-resampling the ranks of the full data instead covers too seldom (``benchmarks/eval_coverage.py`` measures both).
+The intervals are bias-corrected and accelerated (Efron, 1987, https://doi.org/10.1080/01621459.1987.10478410), and each
+resample is ranked again. On bivariate normal data (n = 250) their coverage of the true Spearman correlation is the stated level;
+resampling the ranks of the full data would cover it too rarely (``benchmarks/eval_coverage.py`` measures both).
 
-Resampled numbers of two models or dimensions can be subtracted, since each resample takes the same items for all of them.
+Resampled values of two models or dimensions can be subtracted, because each resample has the same items for all of them.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ import numpy as np
 from scipy.special import ndtr, ndtri
 
 RESAMPLES, SEED, LEVEL = 2000, 42, 0.95
-JACKKNIFE_GROUPS = 1000  # a larger sample leaves out groups of items instead of each item
-BLOCK = 1 << 18  # numbers in a block of weights: what fits the processor's cache
+JACKKNIFE_GROUPS = 1000  # for a larger sample the jackknife removes groups of items instead of single ones
+BLOCK = 1 << 18  # numbers in a block of weights, which fits into the processor's cache
 
 Statistic = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number measured on a sample of items, with what it becomes on resamples of them.
+    """A statistic of a sample of items, with its values on resamples.
 
     Attributes:
-        value: The number on the sample itself.
-        replicates: On each resample, shape ``[resamples]``.
-        jackknife: With each item (or group of items) left out, shape ``[groups]``.
+        value: The statistic of the sample itself.
+        replicates: The statistic of each resample, shape ``[resamples]``.
+        jackknife: The statistic without each item (or group of items), shape ``[groups]``.
     """
 
     value: float
@@ -38,11 +38,11 @@ class Estimate:
     jackknife: np.ndarray
 
     def __sub__(self, other: Estimate) -> Estimate:
-        """The paired difference, of estimates of the same items; :func:`unpaired_difference` is for different ones."""
+        """Return the paired difference of estimates on the same items; for different items see :func:`unpaired_difference`."""
         return Estimate(self.value - other.value, self.replicates - other.replicates, self.jackknife - other.jackknife)
 
     def interval(self, level: float = LEVEL) -> tuple[float, float]:
-        """The bias-corrected and accelerated interval. NaN where too few resamples have a value."""
+        """Return the bias-corrected and accelerated interval; NaN if too few resamples have a value."""
         values = self._values()
         if values is None:
             return (np.nan, np.nan)
@@ -52,9 +52,9 @@ class Estimate:
         return float(low), float(high)
 
     def p_value(self) -> float:
-        """Two-sided p-value of "it is zero": 1 less the level of the widest interval that leaves zero out.
+        """Return the two-sided p-value of "it is zero": 1 minus the level of the widest interval that excludes zero.
 
-        Never below 2 / (resamples + 1). NaN where too few resamples have a value.
+        It is never below 2 / (resamples + 1), and NaN if too few resamples have a value.
         """
         values = self._values()
         if values is None:
@@ -83,24 +83,24 @@ Estimates = dict[tuple[str, str], dict[tuple[int, str], Estimate]]
 
 
 def _share(values: np.ndarray, below: float) -> float:
-    """The share of ``values`` under ``below``, ties counted half, never quite 0 or 1."""
+    """Return the share of ``values`` under ``below``, counting ties half, strictly between 0 and 1."""
     share = ((values < below).sum() + 0.5 * (values == below).sum()) / len(values)
     return float(np.clip(share, 1 / (len(values) + 1), len(values) / (len(values) + 1)))
 
 
 def mean_estimate(estimates: Sequence[Estimate]) -> Estimate:
-    """The mean of estimates of independent samples (of several tasks, say)."""
+    """Return the mean of estimates of independent samples, such as several tasks."""
     k = len(estimates)
     return Estimate(
         float(np.mean([e.value for e in estimates])),
         np.mean([e.replicates for e in estimates], axis=0),
-        # leaving out an item of one sample moves the mean by a k-th of what it moves that sample
+        # removing an item of one of k samples moves the mean by 1/k of what it moves that sample's estimate
         np.concatenate([centred(e.jackknife) / k for e in estimates]),
     )
 
 
 def unpaired_difference(first: Estimate, other: Estimate) -> Estimate:
-    """``first - other`` for estimates of two independent samples (of two subsets, say), of any sizes."""
+    """Return ``first - other`` for estimates of two independent samples, such as two subsets, of any sizes."""
     return Estimate(
         first.value - other.value,
         first.replicates - other.replicates,
@@ -109,12 +109,12 @@ def unpaired_difference(first: Estimate, other: Estimate) -> Estimate:
 
 
 def centred(jackknife: np.ndarray) -> np.ndarray:
-    """What leaving out each item or group changes."""
+    """Return the change when each item or group is removed."""
     return jackknife - (np.nanmean(jackknife) if np.isfinite(jackknife).any() else np.nan)
 
 
 def paired_mean(estimates: Sequence[Estimate]) -> Estimate:
-    """The mean of estimates of the same items (of several seeds or dimensions, say)."""
+    """Return the mean of estimates on the same items, such as several seeds or dimensions."""
     return Estimate(
         float(np.mean([e.value for e in estimates])),
         np.mean([e.replicates for e in estimates], axis=0),
@@ -133,12 +133,12 @@ def bootstrap(
     """Measure a statistic on resamples of ``items`` items.
 
     Args:
-        statistic: Takes weights of shape ``[items, m]``, each column how often each item is there, and gives ``[k, m]``
-            numbers: ``k`` columns of scores (of dimensions, models) on ``m`` resamples.
+        statistic: Takes weights of shape ``[items, m]`` (how often each item occurs in each of ``m`` resamples), and returns
+            ``[k, m]`` numbers: ``k`` scores (of dimensions, models) on each resample.
         items: Number of items: pairs, or queries.
-        seed, sample: The same of both and of ``items`` gives the same resamples, so that calls for several models are
-            paired; another sample (task and subset) gives independent ones.
-        groups: The jackknife, which gives the acceleration, leaves out at most so many groups of items in turn.
+        seed, sample: Equal values of both and of ``items`` give equal resamples, so that calls for several models are paired.
+            Another sample (task and subset) gives independent resamples.
+        groups: The largest number of groups in the jackknife, which estimates the acceleration.
 
     Returns:
         ``k`` estimates.
@@ -162,7 +162,7 @@ def bootstrap(
 
 
 class Ranks:
-    """Ranks of values (ties share the mean rank) in any weighted resample of them, without sorting again."""
+    """Computes ranks (ties share the mean rank) in weighted resamples of values, without sorting again."""
 
     def __init__(self, values: Sequence[float]):
         values = np.asarray(values)
@@ -172,14 +172,14 @@ class Ranks:
         self.after = np.searchsorted(ordered, values, side="right")
 
     def __call__(self, weights: np.ndarray) -> np.ndarray:
-        """Centred ranks of the items, shape ``[items, m]``, for weights of the same shape."""
+        """Return centred ranks of the items, shape ``[items, m]``, for weights of the same shape."""
         below = np.zeros((len(weights) + 1, weights.shape[1]))
         np.cumsum(weights[self.order], axis=0, out=below[1:])
         return (below[self.first] + below[self.after] - below[-1]) / 2
 
 
 def spearman(gold: Sequence[float], similarities: Sequence[Sequence[float]]) -> Statistic:
-    """Spearman's correlation of ``k`` columns of similarities, shape ``[k, n]``, with ``n`` gold scores."""
+    """Return a statistic: Spearman's correlation of ``k`` columns of similarities, shape ``[k, n]``, with ``n`` gold scores."""
     gold_ranks, ranks = Ranks(gold), [Ranks(column) for column in similarities]
 
     def statistic(weights: np.ndarray) -> np.ndarray:
@@ -187,7 +187,9 @@ def spearman(gold: Sequence[float], similarities: Sequence[Sequence[float]]) -> 
         weighted = weights * gold_rank
         spread = np.einsum("nm,nm->m", weighted, gold_rank)
         correlations = []
-        with np.errstate(invalid="ignore", divide="ignore"):  # a resample of one value alone has no correlation
+        with np.errstate(
+            invalid="ignore", divide="ignore"
+        ):  # a resample with a single distinct value has no correlation
             for column in ranks:
                 rank = column(weights)
                 covariance = np.einsum("nm,nm->m", weighted, rank)
@@ -199,7 +201,7 @@ def spearman(gold: Sequence[float], similarities: Sequence[Sequence[float]]) -> 
 
 
 def average_precision(labels: Sequence[int], scores: Sequence[Sequence[float]]) -> Statistic:
-    """Average precision of ``k`` columns of scores, shape ``[k, n]``, for ``n`` labels (0 or 1); higher scores first."""
+    """Return a statistic: the average precision of ``k`` columns of scores, shape ``[k, n]``, for ``n`` labels (0 or 1)."""
     labels = np.asarray(labels, dtype=np.float64)
     columns = []
     for column in scores:
@@ -222,7 +224,7 @@ def average_precision(labels: Sequence[int], scores: Sequence[Sequence[float]]) 
 
 
 def mean(values: Sequence[Sequence[float]]) -> Statistic:
-    """The mean of ``k`` columns of per-query scores, shape ``[k, n]``."""
+    """Return a statistic: the mean of ``k`` columns of per-query scores, shape ``[k, n]``."""
     columns = np.asarray(values, dtype=np.float64)
 
     def statistic(weights: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What a loaded mteb task holds: the data of its subsets, their sizes and names, and the pairs of tasks of pairs."""
+"""The data of a loaded mteb task: its subsets, their sizes and names, and its pairs."""
 
 from __future__ import annotations
 
@@ -18,42 +18,42 @@ if TYPE_CHECKING:
 
 
 def split_data(task: Any, subset: str, split: str) -> Any:
-    """The data of one subset and split of a loaded task."""
+    """Return the data of one subset and split of a loaded task."""
     if subset not in task.dataset and subset == DEFAULT_SUBSET:
         return task.dataset[split]
     return task.dataset[subset][split]
 
 
 def languages_of(task: Any, subset: str) -> tuple[str, ...]:
-    """ISO 639-3 codes, in alphabetical order."""
+    """Return the ISO 639-3 codes, in alphabetical order."""
     return tuple(sorted({code.split("-")[0] for code in task.metadata.hf_subsets_to_langscripts.get(subset, [])}))
 
 
 def label_of(task: Any, subset: str, split: str) -> str:
-    """How the summary names a subset: with the split where the task has several."""
+    """Return the summary's name of a subset: with the split if the task has several."""
     return subset if len(task.eval_splits) == 1 else f"{subset}/{split}"
 
 
 def size_of(task: Any, subset: str, split: str) -> int:
-    """Number of pairs, queries or texts."""
+    """Return the number of pairs, queries or texts."""
     data = split_data(task, subset, split)
     if isinstance(data, dict) and "queries" in data:
         return len(data["queries"])
-    first = data[0] if len(data) == 1 else None  # old pair tasks keep all pairs in one row
+    first = data[0] if len(data) == 1 else None  # old pair tasks have all pairs in one row
     if first and isinstance(next(iter(first.values())), list):
         return len(next(iter(first.values())))
     return len(data)
 
 
 def describe_data(task: Any) -> dict[str, Any]:
-    """What a run's record says of a task's data: where it comes from, and the size of each subset."""
+    """Describe a task's data for the run's record: its source, and the size of each subset."""
     rows = {label_of(task, s, split): size_of(task, s, split) for s in task.hf_subsets for split in task.eval_splits}
     return task.metadata.dataset | {"rows": rows}
 
 
 @dataclass(frozen=True)
 class TaskPairs:
-    """The pairs of one subset and split of a task, as lists; ``roles`` says how mteb encodes each side."""
+    """The pairs of one subset and split, as lists. ``roles`` says how mteb encodes each side."""
 
     subset: str
     split: str
@@ -64,12 +64,12 @@ class TaskPairs:
 
     @property
     def sides(self) -> tuple[tuple[list[str], Any], tuple[list[str], Any]]:
-        """The texts of each side with the side's role."""
+        """Yield the texts of each side, with the side's role."""
         return (self.sentence1, self.roles[0]), (self.sentence2, self.roles[1])
 
 
 def task_pairs(task: Any) -> Iterator[TaskPairs]:
-    """The pairs of an STS or pair classification task, by subset and split; nothing of other tasks."""
+    """Return the pairs of an STS or pair classification task, by subset and split; nothing for other tasks."""
     from mteb.abstasks import AbsTaskPairClassification, AbsTaskSTS
 
     if isinstance(task, AbsTaskSTS):
@@ -87,7 +87,7 @@ def task_pairs(task: Any) -> Iterator[TaskPairs]:
 
 
 def encode_pairs(tasks: list[Any], encoder: TruncatedEncoder) -> None:
-    """Encode the texts of all pair tasks in one go: of many texts, those of one length can share a batch."""
+    """Encode the texts of all pair tasks together, so that texts of similar length can share a batch."""
     texts_by_way: dict[tuple[str | None, str | None], dict[str, None]] = {}
     for task in tasks:
         for pairs in task_pairs(task):
@@ -99,7 +99,7 @@ def encode_pairs(tasks: list[Any], encoder: TruncatedEncoder) -> None:
 
 
 def why_unscored(task: Any, encoder: TruncatedEncoder) -> dict[str, str]:
-    """The subsets of an STS or pair classification task whose main score is undefined at the encoder's dimension, and why."""
+    """Return the subsets of a pair task whose main score is undefined at the encoder's dimension, with the reason."""
     reasons: dict[str, str] = {}
     for pairs in task_pairs(task):
         reason = why_undefined(pairs.gold)
@@ -113,7 +113,7 @@ def why_unscored(task: Any, encoder: TruncatedEncoder) -> dict[str, str]:
 
 
 def pair_sets(task: Any, encoder: TruncatedEncoder) -> Iterator[PairSet]:
-    """The scored pairs of an STS or pair classification task with their full-width embeddings; none of other tasks."""
+    """Return the scored pairs of an STS or pair classification task with their full-width embeddings; none for other tasks."""
     for pairs in task_pairs(task):
         first, second = (encoder.embed(texts, task.metadata, role) for texts, role in pairs.sides)
         yield PairSet(

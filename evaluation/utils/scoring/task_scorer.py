@@ -1,4 +1,4 @@
-"""Scoring on mteb tasks, for ``evaluate_mteb.py``."""
+"""Scores models on mteb tasks, for ``evaluate_mteb.py``."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ class TaskScorer:
         self.tasks = choose_tasks(names, config.benchmark, config.languages, config.subsets, default_subsets)
         if config.is_set("subsets"):
             check_subsets(config.subsets, self.tasks)
-            for task in self.tasks:  # those of a benchmark or a language too
+            for task in self.tasks:  # also those of a benchmark or a language
                 task.hf_subsets = choose_subsets(config.subsets, [], list(task.hf_subsets))
         for task in self.tasks:
             load_task_data(task)
         return {task.metadata.name: describe_data(task) for task in self.tasks}
 
     def score(self, store: EmbeddingStore, scored_model: ScoredModel, dims: list[int]) -> ModelScores:
-        from evaluation.utils.scoring.mteb_run import MTEBRun  # mteb takes seconds to import
+        from evaluation.utils.scoring.mteb_run import MTEBRun  # importing mteb takes seconds
         from evaluation.utils.scoring.query_scores import corpora_of
 
         config = self.config
@@ -54,7 +54,7 @@ class TaskScorer:
         scores = ModelScores(rows, pairs, test_texts={text for p in pairs for text in (*p.sentence1, *p.sentence2)})
         for task in self.tasks:
             scores.query_estimates |= run.query_estimates(task)
-            if config.calibration_data is not None:  # shortlists, which alone need them, come with it
+            if config.calibration_data is not None:  # only shortlists need them, and they need calibration
                 scores.corpora += corpora_of(task, encoder)
         return scores
 

@@ -1,4 +1,4 @@
-"""Which mteb tasks and subsets to score, and their data."""
+"""Chooses the mteb tasks and subsets to score, and loads their data."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from common.keys import suggest
 
 
 def choose_subsets(wanted: list[str], defaults: list[str], offered: list[str]) -> list[str]:
-    """The subsets of a task to score: those wanted that it has, else the default ones that it has, else all."""
+    """Return the subsets of a task to score: its wanted ones, otherwise its default ones, otherwise all."""
     for names in (wanted, defaults):
         if chosen := [name for name in names if name in offered]:
             return chosen
@@ -19,7 +19,7 @@ def choose_subsets(wanted: list[str], defaults: list[str], offered: list[str]) -
 
 
 def check_subsets(wanted: list[str], tasks: list[Any]) -> None:
-    """Raise :class:`UsageError` where a subset that the user named belongs to none of the tasks."""
+    """Raise :class:`UsageError` if a subset that the user named belongs to none of the tasks."""
     offered = {subset for task in tasks for subset in task.metadata.hf_subsets}
     for name in wanted:
         if name not in offered:
@@ -28,7 +28,7 @@ def check_subsets(wanted: list[str], tasks: list[Any]) -> None:
 
 
 def get_task(name: str, wanted: list[str], defaults: list[str]) -> Any:
-    """The mteb task ``name``, restricted to the subsets of :func:`choose_subsets`.
+    """Return the mteb task ``name``, restricted to the subsets of :func:`choose_subsets`.
 
     Raises:
         UsageError: mteb has no such task.
@@ -44,7 +44,7 @@ def get_task(name: str, wanted: list[str], defaults: list[str]) -> Any:
 
 
 def load_task_data(task: Any) -> None:
-    """Download a task's data, once. Raises :class:`RunError` where that fails."""
+    """Download a task's data, once. Raises :class:`RunError` on failure."""
     try:
         load_from_hub("dataset", task.metadata.dataset["path"], task.load_data)
     except RunError as error:
@@ -54,10 +54,10 @@ def load_task_data(task: Any) -> None:
 def choose_tasks(
     names: list[str], benchmark: str | None, languages: list[str], subsets: list[str], default_subsets: list[str]
 ) -> list[Any]:
-    """The text tasks to score.
+    """Return the text tasks to score.
 
     Args:
-        names: Tasks by name; empty with a benchmark, or with languages alone (then every task that has them).
+        names: Task names; empty with a benchmark, or with only languages (then every task that has them).
         benchmark: All tasks of this benchmark.
         languages: ISO 639-3 codes (``ara``, ``eng``): only subsets with one of these. Without any, ``subsets`` decides.
         subsets, default_subsets: See :func:`choose_subsets`.
@@ -76,7 +76,7 @@ def choose_tasks(
         tasks = [task for task in tasks if _restrict(task, languages)]
     if not tasks:
         raise UsageError(
-            "no text task is left: check --tasks, --benchmark and --languages (ISO 639-3 codes, say ara eng)"
+            "no text task matches: check --tasks, --benchmark and --languages (ISO 639-3 codes, such as ara eng)"
         )
     return tasks
 
@@ -97,12 +97,12 @@ def _tasks_of_languages(languages: list[str]) -> list[Any]:
     try:
         return list(mteb.get_tasks(languages=languages, modalities=["text"], exclusive_modality_filter=True))
     except (KeyError, ValueError) as error:
-        why = str(error).split(",")[0]  # the rest points into the library
+        why = str(error).split(",")[0]  # the rest of the message refers to the library's code
         raise UsageError(f"--languages {' '.join(languages)}: {why}") from None
 
 
 def _text_tasks(candidates: list[Any]) -> list[Any]:
-    """Each task of text alone, once; the mean of other tasks is replaced by these tasks."""
+    """Yield each text task once. A task that is the mean of others is replaced by these."""
     from mteb.abstasks.aggregated_task import AbsTaskAggregate
 
     tasks: dict[str, Any] = {}
@@ -116,7 +116,7 @@ def _text_tasks(candidates: list[Any]) -> list[Any]:
 
 
 def _restrict(task: Any, languages: list[str]) -> bool:
-    """Keep a task's subsets with one of the languages; whether any remains."""
+    """Keep a task's subsets with one of the languages. Returns whether any remain."""
     wanted = {language.split("-")[0] for language in languages}
     languages_of_subset = task.metadata.hf_subsets_to_langscripts
     task.hf_subsets = [
