@@ -438,7 +438,7 @@ def test_mistakes_end_in_one_line_and_overwrite_nothing(fails, tiny_model, pairs
     fails(2, "give either --task", STS, *of)
     fails(2, "give either --task", STS, *of, "--task", "STS17", "--data", constant)
     fails(2, "no such file", STS, *of, "--data", tmp_path / "none.csv")
-    fails(1, "there is no score to report: constant default: every score is 1", STS, *of, "--data", constant)
+    fails(1, "no score to report: constant default: every score is 1", STS, *of, "--data", constant)
     fails(2, "dimension 128 is above the model's width of 64", MTEB, *of, "--dims", "128", "64")
     fails(2, "a dimension must be positive, not 0", MTEB, *of, "--dims", "0")
     fails(2, "a dimension must be positive, not -4", STS, *of, "--task", "STS17", "--dims", "-4")

@@ -1,1 +1,1 @@
-"""What the scores say: intervals, baselines, precisions, shortlists, errors, and the dimension to deploy."""
+"""Analysis of the scores: intervals, baselines, precisions, shortlists, errors, and the dimension to deploy."""

@@ -1,7 +1,7 @@
-"""What any embedding gives at a smaller dimension, so that what Matryoshka training adds can be seen.
+"""Baselines that reduce any embedding, to show what Matryoshka training adds.
 
-Principal components (centred, fitted on texts that are not the test set), a Gaussian random projection, and random
-dimensions of the same embedding.
+Principal components (centred, fitted on texts from outside the test sets), a Gaussian random projection, and randomly chosen
+dimensions.
 """
 
 from __future__ import annotations
@@ -12,30 +12,32 @@ import numpy as np
 
 from evaluation.utils.scoring.pairs import PairSet
 
-DRAWS = 5  # random baselines are the mean of so many draws
+DRAWS = 5  # the random baselines are means over this many draws
 
 Transform = Callable[[np.ndarray], np.ndarray]
 
 
 class PCA:
-    """Principal components (Pearson, 1901) of embeddings of shape ``[n, width]``: eigenvectors of their covariance."""
+    """Principal components (Pearson, 1901) of embeddings of shape ``[n, width]``: the eigenvectors of their covariance."""
 
     def __init__(self, embeddings: np.ndarray):
         self.mean = embeddings.mean(axis=0)
         centred = (embeddings - self.mean).astype(np.float64)
-        _, components = np.linalg.eigh(centred.T @ centred)  # of rising variance; all, however few the texts
+        _, components = np.linalg.eigh(
+            centred.T @ centred
+        )  # in order of rising variance; all of them, even for few texts
         self.components = components[:, ::-1].astype(np.float32)  # [width, width]
 
     def __call__(self, embeddings: np.ndarray, dim: int) -> np.ndarray:
-        """Shape ``[n, dim]``."""
+        """Project embeddings to shape ``[n, dim]``."""
         return (embeddings - self.mean) @ self.components[:, :dim]
 
 
-Method = Callable[[int], list[Transform]]  # the transforms to a dimension: one, or several random draws
+Method = Callable[[int], list[Transform]]  # transforms to a dimension: one, or several random draws
 
 
 def transforms(calibration: np.ndarray, seed: int) -> dict[str, Method]:
-    """The methods, by name.
+    """Return the methods, by name.
 
     Args:
         calibration: Full-width embeddings of the texts that PCA is fitted on, shape ``[m, width]``.
@@ -59,7 +61,7 @@ def transforms(calibration: np.ndarray, seed: int) -> dict[str, Method]:
 
 
 def baseline_scores(pairs: PairSet, dims: list[int], methods: dict[str, Method]) -> list[dict]:
-    """Rows ``task, subset, method, dim, score``: the main score, the mean over the draws."""
+    """Return rows ``task, subset, method, dim, score``: the main score, averaged over the draws."""
     rows = []
     for dim in dims:
         for name, transforms_to in methods.items():

@@ -1,4 +1,4 @@
-"""Texts that are not the test set: what principal components and quantisation ranges are fitted on."""
+"""Calibration texts, from outside the test sets, on which principal components and quantisation ranges are fitted."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from common.errors import RunError, UsageError
 
 logger = logging.getLogger(__name__)
 
-LIMIT = 10_000  # texts
+LIMIT = 10_000  # number of texts
 SKIPPED_COLUMNS = ("topic", "subset", "label")
 
 
 def calibration_file(name: str) -> Path | None:
-    """The file that ``name`` means, relative to the working directory or else to the repository; None for a Hub data set."""
+    """Return the file ``name``, relative to the working directory or to the repository; None for a Hub data set."""
     for path in (Path(name), ROOT / name):
         if path.is_file():
             return path
@@ -26,7 +26,7 @@ def calibration_file(name: str) -> Path | None:
 
 
 def calibration_id(name: str) -> str:
-    """``name``, with a hash of the content where it is a file. Raises :class:`UsageError` where there is no such file."""
+    """Return ``name``, with a hash of the content if it is a file. Raises :class:`UsageError` if the file does not exist."""
     path = calibration_file(name)
     if path is None:
         return name
@@ -36,11 +36,11 @@ def calibration_id(name: str) -> str:
 
 
 def calibration_texts(name: str, test_texts: Iterable[str] = ()) -> list[str]:
-    """At most 10,000 distinct texts of a file, or of a data set on the Hub as ``path``, ``path:config`` or
-    ``path:config:split``, without those that are also in the test sets.
+    """Load at most 10,000 distinct texts of a file, or of a Hub data set given as ``path``, ``path:config`` or
+    ``path:config:split``. Texts of the test sets are removed.
 
     Raises:
-        RunError: It cannot be read, or holds fewer than 2 texts.
+        RunError: The data cannot be read, or has fewer than 2 texts.
     """
     path = calibration_file(name)
     if path is not None:
@@ -60,7 +60,7 @@ def calibration_texts(name: str, test_texts: Iterable[str] = ()) -> list[str]:
     tested = set(test_texts)
     kept = [text for text in distinct if text not in tested]
     if len(kept) < len(distinct):
-        logger.warning("%s: %d texts are in the test sets too, and are left out", name, len(distinct) - len(kept))
+        logger.warning("%s: removed %d texts that are also in the test sets", name, len(distinct) - len(kept))
     if len(kept) < 2:
         raise RunError(f"calibration_data {name}: fewer than 2 texts to fit on")
     return kept

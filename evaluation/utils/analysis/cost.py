@@ -1,4 +1,4 @@
-"""What an embedding costs besides its bytes: the time to encode a text, and to search vectors of each size."""
+"""Measures costs of an embedding: the time to encode a text, and to search vectors of each size."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ import numpy as np
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-TEXTS = 64  # encoded to time a model
-FEW_TEXTS = 4  # encoded first: where these take long, their time is taken
-REPEATS = 5  # at most, of which the median is taken
-SECONDS = 0.3  # after which a measurement is not repeated
-VECTORS = 20_000  # searched; fewer of a wide model
-NUMBERS = 2**24  # in all the vectors, at most: 64 MiB
+TEXTS = 64  # texts encoded to time a model
+FEW_TEXTS = 4  # texts encoded first; if these are slow, only they are timed
+REPEATS = 5  # the largest number of repetitions; the median counts
+SECONDS = 0.3  # limit after which a measurement is not repeated
+VECTORS = 20_000  # vectors searched; fewer for a wide model
+NUMBERS = 2**24  # limit for all vectors together: 64 MiB
 NEIGHBOURS = 10
 
 
 @dataclass(frozen=True)
 class SearchTimes:
-    """Milliseconds to find the ten nearest of so many ``vectors`` to a query, one query at a time, by dimension and precision."""
+    """Milliseconds to find the ten nearest of ``vectors`` to a query, one query at a time, by dimension and precision."""
 
     vectors: int = 0
     ms: dict[tuple[int, str], float] = field(default_factory=dict)
 
 
 def encode_ms(model: SentenceTransformer, texts: Collection[str], batch_size: int) -> float | None:
-    """Milliseconds to encode a text, in batches of at most ``batch_size``; None where there are no texts to try.
+    """Measure the milliseconds to encode a text, in batches of at most ``batch_size``; None without texts.
 
-    Takes less than a second, or as long as four texts take twice.
+    Takes less than a second, or twice the time of four texts.
     """
     chosen = sorted(texts)
     chosen = chosen[:: max(1, len(chosen) // TEXTS)][:TEXTS]
@@ -44,7 +44,7 @@ def encode_ms(model: SentenceTransformer, texts: Collection[str], batch_size: in
         model.encode(some, batch_size=batch_size, show_progress_bar=False)
 
     few = chosen[:FEW_TEXTS]
-    encode(few)  # the first pass allocates and compiles
+    encode(few)  # the first pass allocates memory and compiles
     seconds = _median_seconds(lambda: encode(few), repeats=1) / len(few)
     if seconds * len(chosen) < SECONDS:
         seconds = _median_seconds(lambda: encode(chosen)) / len(chosen)
@@ -54,7 +54,7 @@ def encode_ms(model: SentenceTransformer, texts: Collection[str], batch_size: in
 def search_times(dims: Collection[int]) -> SearchTimes:
     """Time an exhaustive search of random vectors: a product for float32, the bits that differ for binary.
 
-    int8 is not timed: NumPy multiplies bytes without the processor's instructions for it.
+    int8 is not timed, because NumPy does not use the processor's instructions for products of bytes.
     """
     vectors = min(VECTORS, NUMBERS // max(dims))
     rng = np.random.default_rng(0)

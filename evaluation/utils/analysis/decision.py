@@ -1,6 +1,6 @@
-"""Which model, dimension and precision to deploy for a loss that the user accepts, and what each choice loses.
+"""Decides which model, dimension and precision to deploy for an acceptable loss, and computes the loss of each choice.
 
-The loss is that against the full-width float32 embedding of the best model compared, on the mean over the test sets.
+The loss is measured against the full-width float32 embedding of the best model compared, on the mean over the test sets.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from evaluation.utils.scoring.statistics import Estimate
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss and its one-sided bounds, from 0 to 1; ``n`` is the number of pairs or queries it was measured on."""
+    """A loss and its one-sided bounds, from 0 to 1. ``n`` is the number of pairs or queries."""
 
     value: float
     least: float
@@ -38,9 +38,9 @@ class Option:
     """A model at a dimension and precision.
 
     Attributes:
-        score: The mean score over the sets that count.
-        loss: Of the mean score, with the bounds that the decision takes.
-        of_sets: Of each set, with bounds of 95% confidence each.
+        score: The mean score over the counted sets.
+        loss: The loss of the mean score, with the bounds that decide.
+        of_sets: The loss of each set, with bounds of 95% confidence.
         tried: The fixed sequence reached it.
         accepted: The fixed sequence reached it and accepted its loss.
     """
@@ -60,14 +60,14 @@ class Option:
 
 @dataclass(frozen=True)
 class Decision:
-    """What to deploy.
+    """The decision what to deploy.
 
     Attributes:
-        tolerance: The loss that is acceptable, from 0 to 1.
-        sets: The tasks and subsets that count: those on which a model compared scores 0.3 or more at full width.
-        too_low: Those that do not count because no model does.
-        best: The model whose full width scores highest; None where no set counts.
-        model, option: What to deploy; None where no set counts.
+        tolerance: The acceptable loss, from 0 to 1.
+        sets: The counted tasks and subsets: those on which some compared model scores 0.3 or more at full width.
+        too_low: Those that do not count, because no model does.
+        best: The model whose full width scores highest; None if no set counts.
+        model, option: The choice to deploy; None if no set counts.
     """
 
     tolerance: float
@@ -79,7 +79,7 @@ class Decision:
 
     @property
     def full_score(self) -> float:
-        """The mean score of the best model at full width."""
+        """Return the mean score of the best model at full width."""
         assert self.best is not None
         return next(option.score for option in self.best.options if option.dim == self.best.width)
 
@@ -87,10 +87,10 @@ class Decision:
 def decide(analyses: Sequence[ModelAnalysis], max_loss: float) -> Decision:
     """Set the options of each model and the one recommended for it, and choose the smallest of these.
 
-    A baseline gets options, to compare with, and is never recommended.
+    A baseline model gets options for comparison, but is never recommended.
 
     Args:
-        max_loss: The loss that is acceptable, in points: hundredths of the score.
+        max_loss: The acceptable loss in points, hundredths of the score.
     """
     tolerance = max_loss / 100
     for analysis in analyses:
@@ -101,7 +101,9 @@ def decide(analyses: Sequence[ModelAnalysis], max_loss: float) -> Decision:
     too_low = [key for key in common if key not in sets]
     if not sets:
         return Decision(tolerance, too_low=too_low)
-    joint = all(analysis.shared == compared[0].shared for analysis in compared)  # or the models would not be paired
+    joint = all(
+        analysis.shared == compared[0].shared for analysis in compared
+    )  # otherwise the models would not be paired
     best = max(compared, key=lambda analysis: analysis.mean(sets, analysis.width, joint=joint).value)
     for analysis in analyses:
         if all(key in analysis.estimates for key in sets):
@@ -145,7 +147,7 @@ def _set_options(
 
     for (dim, precision), score in scores.items():
         if not math.isfinite(score.value):
-            continue  # quantised to a constant, say: no score, and the sequence ended there
+            continue  # without a score, for example quantised to a constant; the sequence ended there
         of_sets = {
             key: _loss(_full(best, key) - analysis.estimates[key][dim, precision], pairs_of.get(key, 0)) for key in sets
         }

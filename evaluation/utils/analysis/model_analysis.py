@@ -1,4 +1,4 @@
-"""Everything that is learnt of one model besides its scores: intervals, baselines, precisions, shortlists, errors."""
+"""Analyses one model's scores: intervals, baselines, precisions, shortlists, errors."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class ModelAnalysis:
-    """What is known of one model.
+    """The analysis of one model.
 
     Attributes:
-        dims: Largest first, the full width.
+        dims: The dimensions, the full width first.
         rows: One for each task, subset and dimension, with or without a score.
-        baseline: The model is there to compare with.
-        languages: For each task and subset the ISO 639-3 codes of its texts.
-        estimates: For each task and subset with an interval, and each dimension and precision.
+        baseline: The model is only a baseline for comparison.
+        languages: The ISO 639-3 codes of the texts of each task and subset.
+        estimates: Estimates of each task and subset with an interval, by dimension and precision.
         shared: The tasks and subsets that share pairs, in groups.
-        joint_estimates: As ``estimates``, of the sets in ``shared``, on resamples of the pairs of their group.
-        encode_ms: Milliseconds to encode a text, where measured.
-        options: What each dimension and precision loses; ``recommended`` is the smallest that loses little enough, if any.
+        joint_estimates: Like ``estimates``, for the sets in ``shared``, on resamples of the pairs of their group.
+        encode_ms: Milliseconds to encode a text, if measured.
+        options: The loss of each dimension and precision; ``recommended`` is the smallest whose loss is acceptable, if any.
             :func:`evaluation.utils.analysis.decision.decide` sets both.
         baselines, shortlists, errors, moved: Rows of the modules of these names.
     """
@@ -72,7 +72,7 @@ class ModelAnalysis:
         return [row for row in self.rows if row.score is not None]
 
     def mean(self, keys: list[SetKey], dim: int, precision: str = "float32", joint: bool = True) -> Estimate:
-        """The mean score over test sets. Unless ``joint`` is false, sets that share pairs are resampled together."""
+        """Estimate the mean score over test sets. Unless ``joint`` is false, sets that share pairs are resampled together."""
         groups = [[key for key in group if key in keys] for group in self.shared] if joint else []
         groups = [group for group in groups if len(group) > 1]
         together = [key for group in groups for key in group]
@@ -86,7 +86,7 @@ class ModelAnalysis:
 def similarity_columns(
     pairs: PairSet, dims: list[int], quantizer: Quantizer | None
 ) -> dict[tuple[int, str], np.ndarray]:
-    """The similarities of the pairs at each dimension, and at each precision where there is a quantizer."""
+    """Compute the similarities of the pairs at each dimension and, with a quantizer, at each precision."""
     columns: dict[tuple[int, str], np.ndarray] = {}
     for dim in dims:
         columns[dim, "float32"] = pairs.similarity(pairs.first[:, :dim], pairs.second[:, :dim])
@@ -99,7 +99,7 @@ def similarity_columns(
 
 
 def pair_estimates(pairs: PairSet, columns: dict[tuple[int, str], np.ndarray]) -> dict[tuple[int, str], Estimate]:
-    """The main score's estimate for each of the similarities that :func:`similarity_columns` gives."""
+    """Estimate the main score for each result of :func:`similarity_columns`."""
     estimates = bootstrap(pairs.statistic(list(columns.values())), len(pairs.gold), sample=pairs.sample)
     return dict(zip(columns, estimates, strict=True))
 
@@ -114,10 +114,10 @@ def analyse(
     """Analyse the scores of one model.
 
     Args:
-        dims: Largest first, the full width.
-        scores: Its rows gain intervals, differences to the full width, and retention. Without corpora of retrieval tasks, the
-            texts of the pairs are searched for the shortlists.
-        calibration: Gives the full-width embeddings of texts that are not the test set, shape ``[m, width]``; without it
+        dims: The dimensions, the full width first.
+        scores: The scores; intervals, differences to the full width and retention are added to their rows. Without corpora of
+            retrieval tasks, shortlists are measured on the texts of the pairs.
+        calibration: Returns the full-width embeddings of texts from outside the test sets, shape ``[m, width]``; without it
             there are no baselines, precisions and shortlists.
         baseline: The model is there to compare with.
     """
@@ -154,7 +154,7 @@ def analyse(
 
 
 def _corpus_of_pairs(pairs: list[PairSet]) -> list[tuple[str, np.ndarray, np.ndarray]]:
-    """All distinct texts of the sets as a corpus, and each as a query for the others."""
+    """Use all distinct texts of the sets as a corpus, and each as a query for the others."""
     rows: dict[str, np.ndarray] = {}
     for pair_set in pairs:
         for texts, embeddings in ((pair_set.sentence1, pair_set.first), (pair_set.sentence2, pair_set.second)):
@@ -168,24 +168,22 @@ def _corpus_of_pairs(pairs: list[PairSet]) -> list[tuple[str, np.ndarray, np.nda
 
 
 def _own_rows(queries: np.ndarray, corpus: np.ndarray) -> np.ndarray:
-    """The row of the corpus that each query of :func:`_corpus_of_pairs` is itself."""
+    """Return the row of the corpus that equals each query of :func:`_corpus_of_pairs`."""
     return np.arange(len(queries)) * max(1, len(corpus) // MAX_QUERIES)
 
 
 def _add_intervals(analysis: ModelAnalysis) -> None:
-    """The summary's columns of an interval, for the rows whose estimate is their score."""
+    """Return the summary's interval columns, for the rows whose estimate equals their score."""
     rows = analysis.scored_rows
     full_scores = {row.set_key: row.score for row in rows if row.dim == analysis.width}
     for row in rows:
-        # mteb may have no score for the full width
+        # mteb may have no score at full width
         row.retention = retention(row.score, full_scores.get(row.set_key, math.nan))
         estimate = analysis.estimates.get(row.set_key, {}).get((row.dim, "float32"))
         if estimate is None:
             continue
         if not math.isclose(estimate.value, row.score, abs_tol=1e-4):
-            logger.warning(
-                "%s %s: no interval, since mteb's %s is measured in another way", row.task, row.subset, row.metric
-            )
+            logger.warning("%s %s: no interval, because mteb computes %s differently", row.task, row.subset, row.metric)
             del analysis.estimates[row.set_key]
             continue
         row.ci_low, row.ci_high = _rounded(*estimate.interval())
@@ -195,12 +193,12 @@ def _add_intervals(analysis: ModelAnalysis) -> None:
 
 
 def _rounded(*numbers: float) -> list[float]:
-    """Six digits: what a bootstrap can tell, and the same on every machine."""
+    """Round to six digits: more than a bootstrap can resolve, and equal on every machine."""
     return [round(number, 6) for number in numbers]
 
 
 def compare_with_first(analyses: list[ModelAnalysis]) -> None:
-    """Compare each further model with the first at each dimension, the full width with the full width."""
+    """Compare each further model with the first at each dimension, and full width with full width."""
     first = analyses[0]
     for analysis in analyses[1:]:
         for row in analysis.scored_rows:

@@ -1,4 +1,4 @@
-"""Published scores of the Arabic field, and where a score stands among them.
+"""Published scores on the Arabic test sets, and the rank of a score among them.
 
 ``evaluation/published_results.csv`` holds the cosine Spearman correlation of 56 models on the Arabic and English subsets of
 STS17, STS22 and STS22.v2. Source ``mteb-results`` is https://github.com/embeddings-benchmark/results (CC0) at commit f4cc6c8,
@@ -17,22 +17,22 @@ FILE = Path(__file__).resolve().parents[2] / "published_results.csv"
 
 @cache
 def published_results() -> pd.DataFrame:
-    """Columns ``model, task, subset, cosine_spearman, revision, mteb_version, source``; one row for each of the first three."""
+    """Return the columns ``model, task, subset, cosine_spearman, revision, mteb_version, source``; rows are unique in the first three."""
     return pd.read_csv(FILE, dtype={"revision": str, "mteb_version": str}, keep_default_na=False)
 
 
 def rank_among_published(
     task: str, subset: str, score: float, low: float, high: float, model: str = ""
 ) -> dict[str, int | float] | None:
-    """The rank of a score among the published ones of other models.
+    """Return the rank of a score among the published scores of other models.
 
     Args:
         score, low, high: The score, from -1 to 1, and its interval.
-        model: The model's own published score is left out.
+        model: The model's name; its own published score is excluded.
 
     Returns:
         ``rank`` (1 is best), ``best`` and ``worst`` (the ranks at the ends of the interval), ``of`` (the number of models,
-        this one included) and ``own`` (its own published score, NaN without); None where nothing is published.
+        this one included) and ``own`` (its own published score, or NaN); None if nothing is published.
     """
     table = published_results()
     table = table[(table["task"] == task) & (table["subset"] == subset)]
@@ -45,7 +45,7 @@ def rank_among_published(
 
 
 def neighbours(task: str, subset: str, score: float, each_side: int = 3) -> pd.DataFrame:
-    """The published scores nearest above and below, with the best one and GATE-AraBert-v1's, best first."""
+    """Return the nearest published scores above and below, the best one, and that of GATE-AraBert-v1, best first."""
     table = published_results()
     table = table[(table["task"] == task) & (table["subset"] == subset)].sort_values("cosine_spearman", ascending=False)
     place = int((table["cosine_spearman"] > score).sum())

@@ -1,4 +1,4 @@
-"""Dimension by precision: float32, int8 and binary vectors, as sentence-transformers makes them."""
+"""Quantises vectors to int8 and binary at each dimension, with sentence-transformers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def bytes_per_vector(dim: int, precision: str) -> int:
 
 
 class Quantizer:
-    """Quantises prefixes; the int8 ranges are those of texts that are not the test set.
+    """Quantises prefixes. The int8 ranges come from texts outside the test sets.
 
     Args:
         calibration: Full-width embeddings of these texts, shape ``[m, width]``.
@@ -22,25 +22,25 @@ class Quantizer:
         self.ranges = np.stack([calibration.min(axis=0), calibration.max(axis=0)])
 
     def __call__(self, embeddings: np.ndarray, dim: int, precision: str) -> np.ndarray:
-        """The vectors that would be stored: shape ``[n, dim]``, or ``[n, dim / 8]`` bytes for ``binary``."""
+        """Return the vectors to store: shape ``[n, dim]``, or ``[n, dim / 8]`` bytes for ``binary``."""
         from sentence_transformers import quantize_embeddings
 
         stored = "ubinary" if precision == "binary" else precision
         return quantize_embeddings(np.asarray(embeddings[:, :dim]), stored, ranges=self.ranges[:, :dim])
 
     def restore(self, quantized: np.ndarray) -> np.ndarray:
-        """int8 back to float32: the middle of each step."""
+        """Convert int8 to float32: the middle of each step."""
         start, end = self.ranges[:, : quantized.shape[1]]
         return (start + (quantized.astype(np.float32) + 128.5) * (end - start) / 255).astype(np.float32)
 
 
 def hamming_similarity(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Minus the number of bits that differ between packed vectors, over the last axis."""
+    """Return minus the number of differing bits between packed vectors, over the last axis."""
     return -np.bitwise_count(np.bitwise_xor(first, second)).sum(axis=-1, dtype=np.int64)
 
 
 def pareto_front(points: list[dict], cost: str = "bytes", gain: str = "score") -> list[dict]:
-    """The points that no cheaper or equally cheap point beats, cheapest first."""
+    """Return the points that no point of equal or lower cost beats, cheapest first."""
     front: list[dict] = []
     for point in sorted(points, key=lambda p: (p[cost], -p[gain])):
         if not front or point[gain] > front[-1][gain]:

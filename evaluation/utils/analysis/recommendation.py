@@ -1,10 +1,10 @@
-"""How far an embedding may be cut for a loss that the user accepts: non-inferiority, tested in a fixed sequence.
+"""How far an embedding may be truncated for an acceptable loss: non-inferiority tests in a fixed sequence.
 
-Steps are tried in an order that no score decides: the dimensions from the full width downwards, then the precisions at the
-last dimension accepted. The first step whose loss is not shown to be within the tolerance ends its sequence, so a sequence
-errs no more often than one test does (Wiens, 2003, https://doi.org/10.1002/pst.64). The two sequences, and the models
-compared, share the 5% of error: what is recommended loses more than the tolerance in at most 5% of cases, however many steps
-were tried (``benchmarks/decision_coverage.py`` measures how often).
+The order of the steps does not depend on scores: first the dimensions from the full width down, then the precisions at the last
+accepted dimension. The first step whose loss is not shown to be within the tolerance ends its sequence, so that the error rate of a
+sequence is that of a single test (Wiens, 2003, https://doi.org/10.1002/pst.64). The two sequences and the compared models share the
+5% error: a recommendation loses more than the tolerance in at most 5% of cases, whatever the number of steps
+(``benchmarks/decision_coverage.py`` measures how often).
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from scipy.special import ndtri
 
 from evaluation.utils.scoring.statistics import LEVEL, Estimate
 
-MIN_SCORE = 0.3  # below this at full width the model does not do the task, and a share of its score means nothing
-ERROR = 1 - LEVEL  # how often the whole procedure may accept a loss above the tolerance
-TAIL_REPLICATES = 10  # a quantile beyond so many of the resamples is extrapolated
+MIN_SCORE = 0.3  # below this at full width the model fails at the task, and a share of its score is meaningless
+ERROR = 1 - LEVEL  # the probability that the complete procedure accepts a loss above the tolerance
+TAIL_REPLICATES = 10  # a quantile with fewer resamples beyond it is extrapolated
 
 Step = TypeVar("Step")
-Bound = Callable[[int, str], float]  # the most that a dimension and precision loses
+Bound = Callable[[int, str], float]  # the upper bound of the loss at a dimension and precision
 
 
 def retention(score: float, full: float) -> float:
-    """Share of the full-width score; NaN where that is below 0.3."""
+    """Return the share of the full-width score; NaN if that is below 0.3."""
     return score / full if full >= MIN_SCORE else float("nan")
 
 
 def most_lost(loss: Estimate, error: float = ERROR) -> float:
-    """The one-sided upper bound of a loss: the true loss is above it with probability ``error``.
+    """Return the one-sided upper bound of a loss: the true loss is above it with probability ``error``.
 
-    The end of the bias-corrected and accelerated interval; where fewer than ten resamples lie beyond it, that of ten, moved
-    outwards as in a normal distribution.
+    This is the end of the bias-corrected and accelerated interval. If fewer than ten resamples are beyond it, the quantile with
+    ten beyond it is extrapolated as in a normal distribution.
     """
     tail = max(error, TAIL_REPLICATES / len(loss.replicates))
     bound = loss.interval(1 - 2 * tail)[1]
@@ -44,18 +44,18 @@ def most_lost(loss: Estimate, error: float = ERROR) -> float:
 
 
 def least_lost(loss: Estimate, error: float = ERROR) -> float:
-    """The one-sided lower bound of a loss."""
+    """Return the one-sided lower bound of a loss."""
     return -most_lost(Estimate(-loss.value, -loss.replicates, -loss.jackknife), error)
 
 
 def error_of_step(models: int) -> float:
-    """The error that each step is tested with where so many models are compared: half of all for the dimensions, half for
-    the precisions."""
+    """Return the error of each step if several models are compared: half of the total for the dimensions, half for the
+    precisions."""
     return ERROR / 2 / models
 
 
 def fixed_sequence(steps: Iterable[Step], is_shown: Callable[[Step], bool]) -> list[Step]:
-    """The steps before the first that is not shown; those after it are not tried."""
+    """Return the steps before the first that is not shown. Those after it are not tried."""
     accepted: list[Step] = []
     for step in steps:
         if not is_shown(step):
@@ -67,17 +67,17 @@ def fixed_sequence(steps: Iterable[Step], is_shown: Callable[[Step], bool]) -> l
 def smallest_accepted(
     dims: Sequence[int], precisions: Sequence[str], bound: Bound, tolerance: float
 ) -> tuple[int, str] | None:
-    """The last dimension, and at it the last precision, that the fixed sequences accept.
+    """Return the last dimension, and the last precision at it, that the fixed sequences accept.
 
     Args:
         dims: Largest first.
         precisions: In the order to try, ``float32`` first.
-        bound: Called with a dimension and a precision: the loss that is exceeded with no more probability than
+        bound: Takes a dimension and a precision, and returns the loss that is exceeded with at most the probability
             :func:`error_of_step`. NaN is never accepted.
-        tolerance: The loss that is acceptable, in the unit of ``bound``.
+        tolerance: The acceptable loss, in the unit of ``bound``.
 
     Returns:
-        None where not even the first dimension is accepted.
+        None if not even the first dimension is accepted.
     """
     accepted_dims = fixed_sequence(dims, lambda dim: bound(dim, precisions[0]) <= tolerance)
     if not accepted_dims:
@@ -88,7 +88,7 @@ def smallest_accepted(
 
 
 def pairs_that_tell(pairs: float, loss: float, bound: float, tolerance: float) -> float:
-    """About how many pairs would show on which side of the tolerance a loss lies, were it as measured.
+    """Estimate how many pairs would show on which side of the tolerance a loss lies, if it is as measured.
 
     The distance between a loss and its bound shrinks with the square root of the pairs. Infinity at the tolerance itself.
     """

@@ -1,6 +1,6 @@
-"""Test sets that share pairs, as STS17 en-en and STS-B do: each distinct pair is resampled once, for all sets that hold it.
+"""Test sets that share pairs, such as STS17 en-en and STS-B: resamples each distinct pair once for all its sets.
 
-Taken for independent samples, such sets would make the interval of a mean over them too narrow.
+Treated as independent samples, such sets would make the interval of their mean too narrow.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ SetKey = tuple[str, str]  # a task and subset
 
 
 def pair_names(pairs: PairSet) -> list[tuple[str, ...]]:
-    """What each pair is known by: its sentences, in any order, case and spacing aside."""
+    """Return the identity of each pair: its sentences in any order, ignoring case and spacing."""
     return [
         tuple(sorted(" ".join(text.casefold().split()) for text in sides))
         for sides in zip(pairs.sentence1, pairs.sentence2, strict=True)
@@ -24,7 +24,7 @@ def pair_names(pairs: PairSet) -> list[tuple[str, ...]]:
 
 
 def sets_that_share_pairs(pair_sets: Sequence[PairSet]) -> list[list[PairSet]]:
-    """The sets in groups: two that share a pair are in the same group. Most groups are a single set."""
+    """Group the sets: two that share a pair are in the same group. Most groups are a single set."""
     group_of_pair: dict[tuple[str, ...], int] = {}
     groups: dict[int, list[PairSet]] = {}
     for number, pair_set in enumerate(pair_sets):
@@ -40,10 +40,10 @@ def sets_that_share_pairs(pair_sets: Sequence[PairSet]) -> list[list[PairSet]]:
 def joint_bootstrap(
     group: Sequence[PairSet], statistic_of: Callable[[PairSet], Statistic], **options: int
 ) -> dict[SetKey, list[Estimate]]:
-    """The estimates of each set of a group on resamples of the group's distinct pairs: those of all sets are paired.
+    """Estimate each set of a group on resamples of the group's distinct pairs, so that all sets are paired.
 
     Args:
-        statistic_of: What to measure on a set, as :func:`evaluation.utils.scoring.statistics.bootstrap` takes it.
+        statistic_of: The statistic of a set, for :func:`evaluation.utils.scoring.statistics.bootstrap`.
         **options: For the bootstrap.
     """
     names = [pair_names(pair_set) for pair_set in group]
@@ -61,10 +61,10 @@ def joint_bootstrap(
 
 
 def mean_over_sets(estimates: Mapping[SetKey, Estimate], groups: Sequence[Sequence[SetKey]]) -> Estimate:
-    """The mean of the sets' estimates.
+    """Return the mean of the sets' estimates.
 
     Args:
-        estimates: For each set; those of a group are of the same resamples.
+        estimates: The estimate of each set; those of a group have the same resamples.
         groups: The sets in groups that are independent of each other.
     """
     number = sum(map(len, groups))

@@ -1,5 +1,5 @@
-"""Shortlist and rescore, what Matryoshka embeddings are deployed for (Kusupati et al., 2022, section 4.3): search with short
-vectors, then rescore the best ``k`` at full width.
+"""Shortlist and rescore, the main use of Matryoshka embeddings (Kusupati et al., 2022, section 4.3): search with short vectors,
+then rescore the best ``k`` at full width.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from tqdm.auto import tqdm
 
 from evaluation.utils.analysis.quantization import Quantizer, bytes_per_vector, hamming_similarity
 
-TOP = 10  # neighbours that the full search finds, and the shortlist should
+TOP = 10  # neighbours that the full search finds and the shortlist should find
 SIZES = (10, 20, 50, 100, 200)
 MAX_QUERIES = 1000
-BLOCK = 4096  # vectors of the corpus that are compared at once
+BLOCK = 4096  # vectors of the corpus compared at a time
 
 
 def _unit(embeddings: np.ndarray) -> np.ndarray:
@@ -22,12 +22,12 @@ def _unit(embeddings: np.ndarray) -> np.ndarray:
 
 def search(queries: np.ndarray, corpus: np.ndarray, k: int, dim: int, quantizer: Quantizer | None = None,
            own: np.ndarray | None = None) -> np.ndarray:  # fmt: skip
-    """The ``k`` rows of ``corpus`` most similar to each query, best first, by the first ``dim`` dimensions.
+    """Find the ``k`` rows of ``corpus`` most similar to each query, best first, by the first ``dim`` dimensions.
 
     Args:
         queries, corpus: Shapes ``[q, width]`` and ``[n, width]``; the corpus may be a memory map: it is read in blocks.
         quantizer: Search binary vectors by Hamming distance instead of float32 ones by cosine.
-        own: The row that is the query itself, shape ``[q]``, which is not an answer; -1 for none.
+        own: The row that is the query itself and must not be returned, shape ``[q]``; -1 for none.
 
     Returns:
         Row numbers, shape ``[q, k]``.
@@ -50,21 +50,21 @@ def search(queries: np.ndarray, corpus: np.ndarray, k: int, dim: int, quantizer:
             similarity[inside, own[inside] - start] = -np.inf
         rows = np.broadcast_to(np.arange(start, start + len(block)), similarity.shape)
         best, best_rows = np.concatenate([best, similarity], axis=1), np.concatenate([best_rows, rows], axis=1)
-        chosen = np.argsort(-best, axis=1, kind="stable")[:, :k]  # ties: the row that comes first
+        chosen = np.argsort(-best, axis=1, kind="stable")[:, :k]  # ties: the first row
         best, best_rows = np.take_along_axis(best, chosen, 1), np.take_along_axis(best_rows, chosen, 1)
     return best_rows
 
 
 def shortlist_rows(queries: np.ndarray, corpus: np.ndarray, own: np.ndarray, dims: list[int], calibration: np.ndarray,
                    name: str = "") -> list[dict]:  # fmt: skip
-    """How much of the full search a shortlist finds, and what it reads.
+    """Measure the recall of the full search by a shortlist, and the bytes that it reads.
 
     Rescoring at full width orders the shortlist as the full search does, so the recall after it is the share of the full
     search's ten nearest that are in the shortlist.
 
     Returns:
         Rows ``dim, precision, k, recall, bytes, saving``: ``bytes`` are read for one query from an index of a million
-        vectors, short ones first and then ``k`` full ones; ``saving`` is how many times less that is than the full search.
+        vectors, short ones first and then ``k`` full ones; ``saving`` is the full search's bytes divided by these.
     """
     width = corpus.shape[1]
     top = min(TOP, len(corpus) - 1)

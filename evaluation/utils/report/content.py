@@ -1,4 +1,4 @@
-"""What a report is made of: sections of paragraphs, plots and tables."""
+"""The content of a report: sections of paragraphs, plots and tables."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Table:
-    """Cells are text. The first ``text_columns`` columns are words, the others numbers; rows in ``picked`` stand out."""
+    """A table with text cells. The first ``text_columns`` columns are words, the others numbers; rows in ``picked`` are highlighted."""
 
     columns: list[str]
     rows: list[list[str]]
@@ -19,7 +19,7 @@ class Table:
 
 @dataclass
 class Plot:
-    """``name`` says in words what the plot shows; ``file`` is set where it is written to."""
+    """A plot. ``name`` describes it in words; ``file`` is set when it is written to a file."""
 
     name: str
     svg: str
@@ -28,9 +28,9 @@ class Plot:
 
 @dataclass
 class Section:
-    """Paragraphs, then plots, then tables. The paragraphs numbered in ``leads`` stand out.
+    """A section: paragraphs, then plots, then tables. The paragraphs numbered in ``leads`` are highlighted.
 
-    ``id`` names the section in links and the files of its plots; the list of sections sets it.
+    ``id`` names the section in links and in the file names of its plots; the list of sections sets it.
     """
 
     title: str

@@ -1,4 +1,4 @@
-"""How numbers, names and text are written in tables and reports."""
+"""Formats numbers, names and text for tables and reports."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ import pandas as pd
 from common.models import short_revision
 
 NO_VALUE = "–"
-# what would end a table's cell, start a tag or start a link
+# characters that would end a table cell, start a tag or start a link
 STRUCTURE = {"&": "&amp;", "<": "&lt;", "|": "\\|", "[": "\\["}
 EMPHASIS = {character: "\\" + character for character in "\\*_`]"}
 
 
 def escape_markdown(text: str, keep_emphasis: bool = False) -> str:
-    """Text that means itself in Markdown, in a table too.
+    """Escape text for Markdown, also in tables.
 
     Args:
-        keep_emphasis: Leave ``_``, ``*`` and the like as they are, in a table that is also read in a terminal.
+        keep_emphasis: Do not escape ``_``, ``*`` and similar characters, for a table that is also read in a terminal.
     """
     escapes = STRUCTURE if keep_emphasis else STRUCTURE | EMPHASIS
     return " ".join(str(text).translate(str.maketrans(escapes)).split())
 
 
 def minus(text: str) -> str:
-    """A minus sign for each hyphen before a digit."""
+    """Replace the hyphen before a number by a minus sign."""
     return re.sub(r"-(?=\d)", "−", text)
 
 
 def number(value: float | None, digits: int = 2) -> str:
-    """A score × 100; a dash for NaN."""
+    """Format a score × 100; a dash for NaN."""
     return NO_VALUE if pd.isna(value) else f"{100 * value:.{digits}f}".replace("-", "−")
 
 
 def signed(value: float | None, digits: int = 2) -> str:
-    """A difference × 100, with its sign."""
+    """Format a difference × 100, with its sign."""
     return NO_VALUE if pd.isna(value) else f"{100 * value:+.{digits}f}".replace("-", "−")
 
 
@@ -49,7 +49,7 @@ def interval(low: float | None, high: float | None, digits: int = 2) -> str:
 
 
 def score_cell(score: float, low: float = float("nan"), high: float = float("nan"), p: float = float("nan")) -> str:
-    """``87.59 (84.0–90.1)``, with a ``*`` where the score is significantly below the full width's."""
+    """Format as ``87.59 (84.0–90.1)``, with a ``*`` if the score is significantly below that at full width."""
     if pd.isna(score):
         return ""
     text = f"{100 * score:.2f}"
@@ -59,25 +59,25 @@ def score_cell(score: float, low: float = float("nan"), high: float = float("nan
 
 
 def join(words: Iterable[str]) -> str:
-    """``a``, ``a and b``, ``a, b and c``."""
+    """Join as ``a``, ``a and b``, ``a, b and c``."""
     words = list(words)
     return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]
 
 
 def display_names(models: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
-    """What to call each model and revision: its name, with the revision where two share it."""
+    """Return the display name of each model: its name, with the revision if two models share the name."""
     models = list(dict.fromkeys(models))
     names = [name for name, _ in models]
     return {(m, r): f"{m} ({short_revision(r)})" if names.count(m) > 1 else m for m, r in models}
 
 
 def names_in(table: pd.DataFrame) -> dict[tuple[str, str], str]:
-    """:func:`display_names` of the models of a summary, in its order."""
+    """Return :func:`display_names` for the models of a summary, in its order."""
     return display_names(zip(table["model"], table["revision"], strict=True))
 
 
 def metric_name(table: pd.DataFrame) -> str:
-    """What the scores of a summary are, in words: the metric where all have the same."""
+    """Name the scores of a summary: the metric, if all have the same."""
     metrics = set(table["metric"].dropna())
     if metrics == {"cosine_spearman"}:
         return "Spearman correlation (cosine)"

@@ -1,4 +1,4 @@
-"""What the sections of a report are built from."""
+"""The material from which the sections of a report are built."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from evaluation.utils.report.formatting import names_in
 
 @dataclass
 class Material:
-    """What the sections of a report are built from.
+    """The material from which the sections of a report are built.
 
     Attributes:
         models: The models with a score. The first is the one that others are compared with.
         table: The summary's rows of this run that have a score.
         decision: What to deploy.
-        search: How long a search takes at each dimension and precision, on this ``hardware``.
-        unscored: A line of words for each model and test set that has no score.
-        calibration: What PCA and the quantisation ranges were fitted on.
-        provenance: What the run was made with: command, versions, revisions.
-        warning: A sentence that belongs above everything, such as that the scores are not of MTEB.
+        search: Search times at each dimension and precision, on this ``hardware``.
+        unscored: A sentence for each model and test set without a score.
+        calibration: The data on which PCA and the quantisation ranges were fitted.
+        provenance: How the run was made: command, versions, revisions.
+        warning: A sentence for the top of the report, for example that the scores are not MTEB's.
     """
 
     models: list[ModelAnalysis]
@@ -43,9 +43,9 @@ class Material:
         return names_in(self.table)
 
     def name(self, model: ModelAnalysis) -> str:
-        """What to call a model, with its revision where two share a name."""
+        """Return a model's display name, with its revision if two share a name."""
         return self._names[model.identity.name, model.identity.revision]
 
     def label(self, model: ModelAnalysis) -> str:
-        """The model's name, marked where it is a baseline."""
+        """Return the model's display name, marked if it is a baseline."""
         return self.name(model) + (" (baseline)" if model.baseline else "")

@@ -1,5 +1,5 @@
-"""What an evaluation writes into a model's README: the scores of each dimension as ``model-index`` metadata, as the Hugging
-Face Hub reads it, and the recommended dimension."""
+"""Updates a model's README: the scores of each dimension in the ``model-index`` metadata of the Hugging Face Hub, and the recommended
+dimension."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ METRIC_NAMES = {"cosine_spearman": "Spearman correlation (cosine)", "max_ap": "A
 
 
 def update_model_cards(analyses: list[ModelAnalysis], hub_datasets: dict[str, str], max_loss: float) -> None:
-    """:func:`update_model_card` for each model on disk that is not there as a baseline.
+    """Call :func:`update_model_card` for each model on disk that is not a baseline.
 
     Args:
         max_loss: The loss, in points, for which a dimension is recommended.
@@ -30,20 +30,21 @@ def update_model_cards(analyses: list[ModelAnalysis], hub_datasets: dict[str, st
             continue
         if analysis.identity.max_seq_length is not None or analysis.identity.prompts is not None:
             logger.warning(
-                "%s: scores with --max_seq_length or --prompts do not go into its card, which is left as it is", source
+                "%s: its card is not changed, because scores with --max_seq_length or --prompts do not belong there",
+                source,
             )
         elif source.is_dir():
-            option = decide([analysis], max_loss).option  # of this model by itself, whatever it was compared with
+            option = decide([analysis], max_loss).option  # for this model alone, whatever it was compared with
             recommended = None if option is None else option.dim
             update_model_card(source, analysis.identity.name, analysis.scored_rows, hub_datasets, recommended)
         else:
-            logger.warning("%s is not a folder on disk: its card is left as it is", source)
+            logger.warning("%s is not a folder on disk: its card is not changed", source)
 
 
 def update_model_card(
     folder: Path, name: str, rows: list[ScoreRow], hub_datasets: dict[str, str], recommended: int | None = None
 ) -> Path:
-    """Write scores into ``README.md``; its text, its other metadata and the results of other tasks stay.
+    """Write scores into ``README.md``, and keep its text, other metadata and the results of other tasks.
 
     Of the text, only the section that training wrote on fewer dimensions changes: it names the recommended one.
 
@@ -51,20 +52,20 @@ def update_model_card(
 
     Args:
         folder: The model's folder.
-        name: What to call the model where the card does not say.
+        name: The model's name, if the card does not state one.
         rows: The model's rows that have a score.
-        hub_datasets: The Hub data set of each task; a task without one is named itself.
+        hub_datasets: The Hub data set of each task; for a task without one, its name.
         recommended: The dimension to recommend, if any.
 
     Raises:
-        RunError: The card's metadata cannot be read; the card is left as it is.
+        RunError: The card's metadata cannot be read; the card is not changed.
     """
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
     path = folder / "README.md"
     try:
         card = ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=False) if path.exists() else None
-    except Exception as error:  # whatever the parsers of YAML and of the results raise
+    except Exception as error:  # the parsers of YAML and of the results can raise anything
         raise RunError(f"{path}: its metadata cannot be read ({one_line(error, 120)})") from None
     if card is None:
         card = ModelCard.from_template(
@@ -89,7 +90,7 @@ def update_model_card(
         )
 
     def key_of(result: EvalResult) -> tuple[str | None, ...]:
-        # the metric's name holds the dimension; scores of another revision of the data are replaced too
+        # the metric's name contains the dimension; scores on another revision of the data are replaced too
         return result.dataset_type, result.dataset_config, result.metric_name
 
     ours = set(map(key_of, results))
@@ -102,7 +103,7 @@ def update_model_card(
 
 
 def _task_type(task_type: str) -> str:
-    """The Hub's word for an mteb task type."""
+    """Return the Hub's name of an mteb task type."""
     known = {"STS": "sentence-similarity", "PairClassification": "sentence-similarity", "Retrieval": "text-retrieval",
              "Reranking": "text-ranking", "Classification": "text-classification"}  # fmt: skip
     return known.get(task_type, "feature-extraction")

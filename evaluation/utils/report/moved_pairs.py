@@ -1,4 +1,4 @@
-"""``errors.html``: the pairs whose rank truncation changes most. It quotes the test sets, so it is a file of its own."""
+"""Writes ``errors.html``: the pairs whose rank truncation changes most. It is a separate file because it quotes the test sets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from evaluation.utils.report.render import write_html
 
 
 def moved_pairs_sections(material: Material) -> list[Section]:
-    """A section for each model and test set, with the pairs as :func:`error_analysis.pairs_that_move` gives them."""
+    """Return a section for each model and test set, with the pairs of :func:`error_analysis.pairs_that_move`."""
     sections: list[Section] = []
     for model in material.models:
         smallest = model.dims[-1]
@@ -43,10 +43,10 @@ def moved_pairs_sections(material: Material) -> list[Section]:
 
 
 def write_moved_pairs(output_dir: Path, material: Material) -> None:
-    """Write ``errors.html``, or remove it where there is no smaller dimension or no task of pairs."""
+    """Write ``errors.html``, or remove it if there is no smaller dimension or no pair task."""
     sections = moved_pairs_sections(material)
     if not sections:
         (output_dir / "errors.html").unlink(missing_ok=True)
         return
-    subtitle = "Ranks are percent of the pairs of a set: 100 for the most similar, 0 for the least."
-    write_html(output_dir / "errors.html", "Pairs that truncation moves most", subtitle, sections)
+    subtitle = "Ranks are percentages of the pairs in a set: 100 is the most similar pair, 0 the least."
+    write_html(output_dir / "errors.html", "The pairs whose rank changes most", subtitle, sections)

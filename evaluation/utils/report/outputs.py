@@ -1,4 +1,4 @@
-"""Everything that an evaluation leaves in its output folder, and whether it is there already."""
+"""Writes all files of an evaluation's output folder, and checks whether they exist already."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from evaluation.utils.report.sections import SECTIONS, build_sections
 from evaluation.utils.report.summary import KEY, read_summary, update_summary
 from evaluation.utils.report.table import unscored_lines, write_plot, write_table
 
-IRRELEVANT = ("overwrite", "output_dir", "update_model_card", "batch_size")  # keys that change no number
+IRRELEVANT = ("overwrite", "output_dir", "update_model_card", "batch_size")  # keys that do not affect results
 
 
 def run_fingerprint(config: dict[str, Any], identities: list[ModelIdentity], *files: str) -> str:
-    """A hash of all that the results depend on: settings, models, the user's files, libraries, and this code."""
+    """Return a hash of everything that the results depend on: settings, models, the user's files, libraries, and this code."""
     code = hashlib.sha1()
     for path in sorted([*(ROOT / "evaluation").rglob("*.*"), *(ROOT / "common").rglob("*.py")]):
         if path.suffix in (".py", ".j2", ".csv"):
@@ -47,7 +47,7 @@ def run_fingerprint(config: dict[str, Any], identities: list[ModelIdentity], *fi
 
 
 def is_done(output_dir: Path, fingerprint: str) -> bool:
-    """Whether the folder holds the results of this very run, finished and as they were written; corrupt ones are set aside."""
+    """Return whether the folder has the complete, unchanged results of this run. Corrupt files are set aside."""
     if not output_dir.is_dir():
         return False
     with FileLock(output_dir / ".outputs.lock"):
@@ -83,13 +83,13 @@ def write_outputs(
 ) -> str:
     """Update ``summary.csv``, write the table, the plot, the report and the tables behind it, and finish the record.
 
-    Of several processes that do so in one folder, each writes all of them before the next begins.
+    Several processes may do so in one folder: each writes all files before the next one starts.
 
     Args:
-        analyses: The first is the one that others are compared with.
-        decision: What to deploy.
-        search: How long a search takes.
-        calibration: What PCA and the quantisation ranges were fitted on.
+        analyses: The analyses; the others are compared with the first.
+        decision: The decision what to deploy.
+        search: Search times.
+        calibration: The data on which PCA and the quantisation ranges were fitted.
         record: The record of the run, which this completes.
         phases: The time that the run took so far, by phase; the report adds its own.
         warning: A sentence for the table and the report.
@@ -121,10 +121,10 @@ def _write_outputs(
     rows = sorted((row for analysis in analyses for row in analysis.rows), key=lambda row: row.score is None)
     if not rows or rows[0].score is None:
         why = f": {rows[0].task} {rows[0].subset}: {rows[0].note}" if rows else ""
-        raise RunError(f"there is no score to report{why}")
+        raise RunError(f"no score to report{why}")
     summary = update_summary(output_dir / "summary.csv", rows)
     keys = pd.DataFrame([row.as_columns() for row in rows])[KEY].drop_duplicates()
-    table = keys.merge(summary, on=KEY, how="left")  # in the order of this run, with what earlier runs knew
+    table = keys.merge(summary, on=KEY, how="left")  # in the order of this run, with values from earlier runs
     text = write_table(output_dir / "table.md", table, warning)
     scored = table[table["score"].notna()]
     write_plot(output_dir / "plot.png", scored)
@@ -134,7 +134,7 @@ def _write_outputs(
         ]
         if content:
             write_atomically(output_dir / name, pd.DataFrame(content).to_csv(index=False))
-        else:  # or that of an earlier run would lie next to this report
+        else:  # otherwise an earlier run's file would be next to this report
             (output_dir / name).unlink(missing_ok=True)
 
     material = Material(
@@ -160,13 +160,13 @@ def _write_outputs(
 
 
 def _provenance(analyses: list[ModelAnalysis], table: pd.DataFrame, calibration: str | None) -> dict[str, str]:
-    """What the report says the run was made with."""
+    """Describe for the report how the run was made."""
     revisions = dict(zip(table["task"], table["dataset_revision"], strict=True))
     return {
         "Command": command_line(),
         "Models": "; ".join(f"{a.identity.name} at revision {a.identity.revision}" for a in analyses),
         "Data sets": "; ".join(f"{task} at {str(revision)[:12]}" for task, revision in revisions.items()),
-        "Fitted on": calibration or "nothing: baselines, precisions and shortlists are left out",
+        "Fitted on": calibration or "nothing: no baselines, precisions and shortlists",
         "Versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
     }
 
@@ -206,7 +206,7 @@ def _error_rows(analysis: ModelAnalysis) -> list[dict[str, Any]]:
     return analysis.errors
 
 
-# The numbers behind the report: each file's rows of a model
+# The tables behind the report: the rows of a model in each file
 TABLES: dict[str, Callable[[ModelAnalysis], list[dict[str, Any]]]] = {
     "baselines.csv": _baseline_rows,
     "precision.csv": _precision_rows,

@@ -1,4 +1,4 @@
-"""The report's plots, as SVG that takes its text colour from the page, so that it reads on light and dark; and ``plot.png``."""
+"""The report's plots, as SVG in the page's text colour, so that they are legible in light and dark mode; and ``plot.png``."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _clean(svg: str) -> str:
 
 
 def _handles(axes: Iterable[Any]) -> dict[str, Any]:
-    """The legend's entries, each label once."""
+    """Return the legend's entries, each label once."""
     handles: dict[str, Any] = {}
     for axis in axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
@@ -68,7 +68,7 @@ def _handles(axes: Iterable[Any]) -> dict[str, Any]:
 
 
 def _legend(figure: Any, axes: list[Any], columns: int | None = None) -> None:
-    """Below the plot, where it hides nothing."""
+    """Place the legend below the plot, where it covers nothing."""
     handles = _handles(axes)
     wide = max(map(len, handles)) > 24
     figure.legend(handles.values(), handles.keys(), frameon=False, fontsize=8.5, loc="upper center",
@@ -82,7 +82,7 @@ def _dimension_axis(axis: Any, dims: list[int]) -> None:
 
 
 def _least_span(axis: Any, span: float) -> None:
-    """A smaller span would make mountains of what is noise."""
+    """Set a minimum span of the axis, so that noise does not look like an effect."""
     low, high = axis.get_ylim()
     if high - low < span:
         axis.set_ylim((low + high - span) / 2, (low + high + span) / 2)
@@ -93,7 +93,7 @@ Line = list[tuple[int, float, float, float]]  # (dimension, score, low, high), Ã
 
 @dataclass(frozen=True)
 class Look:
-    """How lines are drawn; the number of a line picks its colour and marker."""
+    """Return the style of a line: its number determines colour and marker."""
 
     colors: tuple[str, ...]
     markers: str
@@ -105,10 +105,10 @@ IN_PNG = Look(tuple(f"C{number}" for number in range(10)), "o")
 
 
 def draw_scores(axis: Any, title: str, lines: dict[str, Line], dims: list[int], look: Look) -> None:
-    """Score against dimension with intervals, one line for each model.
+    """Plot score against dimension with intervals, one line for each model.
 
     Args:
-        lines: For each model its points; a model without points takes a number, so that it keeps its colour in other plots.
+        lines: The points of each model; a model without points takes a number, so that it keeps its colour in other plots.
         dims: The dimensions of the axis.
     """
     for number, (label, points) in enumerate(lines.items()):
@@ -123,8 +123,8 @@ def draw_scores(axis: Any, title: str, lines: dict[str, Line], dims: list[int], 
 
 
 def score_plot(title: str, lines: dict[str, Line], ylabel: str, published: dict[str, float] | None = None) -> str:
-    """The report's plot of the scores on one test set, as SVG; ``published`` scores of other models are drawn where they lie
-    among these."""
+    """Plot the scores on one test set, as SVG. ``published`` scores of other models are drawn if they are within the
+    range."""
     with _figure(5, 3.4) as (figure, axes, svg):
         axis = axes[0]
         dims = sorted({point[0] for points in lines.values() for point in points})
@@ -142,13 +142,13 @@ def score_plot(title: str, lines: dict[str, Line], ylabel: str, published: dict[
 
 
 def save_score_panels(path: Path, panels: list[tuple[str, dict[str, Line]]], ylabel: str, xlabel: str) -> None:
-    """``plot.png``: a panel with the scores on each test set, under its name."""
+    """Save ``plot.png``: a panel for each test set, with its name as the title."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    matplotlib.rcParams["text.parse_math"] = False  # a name with dollar signs is a name
+    matplotlib.rcParams["text.parse_math"] = False  # dollar signs in a name are not mathematics
 
     columns = 2 if len(panels) in (2, 4) else min(3, len(panels))
     lines = -(-len(panels) // columns)
@@ -176,11 +176,11 @@ def save_score_panels(path: Path, panels: list[tuple[str, dict[str, Line]]], yla
 def pareto_plot(
     of_models: dict[str, list[dict[str, Any]]], front: list[dict[str, Any]], accepted: float, accepted_name: str
 ) -> str:
-    """Score against bytes per vector: a colour for each model, a mark for each precision, a bar from ``low`` to ``high``.
+    """Plot score against bytes per vector: a colour for each model, a marker for each precision, a bar from ``low`` to ``high``.
 
     Args:
-        of_models: For each model its points: ``dim, precision, bytes, score, low, high, picked``.
-        front: The points that no cheaper one beats, joined by a line.
+        of_models: The points of each model: ``dim, precision, bytes, score, low, high, picked``.
+        front: The points that no cheaper point beats, joined by a line.
         accepted: A line at this score, named ``accepted_name``.
     """
     points = [point for of_model in of_models.values() for point in of_model]
@@ -194,7 +194,7 @@ def pareto_plot(
             color, shift = COLORS[number % len(COLORS)], 1 + 0.05 * (number - (len(of_models) - 1) / 2)
             axis.scatter([], [], color=color, label=label, s=34)
             for point in of_model:
-                x = point["bytes"] * shift  # models of one width would cover each other
+                x = point["bytes"] * shift  # models of the same width would cover each other
                 axis.plot([x, x], [point["low"], point["high"]], color=color, alpha=0.55, linewidth=1.4)
                 axis.scatter(x, point["score"], color=color, s=34, zorder=3,
                              marker=MARKERS[precisions.index(point["precision"])])  # fmt: skip
@@ -203,7 +203,7 @@ def pareto_plot(
                 if point["picked"]:
                     picked = x, point["score"]
         axis.plot([p["bytes"] for p in front], [p["score"] for p in front], color=INK, alpha=0.35, linestyle="--",
-                  linewidth=1, label="no cheaper one scores more")  # fmt: skip
+                  linewidth=1, label="no cheaper vector scores higher")  # fmt: skip
         for number, precision in enumerate(precisions):
             axis.scatter([], [], color=INK, marker=MARKERS[number], label=precision, s=34)
         axis.scatter(*picked, facecolors="none", edgecolors=INK, s=170, linewidths=1.6, zorder=4, label="recommended")
@@ -215,13 +215,13 @@ def pareto_plot(
         _least_span(axis, 4)
         axis.set_xlabel("bytes per vector")
         axis.set_ylabel("mean score Ã— 100")
-        axis.set_title("Score against bytes per vector; bars: what the loss may be, at most and at least", fontsize=10)
+        axis.set_title("Score against bytes per vector; bars: bounds of the loss", fontsize=10)
         _legend(figure, axes, columns=2)
     return svg[0]
 
 
 def shortlist_plot(title: str, rows: list[dict[str, Any]]) -> str:
-    """Recall of the full search against the size of the shortlist."""
+    """Plot the recall of the full search against the size of the shortlist."""
     with _figure(6.4, 3.8) as (figure, axes, svg):
         dims = sorted({row["dim"] for row in rows}, reverse=True)
         for dim in dims:

@@ -1,6 +1,6 @@
 """``report.html``, a single file with the plots inside, and ``report.md`` with the same content.
 
-What they say comes from ``sections/``; here it is only written.
+The content comes from ``sections/``; this module only writes it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ TEMPLATES = Path(__file__).resolve().parents[2] / "templates"
 
 
 def render(template: str, **content: object) -> str:
-    """A template of ``evaluation/templates``, everything escaped for what it becomes."""
+    """Load a template of ``evaluation/templates``, with escaping for its output format."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     html = template.endswith(".html.j2")
@@ -43,7 +43,7 @@ def write_report(
     """Write ``report.html`` and ``report.md``, and the plots that the latter shows under ``plots/``.
 
     Args:
-        section_ids: The sections that an earlier report may have had: their plots are removed.
+        section_ids: All section ids: plots of an earlier report in these sections are removed.
     """
     for old in (output_dir / "plots").glob("*.svg"):
         if re.fullmatch(rf"({'|'.join(section_ids)})-\d+\.svg", old.name):
@@ -55,6 +55,6 @@ def write_report(
             write_atomically(output_dir / plot.file, alone)
     write_html(output_dir / "report.html", title, subtitle, sections)
     markdown = render("report.md.j2", title=title, subtitle=subtitle, sections=sections)
-    # the template puts ↵ where a line ends, so that it can be laid out as it reads
+    # the template marks line ends with ↵, so that its own line breaks are free
     text = "".join(line.strip() for line in markdown.splitlines()).replace("↵", "\n")
     write_atomically(output_dir / "report.md", text.strip() + "\n")

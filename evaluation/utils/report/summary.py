@@ -1,4 +1,4 @@
-"""``summary.csv``: the scores of all runs into one folder, a row for each model, test set and dimension."""
+"""``summary.csv``: the scores of all runs in one folder, a row for each model, test set and dimension."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from evaluation.utils.scoring.similarity import METRICS
 KEY = ["model", "revision", "dtype", "task", "subset", "dim"]
 INTERVALS = ["retention", "ci_low", "ci_high", "diff_full", "diff_full_low", "diff_full_high", "p_full",
              "compared_with", "diff_model", "diff_model_low", "diff_model_high", "p_model"]  # fmt: skip
-NOTE = "note"  # why there is no score
+NOTE = "note"  # the reason for a missing score
 TEXT = ["model", "revision", "dtype", "task", "subset", "dataset_revision", "mteb_version", "task_type", "metric",
         "compared_with", NOTE]  # fmt: skip
 COLUMNS = ["model", "revision", "task", "subset", "dim", "n", *METRICS, "dtype", "dataset_revision", "mteb_version",
@@ -28,8 +28,8 @@ COLUMNS = ["model", "revision", "task", "subset", "dim", "n", *METRICS, "dtype",
 def update_summary(path: Path, rows: Iterable[ScoreRow]) -> pd.DataFrame:
     """Put rows into ``summary.csv``: one for each model, revision, precision, task, subset and dimension.
 
-    A row that is there already takes the new values and, where the data is the same, keeps the others;
-    rows of others stay. Safe when several processes do so at once.
+    An existing row gets the new values and, if the data is the same, keeps its other values. All other rows stay. Several
+    processes may do this at once.
 
     A file that is not a summary, or a corrupt one, is set aside.
 
@@ -49,7 +49,7 @@ def update_summary(path: Path, rows: Iterable[ScoreRow]) -> pd.DataFrame:
                 before, now = (
                     rows["dataset_revision"].astype(object).fillna("") for rows in (old.reindex(new.index), new)
                 )
-                replaced = new.index[new[NOTE].notna() | (before != now)]  # of which nothing old may stay
+                replaced = new.index[new[NOTE].notna() | (before != now)]  # rows whose old values must not stay
                 table = new.combine_first(old.drop(index=replaced, errors="ignore"))
                 table.loc[new.index[new[NOTE].isna()], NOTE] = None
         table = table.reset_index().reindex(columns=COLUMNS)
@@ -63,20 +63,20 @@ def update_summary(path: Path, rows: Iterable[ScoreRow]) -> pd.DataFrame:
 
 
 def read_summary(path: Path) -> pd.DataFrame:
-    """The rows of a ``summary.csv``. Raises :class:`RunError` where the file is not a summary, or not complete."""
+    """Read the rows of a ``summary.csv``. Raises :class:`RunError` if the file is not a summary, or is incomplete."""
     numbers = {name: float for name in COLUMNS if name not in (*TEXT, "dim", "n")} | {"dim": int, "n": "Int64"}
     try:
         text = path.read_text(encoding="utf-8")
-        lengths = {len(row) for row in csv.reader(io.StringIO(text), strict=True)}  # pandas fills a short line up
+        lengths = {len(row) for row in csv.reader(io.StringIO(text), strict=True)}  # pandas pads short lines
         table = pd.read_csv(
             io.StringIO(text), dtype={name: str for name in TEXT} | numbers, keep_default_na=False, na_values=[""]
         )
-    except (ValueError, csv.Error) as error:  # pandas' errors are ValueErrors
+    except (ValueError, csv.Error) as error:  # pandas raises ValueErrors
         raise RunError(one_line(error, 100)) from None
     if missing := [column for column in KEY if column not in table.columns]:
         raise RunError(f"no column {missing[0]!r}")
     if len(lengths) > 1 or not text.endswith("\n") or table[KEY].isna().any(axis=None):
-        raise RunError("a line is cut off")
+        raise RunError("a line is truncated")
     if table.duplicated(KEY).any():
-        raise RunError("a score stands twice")
+        raise RunError("a score is duplicated")
     return table.reindex(columns=COLUMNS)

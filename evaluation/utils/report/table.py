@@ -19,7 +19,7 @@ LEGEND = (
 
 
 def markdown_table(table: pd.DataFrame) -> str:
-    """A Markdown table: a line for each model, task and subset, a column for each dimension, main scores times 100 with
+    """Return a Markdown table: a row for each model, task and subset, a column for each dimension, with main scores × 100 and
     their 95% intervals."""
     dims = sorted(table["dim"].unique(), reverse=True)
     names = names_in(table)
@@ -39,12 +39,12 @@ def markdown_table(table: pd.DataFrame) -> str:
 
 
 def plain(text: str) -> str:
-    """Text for a table that is read in a terminal and as Markdown."""
+    """Escape text for a table that is read both in a terminal and as Markdown."""
     return escape_markdown(text, keep_emphasis=True)
 
 
 def unscored_lines(table: pd.DataFrame) -> list[str]:
-    """A line of words for each model, task and subset that has no score, with the reason."""
+    """Return a sentence for each model, task and subset without a score, with the reason."""
     names = names_in(table)
     lines: list[str] = []
     for (model, revision, task, subset, note), group in table[table[NOTE].notna()].groupby(
@@ -61,10 +61,10 @@ def write_table(path: Path, table: pd.DataFrame, warning: str = "") -> str:
     """Write ``table.md``.
 
     Args:
-        table: Rows of the summary, some of them without a score.
+        table: Rows of the summary; some may have no score.
 
     Returns:
-        The table itself, with the reasons of missing scores, without heading and legend.
+        The table, with the reasons for missing scores, without heading and legend.
     """
     text = markdown_table(table) + "".join(f"\n{plain(line)}\n" for line in unscored_lines(table))
     scored = table[table["score"].notna()]
@@ -76,7 +76,7 @@ def write_table(path: Path, table: pd.DataFrame, warning: str = "") -> str:
 
 
 def write_plot(path: Path, table: pd.DataFrame) -> None:
-    """Write ``plot.png``: main score against dimension with its 95% interval, one panel for each task and subset."""
+    """Write ``plot.png``: main score against dimension with 95% intervals, one panel for each task and subset."""
     names = names_in(table)
     panels: list[tuple[str, dict[str, Line]]] = []
     for (task, subset), panel in table.groupby(["task", "subset"], sort=False):

@@ -1,5 +1,5 @@
-"""The report's sections: a module each, whose ``build`` takes the report's material and returns a section, or None where it
-has nothing to say. A new section is a new module and a line in ``SECTIONS``.
+"""The report's sections. Each is a module whose ``build`` takes the report's material and returns a section, or None if there is
+nothing to show. To add a section, add a module and a line in ``SECTIONS``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from evaluation.utils.report.sections import (
     unscored,
 )
 
-# In the order of the report, by the id that links to the section and names the files of its plots
+# In the order of the report, by the id used in links and in the file names of plots
 SECTIONS: dict[str, Callable[[Material], Section | None]] = {
     "answer": answer.build,
     "unscored": unscored.build,
@@ -37,7 +37,7 @@ SECTIONS: dict[str, Callable[[Material], Section | None]] = {
 
 
 def build_sections(material: Material) -> list[Section]:
-    """All sections that have something to say, in order."""
+    """Return all sections with content, in order."""
     sections: list[Section] = []
     for name, build in SECTIONS.items():
         section = build(material)

@@ -1,4 +1,4 @@
-"""The report's first section: what to deploy, what that loses, and what every other choice costs and loses."""
+"""The report's first section: what to deploy, its loss, and the cost and loss of every other choice."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from evaluation.utils.report.formatting import NO_VALUE, join, number
 from evaluation.utils.report.material import Material
 from evaluation.utils.scoring.rows import set_name
 
-MAX_NAMES = 5  # test sets that a sentence names
+MAX_NAMES = 5  # test sets named in a sentence
 SEARCHED_BY_QUERY = ("Retrieval", "Reranking")  # task types whose items are queries
 
 
@@ -37,7 +37,7 @@ def build(material: Material) -> Section:
 
 
 def points(value: float) -> str:
-    """A score or loss in points; 1 point is a hundredth."""
+    """Format a score or loss in points; 1 point is a hundredth."""
     return number(value if abs(value) >= 0.00005 else 0.0)
 
 
@@ -95,7 +95,7 @@ def _option(option: Option) -> str:
 
 
 def _why_not_smaller(material: Material) -> str:
-    """What the first choices that were not accepted lose."""
+    """Describe the losses of the first choices that were not accepted."""
     decision = material.decision
     model, option = decision.model, decision.option
     assert model is not None and option is not None
@@ -127,7 +127,7 @@ def _rounded_up(value: float, digits: int = 2) -> float:
 
 
 def _single_sets(material: Material) -> str:
-    """The sets on which more is lost than the tolerance, or on which the pairs cannot tell."""
+    """Describe the sets whose loss exceeds the tolerance, or that have too few pairs to tell."""
     decision = material.decision
     assert decision.model is not None and decision.option is not None
     if len(decision.sets) == 1:
@@ -169,7 +169,7 @@ def _other_model(material: Material, model: ModelAnalysis) -> str:
 
 
 def _not_counted(material: Material) -> list[str]:
-    """The test sets and precisions that the decision leaves out, and why."""
+    """Describe the test sets and precisions that the decision excludes, and why."""
     decision = material.decision
     compared = [model for model in material.models if not model.baseline]
     scored = dict.fromkeys(row.set_key for model in compared for row in model.scored_rows)
@@ -185,12 +185,12 @@ def _not_counted(material: Material) -> list[str]:
             key for key in decision.sets if (decision.model.width, "int8") in decision.model.estimates.get(key, {})
         ]
         if 0 < len(has_int8) < len(decision.sets):
-            paragraphs.append("int8 and binary vectors are not compared here: they are scored on sets of pairs alone.")
+            paragraphs.append("int8 and binary vectors are not compared here: they are scored only on sets of pairs.")
     return paragraphs
 
 
 def _plot(material: Material) -> Plot:
-    """Score against bytes, with the interval of the loss, which is paired, around each score."""
+    """Plot score against bytes, with the paired interval of the loss around each score."""
     decision = material.decision
     assert decision.model is not None and decision.option is not None
     full = decision.full_score

@@ -1,4 +1,4 @@
-"""The prefix against other ways to make an embedding smaller."""
+"""Compares the prefix with other ways to reduce an embedding."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from evaluation.utils.scoring.rows import set_name
 
 
 def build(material: Material) -> Section | None:
-    section = Section("Compared with other ways to make an embedding smaller")
+    section = Section("Compared with other ways to reduce an embedding")
     for model in material.models:
         sets = [key for key in material.decision.sets if key in model.estimates]
         table = pd.DataFrame([row for row in model.baselines if (row["task"], row["subset"]) in sets])
@@ -35,7 +35,7 @@ def build(material: Material) -> Section | None:
             for method in methods
         ]
         lines = {
-            method: [(dim, *[100 * means[method, dim]] * 3) for dim in model.dims]  # without an interval
+            method: [(dim, *[100 * means[method, dim]] * 3) for dim in model.dims]  # tasks without an interval
             for method in methods
         }
         section.plots.append(Plot(f"{label}: baselines", plots.score_plot(label, lines, "mean score × 100")))

@@ -1,4 +1,4 @@
-"""Which pairs truncation moves away from their gold order, by score band and length."""
+"""Shows which pairs truncation moves away from their gold order, by score band and length."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Monolingual and cross-lingual subsets of the same task, with the gap, and means by language."""
+"""Compares monolingual and cross-lingual subsets of the same task, and gives means by language."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def build(material: Material) -> Section | None:
 
 
 def _gaps(model: ModelAnalysis, task: str, languages: dict[str, tuple[str, ...]], caption: str) -> Table:
-    """The scores of a task's subsets, and the gap between each two that share a language."""
+    """Return the scores of a task's subsets, and the gap between any two that share a language."""
     at = {(subset, dim): model.estimates[task, subset][dim, "float32"] for subset in languages for dim in model.dims}
     rows = [[subset, *(_cell(at[subset, dim]) for dim in model.dims)] for subset in languages]
     monolingual_first = sorted(languages, key=lambda subset: (len(languages[subset]), subset))
@@ -38,7 +38,7 @@ def _gaps(model: ModelAnalysis, task: str, languages: dict[str, tuple[str, ...]]
             if set(languages[subset]) & set(languages[other]) or len(languages[other]) == 1:
                 gaps = [unpaired_difference(at[other, dim], at[subset, dim]) for dim in model.dims]
                 cells = [f"{signed(gap.value)} ({interval(*gap.interval(), 1)})" for gap in gaps]
-                rows.append([f"gap, {other} less {subset}", *cells])
+                rows.append([f"gap, {other} minus {subset}", *cells])
     return Table(["subset", *map(str, model.dims)], rows, caption)
 
 

@@ -1,4 +1,4 @@
-"""What the report's numbers were made with, and how to read them."""
+"""States how the report's numbers were made, and how to read them."""
 
 from __future__ import annotations
 

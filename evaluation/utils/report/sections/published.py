@@ -1,4 +1,4 @@
-"""Where the full-width scores stand among the published ones of the Arabic field."""
+"""Ranks the full-width scores among published scores on the Arabic test sets."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def build(material: Material) -> Section | None:
 
 
 def _nearest(row: ScoreRow, label: str) -> Table:
-    """The best published scores of a test set and those nearest to a row's, with the row in between."""
+    """Return the best published scores of a test set and those nearest to a row's, with the row in between."""
     near = neighbours(row.task, row.subset, row.score)
     scores = [(r.cosine_spearman, r.model, r.source) for r in near.itertuples() if r.model != row.model]
     scores = sorted([*scores, (row.score, f"→ {label}, measured here", "this run")], reverse=True)

@@ -1,4 +1,4 @@
-"""The scores of all models on each test set, by dimension, next to published ones."""
+"""Shows the scores of all models on each test set, by dimension, next to published ones."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def build(material: Material) -> Section:
 
 
 def _rows_by_model(material: Material, panel: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The rows of a test set for each model that has some, by the model's label."""
+    """Return the rows of a test set by the label of the model."""
     rows = {
         material.label(model): panel[
             (panel["model"] == model.identity.name) & (panel["revision"] == model.identity.revision)

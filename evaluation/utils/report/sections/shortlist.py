@@ -1,4 +1,4 @@
-"""Searching with short vectors and rescoring with full ones: recall, and bytes read."""
+"""Search with short vectors and rescoring with full ones: recall, and bytes read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The test sets without a score, and why."""
+"""Lists the test sets without a score, with the reason."""
 
 from __future__ import annotations
 
