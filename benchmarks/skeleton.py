@@ -1,4 +1,4 @@
-"""What the benchmarks share: the command line, the record, the table, and measurements in processes of their own.
+"""Shared by the benchmarks: the command line, the record, the table, and measurements in new processes.
 
 ``benchmarks/train_cost.py`` writes ``cost.json`` (the record: command, configuration, versions, hardware, git commit, wall time,
 measurements) and ``cost.md`` (the table) to ``--output_dir``, by default ``results/train_cost``. A benchmark is a script of this shape:
@@ -32,7 +32,7 @@ from common.script import set_up_logging
 
 
 def make_parser(script: str, description: str) -> argparse.ArgumentParser:
-    """A parser that shows a benchmark's docstring, with ``--output_dir``."""
+    """Return a parser that shows a benchmark's docstring, with ``--output_dir``."""
     parser = Parser(description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--output_dir",
@@ -44,7 +44,7 @@ def make_parser(script: str, description: str) -> argparse.ArgumentParser:
 
 
 def start_record(script: str, options: argparse.Namespace, **config: Any) -> RunRecord:
-    """Set up logging and start the record of ``script``, whose configuration is ``options`` and what else is given."""
+    """Set up logging and start the record of ``script``, with ``options`` and ``config`` as its configuration."""
     set_up_logging()
     name = Path(script).stem.split("_")[-1]
     return RunRecord(options.output_dir / f"{name}.json", vars(options) | config)
@@ -58,21 +58,21 @@ def finish(record: RunRecord, table: str, **measurements: Any) -> None:
 
 
 def markdown_table(head: list[str], rows: Iterable[list[str]], text_columns: int = 1) -> str:
-    """A Markdown table: the first ``text_columns`` columns are aligned to the left, the others, numbers, to the right."""
+    """Return a Markdown table. The first ``text_columns`` columns are left-aligned; the others, numbers, are right-aligned."""
     rule = "|---" * text_columns + "|---:" * (len(head) - text_columns) + "|"
     lines = [f"| {' | '.join(cells)} |" for cells in [head, *rows]]
     return "\n".join([lines[0], rule, *lines[1:]]) + "\n"
 
 
 def measure_in_new_process(measure: Callable[..., dict[str, Any]], **arguments: Any) -> dict[str, Any]:
-    """``measure(**arguments)``, called in a fresh process: its peak memory, caches and threads are its own.
+    """Return ``measure(**arguments)``, called in a new process with its own peak memory, caches and threads.
 
     Args:
         measure: A function at the top level of a module.
-        **arguments: What it takes; both they and its result are pickled.
+        **arguments: Its arguments; they and the result are pickled.
 
     Raises:
-        RunError: The process died, for example for want of memory. What ``measure`` raises is raised here.
+        RunError: The process died, for example because it ran out of memory. Exceptions of ``measure`` are raised here.
     """
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context, initializer=set_up_logging) as pool:

@@ -1,4 +1,4 @@
-"""How training scales: time per triplet with the rows of the data set, and memory with the batch under GradCache.
+"""Measures how training scales: time per triplet with the rows of the data set, and memory with the batch size under GradCache.
 
     python benchmarks/train_growth.py sentence-transformers/all-MiniLM-L6-v2
 

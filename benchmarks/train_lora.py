@@ -4,7 +4,7 @@
     python benchmarks/train_lora.py MODEL --lora_r 64 --lora_learning_rate 1e-4 --steps 50
 
 The runs alternate, each in a new process, on the same English NLI triplets in the same batches. Rates exclude the first two steps.
-Both learning rates are given, not searched for. The scores are of the STS-B development set after these steps, of the merged model.
+Both learning rates are fixed, not tuned. The scores are those of the merged model on the STS-B dev set after these steps.
 Writes lora.json and lora.md to --output_dir.
 """
 
@@ -37,7 +37,7 @@ def train_once(model_name: str, lora_r: int, learning_rate: float, steps: int, b
 
     Args:
         lora_r: The rank; 0 trains all weights.
-        steps: Steps to time, after ``WARM_UP`` steps; none at all where it is 0.
+        steps: Steps to time, after ``WARM_UP`` steps; 0 trains nothing.
     """
     import resource
 

@@ -1,13 +1,13 @@
-"""Whether a long run grows: memory, open files and threads of a training script, step by step.
+"""Measures whether a long run grows: memory, open files and threads of a training script, step by step.
 
     python benchmarks/train_memory.py                              # 2,000 steps of configs/static.json, 200 of all-MiniLM-L6-v2
     python benchmarks/train_memory.py --runs static --steps 500
     python benchmarks/train_memory.py --runs minilm --in_use
     python benchmarks/train_memory.py --runs static -- --train_data my_triplets.csv
 
-Each run is the real script in a new process, sampled from outside after each step. Memory is anonymous PSS: what only this process has
-and the system cannot take back. It includes freed memory that the C library keeps; with --in_use, glibc returns every freed block of a
-MiB or more at once, which takes longer, and what remains is in use. The first fifth of the steps is warm-up; growth compares the
+Each run is the real script in a new process, sampled from outside after each step. Memory is anonymous PSS, which only this process
+uses and the system cannot reclaim. It includes freed memory that the C library keeps. With --in_use, glibc returns every freed block of
+1 MiB or more at once, which takes longer, and the rest is in use. The first fifth of the steps is warm-up; growth compares the
 medians of the first and the last quarter of the others. Flags after -- go to the training script. Writes memory.json and memory.md to
 --output_dir.
 """

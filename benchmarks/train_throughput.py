@@ -1,4 +1,4 @@
-"""Training speed, memory and quality compared with the plain sentence-transformers script: same model, data, seed and batches.
+"""Compares training speed, memory and quality with the plain sentence-transformers script: same model, data, seed and batch size.
 
     python benchmarks/train_throughput.py sentence-transformers/all-MiniLM-L6-v2          # 20 steps, 3 times each
     python benchmarks/train_throughput.py sentence-transformers/all-MiniLM-L6-v2 --epoch  # a full epoch
@@ -32,7 +32,7 @@ KINDS = PLAIN, OURS_FP32, OURS = "plain", "ours fp32", "ours"
 WARM_UP = 2  # steps that the rate excludes
 LEARNING_RATE = 2e-5
 
-# Where the time of a step goes: the parts, and what the names of their operators contain
+# Parts of a step's time, and substrings of their operators' names
 PARTS = {
     "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::linear", "mkldnn", "flash"),
     "GELU, softmax, layer norm": ("gelu", "softmax", "layer_norm"),
@@ -45,7 +45,7 @@ PARTS = {
 
 
 def matmul_ceiling(dtype, device: str, size: int = 2048) -> float:
-    """Operations a second of a square matrix product, the median of five."""
+    """Return the operations per second of a square matrix product, the median of five."""
     import torch
 
     size = 8192 if device == "cuda" else size
@@ -62,10 +62,10 @@ def matmul_ceiling(dtype, device: str, size: int = 2048) -> float:
 
 
 def profile_parts(events) -> dict[str, float]:
-    """The share of each of ``PARTS`` in the self time of a profile's operators, the largest first.
+    """Return the share of each of ``PARTS`` in the self time of a profile's operators, the largest first.
 
     Args:
-        events: ``key_averages()`` of a profile, of which each has a ``key`` (the operator) and a ``self_cpu_time_total``.
+        events: The ``key_averages()`` of a profile.
     """
     seconds: Counter[str] = Counter()
     for event in events:
@@ -272,12 +272,12 @@ def median_of(results: list[dict], key: str) -> float:
 
 
 def median_ratio(results: list[dict], plain: list[dict], key: str) -> str:
-    """The median over the seeds of the ratio of a value to that of the plain run."""
+    """Return the median over the seeds of the ratio to the plain run's value."""
     return f"{statistics.median(a[key] / b[key] for a, b in zip(results, plain, strict=True)):.2f}"
 
 
 def report(model_name: str, batch_size: int, results: list[dict]) -> str:
-    """The medians over the seeds, the ratios to the plain run of the same seed, and the STS-B scores, in Markdown."""
+    """Return a report in Markdown: medians over the seeds, ratios to the plain run of the same seed, and STS-B scores."""
     by_kind: dict[str, list[dict]] = {}
     for result in results:
         by_kind.setdefault(result["run"], []).append(result)
@@ -313,7 +313,7 @@ def report(model_name: str, batch_size: int, results: list[dict]) -> str:
 
 
 def profile_table(by_kind: dict[str, list[dict]]) -> str:
-    """Where the time of a step goes: the median over the seeds of each part's share, by kind of run."""
+    """Return a table of where the time of a step goes: the median of each part's share over the seeds, by kind of run."""
     shares = {
         kind: {part: statistics.median(run["profile"].get(part, 0) for run in runs) for part in [*PARTS, "other"]}
         for kind, runs in by_kind.items()
@@ -325,7 +325,7 @@ def profile_table(by_kind: dict[str, list[dict]]) -> str:
 
 
 def sts_table(by_kind: dict[str, list[dict]]) -> str:
-    """The STS-B test scores of each kind of run, by dimension."""
+    """Return a table of the STS-B test scores of each kind of run, by dimension."""
     prefix, suffix = "sts-test-", "_spearman_cosine"
     scores = next(iter(by_kind.values()))[0]["sts"]
     dims = [key.removeprefix(prefix).removesuffix(suffix) for key in scores if key.startswith(prefix)]
