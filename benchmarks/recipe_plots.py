@@ -1,4 +1,4 @@
-"""Figures and a table of benchmarks/recipes.py: score and share kept against dimension, development against test scores."""
+"""The figures of benchmarks/recipes.py (scores and shares kept by dimension, dev against test scores), and a table of the latter."""
 
 from __future__ import annotations
 
@@ -11,44 +11,51 @@ PUBLISHED = {
     "paraphrase-multilingual-MiniLM-L12-v2": {"ar-ar": 79.2, "en-ar": 81.2, "en-en": 86.9},
     "multilingual-e5-small": {"ar-ar": 73.0, "en-ar": 57.4, "en-en": 86.4},
 }
-# Human translations that no choice of the multilingual recipe was made on (results/LOG.md says so before its first run)
+# Human translations that were not used for any choice of the multilingual recipe, as decided before its first run (results/LOG.md)
 RESERVED = {
     "reserved en-ar": ("loopback/sts-en-ar", None, "validation"),
     "reserved ar-ar": ("Omartificial-Intelligence-Space/Arabic-stsb", None, "validation"),
 }
+TITLES = {"ar-ar": "Arabic", "en-ar": "English-Arabic", "en-en": "English"}
+SPREAD = 0.07  # distance between the bars of two models, where that between two dimensions is 1
 Scores = dict[str, dict[str, dict[str, dict[str, Any]]]]  # of a row, a subset and a dimension: value and interval
 
 
 def dimensions_plot(path: Path, rows: dict, scores: Scores, subsets: tuple[str, ...], dims: tuple[int, ...]) -> None:
-    """A panel for each subset: score against dimension, with intervals, and the published scores as lines."""
+    """Plot a panel for each subset: score against dimension, with intervals, and published scores as lines."""
     figure, panels = _panels(len(subsets))
     shown = [name for name, row in rows.items() if row.get("plot")]
     ticks = [str(dim) for dim in sorted(dims)]
     for panel, subset in zip(panels, subsets, strict=True):
         for number, name in enumerate(shown):
             estimates = [scores[name][subset][dim] for dim in ticks]
-            low, high = zip(*([100 * bound for bound in e["interval"]] for e in estimates), strict=True)
             values = [100 * e["value"] for e in estimates]
-            panel.plot(ticks, values, marker="o", color=f"C{number}", label=rows[name]["label"])
-            panel.fill_between(ticks, low, high, color=f"C{number}", alpha=0.12)
+            below, above = zip(*(e["interval"] for e in estimates), strict=True)
+            lengths = [[v - 100 * b for v, b in zip(values, below, strict=True)],
+                       [100 * a - v for v, a in zip(values, above, strict=True)]]  # fmt: skip
+            offset = SPREAD * (number - (len(shown) - 1) / 2)  # so that the bars of models do not cover each other
+            at = [place + offset for place in range(len(ticks))]
+            panel.plot(at, values, marker="o", color=f"C{number}", label=rows[name]["label"])
+            panel.errorbar(at, values, yerr=lengths, fmt="none", ecolor=f"C{number}", elinewidth=1, alpha=0.5)
         for style, (label, published) in zip((":", "--", "-."), PUBLISHED.items(), strict=True):
             if subset in published:
                 panel.axhline(
                     published[subset], color="grey", linestyle=style, linewidth=1, label=f"{label}, published at 384"
                 )
-        panel.set(title=f"STS17 {subset}", xlabel="embedding dimension")
-        panel.grid(alpha=0.3)
-    panels[0].set_ylabel("Spearman × 100, with 95% interval")
+        panel.set(title=f"STS17 {TITLES[subset]}", xlabel="embedding dimension")
+        panel.set_xticks(range(len(ticks)), ticks)
+        panel.grid(alpha=0.3, axis="y")
+    panels[0].set_ylabel("Spearman × 100 (bars: 95% interval)")
     _save(figure, panels[0], path)
 
 
 def kept_plot(path: Path, rows: dict, scores: Scores, dims: tuple[int, ...]) -> None:
-    """The share of its mean at full width that each model keeps, against dimension."""
+    """Plot the share of its mean at full width that each model keeps, against dimension."""
     figure, [panel] = _panels(1, width=6)
     ticks = [str(dim) for dim in sorted(dims)]
     for number, (name, row) in enumerate((n, r) for n, r in rows.items() if r.get("plot")):
         values = [scores[name]["mean"][dim]["value"] for dim in ticks]
-        if values[-1] > 0.5:  # of a model that has learnt nothing in a language, a share says nothing
+        if values[-1] > 0.5:  # a share is meaningless for a model that fails in a language
             shares = [100 * value / values[-1] for value in values]
             panel.plot(ticks, shares, marker="o", color=f"C{number}", label=row["label"])
     panel.axhline(98.4, color="grey", linestyle="--", linewidth=1, label="goal at 64 dimensions")
@@ -58,7 +65,7 @@ def kept_plot(path: Path, rows: dict, scores: Scores, dims: tuple[int, ...]) -> 
 
 
 def agreement(per_seed: dict[str, list[dict[str, Any]]], runs: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """For each seed of each trained row its dev mean, its mean over the reserved sets and its mean on STS17, × 100."""
+    """Return the dev mean, the mean over the reserved sets and the mean on STS17, × 100, for each seed of each trained row."""
     lines = []
     for name, summaries in runs.items():
         for summary, single in zip(summaries, per_seed[name], strict=True):
@@ -80,7 +87,7 @@ def agreement(per_seed: dict[str, list[dict[str, Any]]], runs: dict[str, list[di
 
 
 def agreement_text(lines: list[dict[str, Any]], rows: dict) -> str:
-    """A table of :func:`agreement`, and the rank correlation of each kind of development score with the test."""
+    """Return a table of :func:`agreement`, and the rank correlation of each kind of dev score with the test."""
     from scipy.stats import spearmanr
 
     from benchmarks.recipes import table
@@ -98,7 +105,7 @@ def agreement_text(lines: list[dict[str, Any]], rows: dict) -> str:
 
 
 def agreement_plot(path: Path, lines: list[dict[str, Any]], rows: dict) -> None:
-    """Development and reserved means against STS17, a point for each seed."""
+    """Plot dev and reserved means against STS17, a point for each seed."""
     figure, panels = _panels(2)
     for panel, kind in zip(panels, ("dev", "reserved"), strict=True):
         for number, name in enumerate(dict.fromkeys(e["row"] for e in lines)):

@@ -269,14 +269,12 @@ def glance(rows: dict, scores: Scores) -> str:
     columns = [f"{subset} {DIMS[i]}" for subset in (*SUBSETS, "mean") for i in (0, -1)]
     text = table(["model", "seeds", *columns, "kept"], models)
     text += (
-        f"\n{TASK}, Spearman × 100, 250 pairs each, mean over the seeds. ▲ ▼: significantly above or below the model named in brackets "
+        f"\n{TASK}, Spearman × 100, 250 pairs each, {over_seeds(rows)}. ▲ ▼: significantly above or below the model named in brackets "
         f"(paired bootstrap over the pairs, p < 0.05). Kept: the mean at {DIMS[-1]} of that at {DIMS[0]} dimensions.\n"
     )
     if changes:
         text += "\n" + table(["change of a recipe", *columns], changes)
-        text += (
-            "\nPoints gained or lost by the change (one seed, beside the recipe's mean over its seeds), marked alike.\n"
-        )
+        text += "\nPoints gained or lost by the change (one seed, compared with the recipe's mean over its seeds), with the same marks.\n"
     return text
 
 
@@ -299,14 +297,21 @@ def headline(rows: dict, scores: Scores) -> str:
         cells = [f"{100 * scores[name][subset][i].value:.1f}" for subset in SUBSETS for i in (0, -1)]
         lines.append([row["label"], *cells, share_kept(scores[name])])
     return table(["model", *[f"{subset} {DIMS[i]}" for subset in SUBSETS for i in (0, -1)], "kept"], lines) + (
-        f"\n{TASK}, Spearman × 100 at {DIMS[0]} and {DIMS[-1]} dimensions, mean over the seeds. Kept: the mean of the three at "
+        f"\n{TASK}, Spearman × 100 at {DIMS[0]} and {DIMS[-1]} dimensions, {over_seeds(rows)}. Kept: the mean of the three at "
         f"{DIMS[-1]}, as a share of that at {DIMS[0]}. The first {len(PUBLISHED)} rows are published scores (model cards, MTEB).\n"
     )
 
 
+def over_seeds(rows: dict) -> str:
+    """Say in words how many seeds the scores of a table have."""
+    return "one seed" if all(len(row.get("seeds", [0])) == 1 for row in rows.values()) else "mean over the seeds"
+
+
 def every_dimension(rows: dict, scores: Scores) -> str:
     """A table for each subset: every row at every dimension, with intervals."""
-    text = f"{TASK}, Spearman × 100, 250 pairs each: mean over the seeds, and its 95% interval (bootstrap over the pairs).\n"
+    text = (
+        f"{TASK}, Spearman × 100, 250 pairs each: {over_seeds(rows)}, with 95% intervals (bootstrap over the pairs).\n"
+    )
     for subset in (*SUBSETS, "mean"):
         lines = []
         for name, row in rows.items():
