@@ -49,6 +49,33 @@ def dimensions_plot(path: Path, rows: dict, scores: Scores, subsets: tuple[str, 
     _save(figure, panels[0], path)
 
 
+def headline_plot(path: Path, rows: dict, scores: Scores, subsets: tuple[str, ...], dims: tuple[int, ...]) -> None:
+    """Plot the mean over the subsets against dimension in one panel, legible on a phone, with each line's name at its end."""
+    figure, [panel] = _panels(1, width=8)
+    ticks = [str(dim) for dim in sorted(dims)]
+    end, names = len(ticks) - 1, []
+    for number, (name, row) in enumerate((n, r) for n, r in rows.items() if r.get("plot")):
+        values = [100 * scores[name]["mean"][dim]["value"] for dim in ticks]
+        panel.plot(range(len(ticks)), values, marker="o", linewidth=2, color=f"C{number}")
+        names.append((values[-1], row["label"], f"C{number}"))
+    for label, published in PUBLISHED.items():
+        mean = sum(published[subset] for subset in subsets) / len(subsets)
+        panel.plot([end], [mean], marker="x", color="dimgrey")
+        names.append((mean, f"{label} (published)", "dimgrey"))
+    gap = 0.042 * (panel.get_ylim()[1] - panel.get_ylim()[0])
+    lowest = -float("inf")
+    for value, label, color in sorted(names):  # move a name up if it would cover the one below
+        lowest = max(value, lowest + gap)
+        panel.text(end + 0.1, lowest, label, color=color, va="center", fontsize=12)
+    panel.set_xticks(range(len(ticks)), ticks, fontsize=12)
+    panel.tick_params(axis="y", labelsize=12)
+    panel.set_xlabel("embedding dimension", fontsize=12)
+    panel.set_ylabel("STS17, mean Spearman × 100", fontsize=12)
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.grid(alpha=0.3, axis="y")
+    figure.savefig(path, dpi=110)
+
+
 def kept_plot(path: Path, rows: dict, scores: Scores, dims: tuple[int, ...]) -> None:
     """Plot the share of its mean at full width that each model keeps, against dimension."""
     figure, [panel] = _panels(1, width=6)

@@ -8,7 +8,7 @@ A row is a model to train, with its script, its configuration and its seeds, or 
 that row with changes. A model that is there already is not trained again. The development sets chose everything; STS17 is only
 reported. A number is the mean over the seeds; a row is compared with the one it names in "against", on the same pairs. Results go to --output_dir: recipes.md (at a glance), dimensions.md (every dimension, with
 intervals), dev.md (the development sets, and the time of training), agreement.md (development sets, those that no choice was made
-on, and STS17, seed by seed), recipes.png, kept.png, agreement.png, and recipes.json (all of it, and what each run was made with).
+on, and STS17, seed by seed), recipes.png, headline.png, kept.png, agreement.png, and recipes.json (all of it, and what each run was made with).
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from benchmarks.recipe_plots import (
     agreement_plot,
     agreement_text,
     dimensions_plot,
+    headline_plot,
     kept_plot,
 )
 from benchmarks.skeleton import make_parser, start_record
@@ -116,6 +117,7 @@ def main(argv: list[str] | None = None) -> None:
     points = agreement(per_seed, runs)
     write_atomically(options.output_dir / "agreement.md", agreement_text(points, every))
     dimensions_plot(options.output_dir / "recipes.png", rows, as_json(scores), SUBSETS, DIMS)
+    headline_plot(options.output_dir / "headline.png", rows, as_json(scores), SUBSETS, DIMS)
     kept_plot(options.output_dir / "kept.png", rows, as_json(scores), DIMS)
     if points:
         agreement_plot(options.output_dir / "agreement.png", points, every)
