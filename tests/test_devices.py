@@ -1,0 +1,90 @@
+"""The losses on a device that is not the CPU: every tensor they create is on the device, and they wait for no value.
+
+No GPU is needed. On the meta device PyTorch computes shapes and types but no values: an operation on tensors of two devices fails,
+and so does reading a value, which would make a GPU wait. The packed attention of a GPU cannot be traced in this way.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from sentence_transformers.sentence_transformer import losses as st
+from torch import nn
+
+from training.utils.matryoshka_loss import MatryoshkaLoss
+
+ROWS, WIDTH, DIMS = 6, 32, [32, 16, 8]
+
+
+class Embedded(nn.Module):
+    """Stands for a model whose features are already embedded."""
+
+    device = torch.device("meta")
+
+    def forward(self, features):
+        return features
+
+    def get_embedding_dimension(self) -> int:
+        return WIDTH
+
+
+def columns(device: str, count: int) -> list[dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    tokens = {name: torch.ones(ROWS, 4, dtype=torch.long, device=device) for name in ("input_ids", "attention_mask")}
+    embeddings = [torch.randn(ROWS, WIDTH, generator=generator).to(device).requires_grad_() for _ in range(count)]
+    return [tokens | {"sentence_embedding": column} for column in embeddings]
+
+
+def scores(device: str) -> torch.Tensor:
+    return torch.linspace(0, 1, ROWS, device=device)
+
+
+def classes(device: str) -> torch.Tensor:
+    return torch.arange(ROWS, device=device) % 3
+
+
+DIRECTIONS = ("query_to_doc", "doc_to_query", "query_to_query", "doc_to_doc")
+CASES = {
+    "pairs": (st.MultipleNegativesRankingLoss, {}, 2, None),
+    "triplets": (st.MultipleNegativesRankingLoss, {}, 3, None),
+    "all directions": (st.MultipleNegativesRankingLoss, {"directions": DIRECTIONS}, 3, None),
+    "cosent": (st.CoSENTLoss, {}, 2, scores),
+    "angle": (st.AnglELoss, {}, 2, scores),
+    "cosine": (st.CosineSimilarityLoss, {}, 2, scores),
+}
+
+
+def gradients(device: str, build, options, count, labels, weight: float) -> list[torch.Tensor]:
+    loss = MatryoshkaLoss(Embedded(), build(Embedded(), **options), DIMS, self_distillation_weight=weight)
+    batch = columns(device, count)
+    value = loss(batch, labels(device) if labels else None)
+    assert value.shape == () and value.device.type == device
+    value.backward()
+    return [column["sentence_embedding"].grad for column in batch]
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5], ids=["", "self-distillation"])
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_a_loss_stays_on_its_device(case, weight):
+    on_device = gradients("meta", *case, weight)
+    on_cpu = gradients("cpu", *case, weight)
+    assert [g.device.type for g in on_device] == ["meta"] * case[2]
+    assert [(g.shape, g.dtype) for g in on_device] == [(g.shape, g.dtype) for g in on_cpu]
+    assert all(g.abs().sum() > 0 for g in on_cpu)
+
+
+def test_the_heads_of_a_classification_loss_stay_on_their_device():
+    heads = {dim: st.SoftmaxLoss(Embedded(), dim, 3).to("meta") for dim in DIMS}
+    loss = MatryoshkaLoss(Embedded(), heads, DIMS)
+    batch = columns("meta", 2)
+    loss(batch, classes("meta")).backward()
+    parameters = [parameter for head in heads.values() for parameter in head.parameters()]
+    assert parameters and all(p.grad is not None and p.grad.device.type == "meta" for p in parameters)
+
+
+def test_a_tensor_on_the_wrong_device_is_noticed():
+    def misplaced(device: str) -> torch.Tensor:
+        return torch.linspace(0, 1, ROWS)  # as if a loss had forgotten the device
+
+    with pytest.raises(RuntimeError, match="device"):
+        gradients("meta", st.CosineSimilarityLoss, {}, 2, misplaced, 0.0)
