@@ -1,4 +1,4 @@
-"""What the tests share: a loopback Hub with small data and tiny models, and ways to run the scripts against it.
+"""Shared fixtures: a loopback Hub with small data and tiny models, and ways to run the scripts against it.
 
 The data is drawn from ``data/sample/``. The models have random weights; what matters here is that they have the names, the
 files and the architectures that the scripts ask for.

@@ -1,4 +1,4 @@
-"""Run by test_distributed.py under torchrun: one step's gradients of two processes, written by the first."""
+"""Run by test_distributed.py under torchrun: the first of two processes writes the gradients of one step."""
 
 import os
 import sys

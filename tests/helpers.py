@@ -1,4 +1,4 @@
-"""Plain functions that several test files use: rows, files and tiny models to write; results, records and weights to read.
+"""Functions for several test files: they write rows, files and tiny models, and read results, records and weights.
 
 Libraries are imported where they are used: conftest.py imports this file before it has pointed them at the tests' Hub.
 """

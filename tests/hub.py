@@ -1,4 +1,4 @@
-"""A Hub of the tests' own, on loopback: it answers what the client libraries ask of the Hugging Face Hub.
+"""A loopback server for the tests, which answers the requests of the Hugging Face client libraries.
 
 It serves folders ``<root>/models/<name>`` and ``<root>/datasets/<name>``, at the revision ``main`` and at any that is 40
 hexadecimal digits. A repository that is missing gets 401, as on the Hub, and so does a private one without a token.

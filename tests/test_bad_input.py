@@ -1,4 +1,4 @@
-"""Every odd input, through the real command line: refused in one line that names it, with nothing changed on disk, or right.
+"""Unusual input through the real command line: either refused in one line that names it, with no file changed, or handled correctly.
 
 A case is what to write, what to type, and what must come of it. ``{d}`` is the case's folder, ``{model}`` a good model, and
 ``{good}`` a good file of scored pairs.

@@ -1,4 +1,4 @@
-"""The benchmarks: each says how to run it, takes --output_dir, and leaves a record; two run here, at a tiny size."""
+"""The benchmarks: each shows its command, accepts --output_dir and writes a record. Two run here, at a tiny size."""
 
 from __future__ import annotations
 

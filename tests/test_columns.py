@@ -1,4 +1,4 @@
-"""What a data set's columns become: negatives in several columns or lists, labels next to pairs, rows that lack a value."""
+"""How columns are read: negatives in several columns or lists, labelled pairs, and rows with missing values."""
 
 from __future__ import annotations
 

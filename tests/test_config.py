@@ -1,4 +1,4 @@
-"""Configuration: where a value comes from, what is refused, and how soon."""
+"""Configuration: the source of each value, and which values are refused, and how fast."""
 
 from __future__ import annotations
 

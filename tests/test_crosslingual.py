@@ -1,4 +1,4 @@
-"""Rows across languages from a data set and parallel sentences."""
+"""Cross-lingual rows from a data set and parallel sentences."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A user's own files, and data sets from the Hub: good ones give equal rows, bad ones a line that says what is wrong."""
+"""Users' files and data sets from the Hub: good ones give equal rows, bad ones a one-line error."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_subsets_are_kept_apart(tmp_path, hub):
     }
 
 
-def test_a_file_that_changes_is_read_anew(tmp_path, hub):
+def test_a_changed_file_is_read_again(tmp_path, hub):
     path = write_rows(tmp_path / "pairs.parquet", ROWS)
     assert len(read_rows(path)) == 4
     write_rows(path, ROWS[:3])

@@ -1,4 +1,4 @@
-"""What to deploy for a loss that is accepted: the fixed sequence, its bounds, sets that share pairs, the sentence, the costs."""
+"""The decision what to deploy: the fixed sequence, its bounds, sets that share pairs, the sentence, the costs."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The blocks of docs/deploying.md run as they stand, one section after the other, and give what the page promises."""
+"""The code blocks of docs/deploying.md run unchanged, section by section, and give the promised results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Development sets from anywhere, none of whose pairs is a test pair, and the interval of their mean."""
+"""Dev sets from any source, without test pairs, and the interval of their mean."""
 
 from __future__ import annotations
 

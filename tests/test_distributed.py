@@ -1,4 +1,4 @@
-"""Two processes of batch B train like one of 2B: the contrastive loss sees all rows, and rows of one anchor never share a step."""
+"""Two processes of batch B train like one of 2B: the contrastive loss uses all rows, and rows with the same anchor never share a step."""
 
 from __future__ import annotations
 

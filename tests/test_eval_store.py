@@ -1,4 +1,4 @@
-"""Each text is encoded once, and no embedding or score is ever another's."""
+"""Each text is encoded once, and embeddings and scores are never mixed up."""
 
 import resource
 
@@ -88,7 +88,7 @@ def test_models_revisions_and_precisions_have_folders_of_their_own(tmp_path):
     assert len(folders) == 6
 
 
-def test_an_interrupted_encode_goes_on_where_it_stopped(tmp_path, monkeypatch):
+def test_an_interrupted_encode_continues_where_it_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "CHUNK", 10)
     texts = texts_of(35)
     model = static_model()

@@ -1,4 +1,4 @@
-"""Evaluation: every score equals an independent one, belongs to its own model, and costs one encode."""
+"""Evaluation: every score equals an independent computation, belongs to the right model, and needs one encode."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is exported gives the first numbers of the original's embeddings, normalised, wherever it is loaded."""
+"""An exported model gives the first numbers of the original's embeddings, normalised, wherever it is loaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Hub when it fails: what may pass is tried again, what is cached is used, and the rest ends in one line."""
+"""Failures of the Hub: temporary ones are retried, cached files are used, and the rest end in one line."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_a_data_set_that_cannot_be_had_ends_in_one_line(hub, fresh_data, how, me
     assert message in str(error.value) and fresh_data in str(error.value) and "\n" not in str(error.value)
 
 
-def test_gated_is_told_apart_from_missing_or_private(hub, fails, fresh_model, tmp_path):
+def test_gated_is_distinguished_from_missing_or_private(hub, fails, fresh_model, tmp_path):
     flags = ("--task", "STS17", "--output_dir", tmp_path / "out")
     with hub.fail(f"/{fresh_model}/resolve|/api/models/{fresh_model}", "gated"):
         said = fails(1, "gated", STS, "--model_name", fresh_model, *flags)

@@ -1,4 +1,4 @@
-"""Sentences of the development and test sets are found in the training data, however they are written, and left out."""
+"""Sentences of the dev and test sets are found in the training data, whatever their spelling, and removed."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_what_differs_stays_apart():
     assert len({normalise(text) for text in texts}) == len(texts)
 
 
-def test_rows_that_share_a_sentence_are_left_out(caplog):
+def test_rows_that_share_a_sentence_are_removed(caplog):
     dataset = rows(["one", "a man walks", "two", "ذهب احمد الى البيت", "three"], label=[0, 1, 2, 3, 4])
     with caplog.at_level(logging.INFO):
         kept, record = drop_leaks({"mine": (FILE, dataset)}, HELD, keep=False)
@@ -76,7 +76,7 @@ def test_a_data_set_that_is_all_leaks():
         drop_leaks({"mine": (FILE, rows(["a man walks", "A man walks", "one"]))}, HELD, keep=False)
 
 
-def test_the_benchmark_is_looked_at_where_training_data_comes_from_the_hub(hub, pairs):
+def test_the_benchmark_sets_are_checked_if_training_data_comes_from_the_hub(hub, pairs):
     test = {name: scored(pairs, name, slice(0, 60))[0]["sentence1"] for name in ("ar-ar", "en-ar", "en-en")}
     english = scored(pairs, "en-en", slice(136, 176))[0]["sentence2"]
     dataset = rows([*test.values(), english, "one", "two"])

@@ -1,4 +1,4 @@
-"""The card of a trained model names the licences of its data as their own cards state them."""
+"""The card of a trained model lists the licences of its data, as the data sets' cards state them."""
 
 from __future__ import annotations
 

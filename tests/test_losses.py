@@ -1,4 +1,4 @@
-"""The Matryoshka loss is the library's where the library has one, and an independent computation's where it has none."""
+"""The Matryoshka loss equals the library's where the library has one, and otherwise an independent computation."""
 
 from __future__ import annotations
 

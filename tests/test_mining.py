@@ -1,4 +1,4 @@
-"""Mined negatives are those that plain loops over all texts find, and what is written trains."""
+"""Mined negatives equal those of plain loops over all texts, and the written file can be trained on."""
 
 from __future__ import annotations
 

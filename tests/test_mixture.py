@@ -1,4 +1,4 @@
-"""A mixture of all that teaches beside the labels: a guide, a teacher, the model's own full width."""
+"""A mixture with all sources of supervision besides labels: a guide, a teacher, the model's own full width."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models as users bring them: what their own files say they are, what they lack, and how long a text they take."""
+"""Users' models: their kind according to their files, missing parts, and their limit of tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Packed batches give what padded ones give: values, gradients, embeddings, saved files."""
+"""Packed batches are equivalent to padded ones: values, gradients, embeddings, saved files."""
 
 from __future__ import annotations
 

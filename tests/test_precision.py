@@ -1,4 +1,4 @@
-"""A precision that is slow on this processor is never chosen, and warned of where the user chooses it."""
+"""A precision that is slow on this processor is never chosen automatically, and choosing it causes a warning."""
 
 from __future__ import annotations
 

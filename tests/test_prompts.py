@@ -1,4 +1,4 @@
-"""Prompts: trained with, kept, evaluated with, and part of whose score a score is."""
+"""Prompts: used in training, saved, used in evaluation, and part of a score's identity."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A pruned vocabulary: texts of kept pieces have the same embeddings to the bit, and every other text can still be read."""
+"""A pruned vocabulary: texts of kept pieces have bit-identical embeddings, and all other texts can still be tokenised."""
 
 from __future__ import annotations
 

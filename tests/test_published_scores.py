@@ -1,4 +1,4 @@
-"""A real model scores what MTEB publishes for it.
+"""A real model reproduces its published MTEB scores.
 
     PUBLISHED_MODEL=sentence-transformers/all-MiniLM-L6-v2 python -m pytest --slow tests/test_published_scores.py
 

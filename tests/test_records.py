@@ -1,4 +1,4 @@
-"""Run records: what is in them, and that a reader never sees half of one."""
+"""Run records: their content, and that a reader never sees an incomplete one."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_git_state_follows_the_checkout(tmp_path, monkeypatch):
     assert git_state() == {}
 
 
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+def test_a_file_is_replaced_atomically(tmp_path, monkeypatch):
     path = tmp_path / "run.json"
     write_atomically(path, "old")
     mask = os.umask(0)

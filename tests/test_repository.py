@@ -1,4 +1,4 @@
-"""What a newcomer finds: the files that must exist, requirements that agree, scripts that parse."""
+"""The repository: required files exist, requirements agree, scripts parse."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an evaluation leaves: whole, never another's, redone where it is corrupt, and explained where there is no number."""
+"""The files of an evaluation: complete, never mixed up, computed again if corrupt, with a reason for every missing number."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_a_corrupt_embedding_is_never_used(tmp_path, caplog, suffix, place):
         assert next((tmp_path / "s").glob(f"*{suffix}.corrupt")).read_bytes() == content
 
 
-def test_embeddings_that_another_process_made_anew_are_read_anew(tmp_path):
+def test_embeddings_that_another_process_computed_again_are_read_again(tmp_path):
     """The files are as long as before and hold the same texts, in another order."""
     model, texts = static_model(), texts_of(20)
     first, second = (EmbeddingStore(model, tmp_path / "s") for _ in range(2))
@@ -259,7 +259,7 @@ def test_a_baseline_is_held_against_the_model_and_never_recommended(call, static
     assert ("all-MiniLM-L6-v2 (baseline)" in report) == (baseline != static)
 
 
-def test_models_of_one_name_are_told_apart_in_the_record(call, static, tmp_path):
+def test_models_with_the_same_name_are_distinguished_in_the_record(call, static, tmp_path):
     data, other = write_pairs(tmp_path / "mine.jsonl", pairs_of()), tmp_path / "other/model"
     static_model(seed=1).save_pretrained(str(other))
     result = call(*of(static, data, tmp_path / "out", "--model_name", static, other))

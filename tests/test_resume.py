@@ -1,4 +1,4 @@
-"""A training run that dies goes on to the weights of one that never did; a checkpoint that is not whole is not trusted."""
+"""A killed training run resumes to the weights of an uninterrupted one; incomplete checkpoints are not trusted."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ MOMENTS = {
 
 
 @pytest.mark.parametrize("script, moment", MOMENTS.values(), ids=MOMENTS)
-def test_a_run_that_is_killed_goes_on_to_the_same_weights(call, runs, whole, tmp_path, script, moment):
+def test_a_killed_run_resumes_to_the_same_weights(call, runs, whole, tmp_path, script, moment):
     folder = tmp_path / "run"
     kill(moment, runs[script], folder)
     assert not (folder / "final").exists()
@@ -222,7 +222,7 @@ def test_a_corrupt_checkpoint_is_passed_over(whole, tmp_path, caplog, harm, said
         find_checkpoint(folder, "latest")
 
 
-def test_a_run_whose_newest_checkpoint_is_corrupt_goes_on_to_the_same_weights(call, runs, whole, tmp_path):
+def test_a_run_whose_newest_checkpoint_is_corrupt_resumes_to_the_same_weights(call, runs, whole, tmp_path):
     folder = unfinished(whole(HYBRID), tmp_path / "run")
     flip(checkpoints(folder)[-1] / "trainer_state.json")
     log = resume(call, runs[HYBRID], folder)
@@ -256,7 +256,7 @@ def test_a_run_that_was_moved_finds_its_best_checkpoint(call, runs, whole, tmp_p
     assert_same_run(folder, whole(NLI))
 
 
-def test_a_run_without_a_whole_checkpoint_says_what_to_do(fails, runs, whole, tmp_path):
+def test_a_run_without_a_complete_checkpoint_says_what_to_do(fails, runs, whole, tmp_path):
     folder = unfinished(whole(NLI), tmp_path / "run")
     for path in checkpoints(folder):
         (path / MANIFEST).unlink()
@@ -303,7 +303,7 @@ def test_a_checkpoint_that_cannot_be_read_is_corrupt(tmp_path):
         (("--dev_data", "none"), 'dev_data was ["en"] and is ["none"]'),
     ],
 )
-def test_a_run_goes_on_with_the_settings_that_it_began_with(fails, runs, whole, tmp_path, flags, said):
+def test_a_run_resumes_with_its_original_settings(fails, runs, whole, tmp_path, flags, said):
     folder = unfinished(whole(NLI), tmp_path / "run")
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
     message = fails(1, said, *runs[NLI], *flags, "--output_dir", folder, *RESUME)
@@ -311,7 +311,7 @@ def test_a_run_goes_on_with_the_settings_that_it_began_with(fails, runs, whole, 
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
 
 
-def test_a_run_goes_on_with_the_data_that_it_began_with(fails, whole, runs, groups, tmp_path):
+def test_a_run_resumes_with_its_original_data(fails, whole, runs, groups, tmp_path):
     """The file has the same name, and one word more."""
     folder = unfinished(whole(NLI), tmp_path / "run")
     record = record_of(folder)

@@ -1,4 +1,4 @@
-"""The retrieval benchmark: what is searched, and the rank of what is found, by hand."""
+"""The retrieval benchmark: its corpora, and ranks computed by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sample that ships with the repository: its size, its form, and what its sentences are."""
+"""The sample that ships with the repository: its size, its format and its sentences."""
 
 from __future__ import annotations
 
@@ -82,12 +82,12 @@ def test_the_pairs_across_languages_are_made_of_the_two_others(pairs):
         assert arabic["score"] == across["score"] == english["score"]
 
 
-def test_no_sentence_of_the_groups_stands_twice(groups):
+def test_no_sentence_of_the_groups_is_duplicated(groups):
     count = Counter(normalise(text) for text, _ in group_sentences(groups))
     assert [text for text, n in count.items() if n > 1] == []
 
 
-def test_no_pair_stands_twice_and_none_is_a_sentence_with_itself(pairs):
+def test_no_pair_is_duplicated_and_none_pairs_a_sentence_with_itself(pairs):
     found = [(p["subset"], *sorted(map(normalise, (p["sentence1"], p["sentence2"])))) for p in pairs]
     assert [pair for pair, n in Counter(found).items() if n > 1] == []
     assert [pair for pair in found if pair[1] == pair[2]] == []

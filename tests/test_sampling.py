@@ -1,4 +1,4 @@
-"""An epoch: every row once, no false negatives in a batch, as many steps as the sampler says, the same for every process."""
+"""An epoch: every row once, no false negatives in a batch, the announced number of steps, the same for every process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A downloaded model is code and data from a stranger: it runs nothing, leaves no folder, shows no secret, and stays text."""
+"""A downloaded model is untrusted: its code does not run, its paths stay inside its folder, no secret leaks, and its text is escaped."""
 
 from __future__ import annotations
 

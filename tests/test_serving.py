@@ -1,4 +1,4 @@
-"""A trained model's folder as a server reads it."""
+"""A trained model's folder in the format that servers read."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_the_card_has_the_tag_and_a_snippet_that_runs(trained, tmp_path, monkeyp
     assert '"dimensions": 32' in text
 
 
-def test_a_section_stands_before_the_usage_and_replaces_the_earlier_one():
+def test_a_section_comes_before_the_usage_and_replaces_the_earlier_one():
     card = "---\ntags: [x]\n---\n\n# A model\n\nWhat it is.\n\n## Usage\n\ntext\n"
     first = with_section(card, [64, 32], usage("me/a", [64, 32], served=True))
     second = with_section(first, [64, 8], usage("me/a", [64, 8], served=False))

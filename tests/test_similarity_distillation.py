@@ -1,4 +1,4 @@
-"""Similarities as the target of distillation: the value by hand, at every prefix the teacher's full width."""
+"""Distillation of similarities: the value computed by hand, and the teacher's full width as the target of every prefix."""
 
 from __future__ import annotations
 

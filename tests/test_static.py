@@ -1,4 +1,4 @@
-"""Static embeddings from nothing: the same texts and seed give the same model, which later runs must be able to resume."""
+"""New static embeddings: the same texts and seed give the same model, so that later runs can resume."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A teacher's embeddings are the targets of distillation: computed once, kept on disk, found again."""
+"""A teacher's embeddings are the targets of distillation: computed once, stored on disk, and reused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The trainer overrides what the installed libraries have."""
+"""The private methods that the trainer overrides exist in the installed libraries."""
 
 from __future__ import annotations
 

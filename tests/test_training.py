@@ -579,7 +579,7 @@ def test_a_batch_larger_than_the_data(call, tmp_path, rows, tiny_model):
     assert record_of(tmp_path / "run")["steps"] == 1
 
 
-def test_no_text_stands_twice_in_a_batch(tmp_path, call, rows, tiny_model, monkeypatch):
+def test_no_text_is_duplicated_in_a_batch(tmp_path, call, rows, tiny_model, monkeypatch):
     """Each triplet stands four times in the file; a duplicate in a batch would be a wrong negative."""
     from training.utils.trainer import MatryoshkaTrainer
 

@@ -1,4 +1,4 @@
-"""What the libraries refuse of a configuration is one line, before any data is loaded and before anything is written."""
+"""Values that the libraries refuse end in one line, before data is loaded and files are written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers that are not finite and a full disk end a training run with one line, and with its checkpoints as they were."""
+"""Non-finite numbers and a full disk end a training run with one line, and leave its checkpoints intact."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Arabic in the tokenizer of an English model: what is normalised, which word pieces are added, and where they start."""
+"""Arabic in the tokenizer of an English model: normalisation, the added word pieces, and their initial vectors."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_arabic_words_become_pieces_and_english_keeps_its_tokens(english_model, 
     assert np.array_equal(english_model.encode(pairs[0][1]), loaded.encode(pairs[0][1]))
 
 
-def test_tokens_beside_the_vocabulary_keep_their_ids(english_model):
+def test_added_tokens_keep_their_ids(english_model):
     english_model.tokenizer.add_tokens(["[URL]"])
     english_model[0].auto_model.resize_token_embeddings(len(english_model.tokenizer), mean_resizing=False)
     url = english_model.tokenizer.convert_tokens_to_ids("[URL]")
@@ -123,7 +123,7 @@ def test_without_translations_a_piece_starts_from_the_letters_it_was_broken_into
     assert torch.allclose(weights[piece], vectors[letters].mean(dim=0), atol=1e-6)
 
 
-def test_with_translations_a_piece_starts_beside_the_word_that_it_translates(english_model):
+def test_with_translations_a_piece_starts_near_the_word_that_it_translates(english_model):
     pairs = translated(200)
     # the translations are found among pairs of one language, whichever side is the new one
     mixed = [("the moon", "the sun"), *((b, a) for a, b in pairs[:100]), ("شمس", "بحر"), *pairs[100:]]

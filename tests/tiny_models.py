@@ -1,4 +1,4 @@
-"""Tiny models with random weights, one of each kind that users bring: ``make_model("decoder", folder)``."""
+"""Tiny models with random weights, one of each kind that users have: ``make_model("decoder", folder)``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A process that has imported the libraries once and runs the scripts in forks of itself: a real command without the wait.
+"""A process that imports the libraries once and runs the scripts in forks: real commands without the import time.
 
 Each line of standard input is ``{"argv": [script, ...], "cwd": ..., "env": {...}, "out": file,
 "err": file}``; the answer is the exit code.
