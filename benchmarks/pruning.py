@@ -139,7 +139,9 @@ def compare_tokens(model_name: str, outside: list[str]) -> dict[str, dict[str, f
         path, name, split, column = spec.split(":")
         texts = list(dict.fromkeys(load_hub_dataset(path, name or None, split)[column]))[:MOST_TEXTS]
         tokens = [[model.tokenizer.tokenize(text) for text in texts] for model in (complete, pruned)]
-        before, after = (model.encode(texts, normalize_embeddings=True) for model in (complete, pruned))
+        before, after = (
+            model.encode(texts, normalize_embeddings=True, show_progress_bar=False) for model in (complete, pruned)
+        )
         results[spec] = {
             "texts": len(texts),
             "same_tokens": sum(a == b for a, b in zip(*tokens, strict=True)) / len(texts),

@@ -1,14 +1,14 @@
-"""What each recipe and each of its parts is worth: models trained over several seeds, and their STS17 scores at every dimension.
+"""Measures recipes and their parts: trains models over several seeds and scores them on STS17 at every dimension.
 
     python benchmarks/recipes.py                              # every row of benchmarks/recipes.json
     python benchmarks/recipes.py --rows crosslingual          # these rows only; the others' models are kept
     python benchmarks/recipes.py --rows multilingual --seeds 1 2
 
-A row is a model to train, with its script, its configuration and its seeds, or one that is only scored; "of" another row, it is
-that row with changes. A model that is there already is not trained again. The development sets chose everything; STS17 is only
-reported. A number is the mean over the seeds; a row is compared with the one it names in "against", on the same pairs. Results go to --output_dir: recipes.md (at a glance), dimensions.md (every dimension, with
-intervals), dev.md (the development sets, and the time of training), agreement.md (development sets, those that no choice was made
-on, and STS17, seed by seed), recipes.png, headline.png, kept.png, agreement.png, and recipes.json (all of it, and what each run was made with).
+A row is a model to train, with its script, configuration and seeds, or a model that is only scored. A row "of" another row is that
+row with changes. Existing models are not trained again. All choices were made on dev sets; STS17 is only reported. Numbers are means
+over the seeds. A row is compared with the one that it names in "against", on the same pairs. Results go to --output_dir: recipes.md
+(overview), dimensions.md (every dimension, with intervals), dev.md (dev scores and training time), agreement.md (dev, reserved and
+STS17 scores by seed), recipes.png, headline.png, kept.png, agreement.png, and recipes.json (all numbers, and how each run was made).
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ ROOT = Path(__file__).resolve().parents[1]
 ROWS = Path(__file__).with_suffix(".json")
 TASK, SUBSETS = "STS17", ("ar-ar", "en-ar", "en-en")
 DIMS = (384, 256, 128, 64)
-LOWEST = 0.1  # a model that has nothing to keep in a subset has no share of it
+LOWEST = 0.1  # below this score in a subset, the share that a model keeps is not shown
 Scores = dict[str, dict[str, list["Estimate"]]]  # of a row and a subset, one for each dimension
 
 
 def resolve(row: dict, rows: dict) -> dict:
-    """A row's script and whole configuration: that of the row it is "of", or of its file, with its own keys, "without" some data sets."""
+    """Return a row's script and complete configuration: that of its "of" row or its file, with its own keys, "without" some data sets."""
     if "of" in row:
         whole = resolve(rows[row["of"]], rows)
     else:
@@ -62,12 +62,12 @@ def resolve(row: dict, rows: dict) -> dict:
 
 
 def train(name: str, rows: dict, seed: int, models: Path) -> Path:
-    """The final model of a row's run with a seed, trained now unless it is there."""
+    """Return the final model of a row with a seed. Trains it if it does not exist."""
     folder, file = models / f"{name}-{seed}", models / f"{name}.json"
     whole = resolve(rows[name], rows)
     config = json.dumps(whole["config"], indent=2)
     if folder.is_dir() and file.read_text(encoding="utf-8") != config:
-        raise SystemExit(f"{folder} was trained with other settings; remove it, or give another --models")
+        raise SystemExit(f"{folder} was trained with other settings; remove it, or choose another --models")
     if not (folder / "final").is_dir():
         models.mkdir(parents=True, exist_ok=True)
         file.write_text(config, encoding="utf-8")
@@ -126,7 +126,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def load_pairs() -> dict[str, tuple[list[str], list[str], list[float]]]:
-    """The task's sentences and gold scores, by subset."""
+    """Load the task's sentences and gold scores, by subset."""
     import mteb
 
     task = mteb.get_task(TASK, eval_splits=["test"], hf_subsets=list(SUBSETS))
@@ -138,7 +138,7 @@ def load_pairs() -> dict[str, tuple[list[str], list[str], list[float]]]:
 
 
 def load_reserved() -> dict[str, tuple[list[str], list[str], list[float]]]:
-    """The pairs that no choice was made on, where the Hub has them."""
+    """Load the reserved pairs, on which no choice was made, if the Hub has them."""
     from common.data_files import load_hub_dataset
     from common.errors import RunError
 
@@ -156,11 +156,11 @@ def load_reserved() -> dict[str, tuple[list[str], list[str], list[float]]]:
 def score(
     sources: list[str], pca: bool, pairs: dict, reserved: dict
 ) -> tuple[dict[str, list[Estimate]], list[dict[str, dict[str, float]]]]:
-    """Scores of the models of several seeds.
+    """Score the models of several seeds.
 
     Returns:
-        For each subset, and for "mean", the mean over them: an estimate for each dimension, of the mean over the models; and for
-        each model its scores by subset, also those of the reserved sets, and dimension.
+        For each subset and for their "mean", an estimate at each dimension of the mean over the models; and the scores of each
+        model by subset (including the reserved sets) and dimension.
     """
     import numpy as np
 
@@ -190,7 +190,7 @@ def score(
 
 
 def principal_axes(model):
-    """A function that turns embeddings to the principal axes of the English dev sentences, the largest first."""
+    """Return a function that rotates embeddings to the principal axes of the English dev sentences, largest first."""
     import numpy as np
 
     from training.utils.data_loading import load_dev_sets
@@ -204,7 +204,7 @@ def principal_axes(model):
 
 
 def summary_of_run(folder: Path) -> dict:
-    """What a run's record says that a table needs."""
+    """Return the parts of a run's record that the tables need."""
     values = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     kept = (
         "command",
@@ -236,23 +236,23 @@ def as_json(scores: Scores) -> dict:
 
 
 def table(head: list[str], lines: list[list[str]]) -> str:
-    """A Markdown table whose first column is text and whose others are numbers."""
+    """Return a Markdown table; the first column is text, the others are numbers."""
     rule = ["---"] + ["---:"] * (len(head) - 1)
     return "".join(f"| {' | '.join(line)} |\n" for line in [head, rule, *lines])
 
 
 def sign(difference: Estimate) -> str:
-    """An arrow where a difference is significant."""
+    """Return an arrow if a difference is significant."""
     return ("" if difference.p_value() >= 0.05 else " ▲" if difference.value > 0 else " ▼") if difference.value else ""
 
 
 def glance(rows: dict, scores: Scores) -> str:
-    """The models at full and at the smallest dimension; then what a change of a recipe changes."""
+    """Return a table of the models at full width and the smallest dimension, and a table of the effects of changes."""
     models, changes = [], []
     for name, row in rows.items():
         found = scores[name]
         against = scores.get(row.get("against"))
-        if "of" not in row or row.get("plot"):  # a model of its own, not a change of one
+        if "of" not in row or row.get("plot"):  # a model, not a change of one
             cells = []
             for subset in (*SUBSETS, "mean"):
                 for i in (0, -1):
@@ -281,14 +281,14 @@ def glance(rows: dict, scores: Scores) -> str:
 
 
 def share_kept(scores_of_model: dict[str, list[Estimate]]) -> str:
-    """The mean over the subsets at the smallest dimension, as a share of that at full width."""
+    """Return the mean over the subsets at the smallest dimension, as a share of that at full width."""
     if min(scores_of_model[subset][0].value for subset in SUBSETS) <= LOWEST:
         return "–"
     return f"{100 * scores_of_model['mean'][-1].value / scores_of_model['mean'][0].value:.1f}%"
 
 
 def headline(rows: dict, scores: Scores) -> str:
-    """The models worth comparing and the published ones of their size, at full width and at the smallest dimension."""
+    """Return the README's table: the main models and the published ones of their size, at full width and the smallest dimension."""
     lines = [
         [name, *[cell for subset in SUBSETS for cell in (f"{values[subset]:.1f}", "–")], "–"]
         for name, values in PUBLISHED.items()
@@ -310,7 +310,7 @@ def over_seeds(rows: dict) -> str:
 
 
 def every_dimension(rows: dict, scores: Scores) -> str:
-    """A table for each subset: every row at every dimension, with intervals."""
+    """Return a table for each subset: every row at every dimension, with intervals."""
     text = (
         f"{TASK}, Spearman × 100, 250 pairs each: {over_seeds(rows)}, with 95% intervals (bootstrap over the pairs).\n"
     )
@@ -327,7 +327,7 @@ def every_dimension(rows: dict, scores: Scores) -> str:
 
 
 def dev_table(rows: dict, runs: dict[str, list[dict]]) -> str:
-    """The development scores that the choices were made on, mean over the dimensions and the seeds, and the time of training."""
+    """Return a table of the dev scores that the choices were made on, averaged over dimensions and seeds, and the training time."""
     import numpy as np
 
     means: dict[str, dict[str, float]] = {}

@@ -1,18 +1,17 @@
-"""Search with the models of benchmarks/recipes.py: translations among distractors and duplicate questions, at every dimension.
+"""Measures search with the models of benchmarks/recipes.py at every dimension: translations among distractors, duplicate questions.
 
     python benchmarks/retrieval.py                                   # base, plain Matryoshka and the multilingual recipes
     python benchmarks/retrieval.py --rows e5 multilingual            # these rows of benchmarks/recipes.json
 
-Queries, what they search, and what counts as found:
+The tasks:
 
-- translations: a sentence, among the sentences of the other language of all sets; its translation first (accuracy@1, mean of
-  both directions)
-- questions: an Arabic question that has a duplicate, among all questions of the set; a duplicate near the top (MRR@10)
-- entailments: an English premise, among all hypotheses of SNLI dev; its entailment first (accuracy@1), to see what training and
-  pruning cost on English
+- translations: find a sentence's translation among all sentences in the other language (accuracy@1, mean of both directions)
+- questions: find a duplicate of an Arabic question among all questions of the set (MRR@10)
+- entailments: find an English premise's entailment among all hypotheses of SNLI dev (accuracy@1), which shows the effect of training
+  and pruning on English
 
-A number is the mean over the seeds; a row is compared with the one it names in "against", on the same queries. Models must be
-there already: benchmarks/recipes.py trains them. Results go to --output_dir: retrieval.md and retrieval.json.
+Numbers are means over the seeds. A row is compared with the one that it names in "against", on the same queries. The models must
+exist; benchmarks/recipes.py trains them. Writes retrieval.json and retrieval.md to --output_dir.
 """
 
 from __future__ import annotations
@@ -54,9 +53,9 @@ class Search:
 
     Attributes:
         queries: The texts to search with.
-        corpus: The texts to search in; none twice.
-        relevant: For each query the positions in the corpus that count as found.
-        excluded: For each query the position of the query itself, which is not an answer; -1 where it is not there.
+        corpus: The distinct texts to search in.
+        relevant: The positions in the corpus that are correct for each query.
+        excluded: The position of each query itself, which is not an answer; -1 if it is not in the corpus.
         cutoff: The score of a query is 1 / rank of the first relevant text, 0 beyond this rank.
     """
 
@@ -68,7 +67,7 @@ class Search:
 
 
 def make_search(pairs: list[tuple[str, str]], others: list[str], cutoff: int) -> Search:
-    """A search for the second text of each pair with the first, among all second texts and ``others``."""
+    """Create a search for the second text of each pair with the first, among all second texts and ``others``."""
     corpus = list(dict.fromkeys([*(answer for _, answer in pairs), *others]))
     position = {text: index for index, text in enumerate(corpus)}
     relevant: dict[str, set[int]] = {}
@@ -82,7 +81,7 @@ def make_search(pairs: list[tuple[str, str]], others: list[str], cutoff: int) ->
 
 
 def load_searches() -> dict[str, list[Search]]:
-    """The tasks by name; one of several searches (two directions) is the mean over all their queries."""
+    """Load the tasks by name. The score of a task with several searches (two directions) is the mean over all their queries."""
     from common.data_files import load_hub_dataset
 
     searches: dict[str, list[Search]] = {}
@@ -107,7 +106,7 @@ def load_searches() -> dict[str, list[Search]]:
 
 
 def reciprocal_ranks(queries: np.ndarray, corpus: np.ndarray, search: Search) -> np.ndarray:
-    """1 / rank of the first relevant text for each query, 0 beyond the cutoff; ties count against the query.
+    """Return 1 / rank of the first relevant text for each query, 0 beyond the cutoff. Ties count against the query.
 
     Args:
         queries, corpus: Embeddings, shape ``[n, dim]`` and ``[m, dim]``, not normalised.
@@ -129,7 +128,7 @@ def reciprocal_ranks(queries: np.ndarray, corpus: np.ndarray, search: Search) ->
 
 
 def score(model, searches: dict[str, list[Search]]) -> dict[str, list[Estimate]]:
-    """For each task an estimate for each dimension."""
+    """Estimate the score of each task at each dimension."""
     import numpy as np
 
     from evaluation.utils.scoring.statistics import bootstrap, mean
@@ -194,7 +193,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def models_of(name: str, row: dict, models: Path) -> list[str]:
-    """The models of a row: one that is only scored, or those of its seeds. Raises RunError where one is missing."""
+    """Return the models of a row: one that is only scored, or those of its seeds. Raises RunError if one is missing."""
     if "model" in row:
         return [row["model"]]
     folders = [models / f"{name}-{seed}" / "final" for seed in row["seeds"]]
@@ -204,10 +203,10 @@ def models_of(name: str, row: dict, models: Path) -> list[str]:
 
 
 def describe(results: dict, rows: dict, searches: dict[str, list[Search]]) -> str:
-    """A table for each task: every row at every dimension, marked where it differs from the row it is compared with."""
+    """Return a table for each task: every row at every dimension, marked if it differs from the row it is compared with."""
     from benchmarks.recipes import sign
 
-    text = "Mean over queries and seeds, × 100, and its 95% interval (bootstrap over the queries). "
+    text = "Mean over queries and seeds, × 100, with 95% intervals (bootstrap over the queries). "
     text += "▲ ▼: significantly above or below the row in brackets (paired, p < 0.05).\n"
     for task, of_task in searches.items():
         queries = sum(len(s.queries) for s in of_task)

@@ -1,11 +1,12 @@
-"""What a shortlist of small vectors buys: search among 100,000 Arabic sentences at every dimension and precision, rescored or not.
+"""Measures search with a shortlist of small vectors among 100,000 Arabic sentences, at every dimension and precision, with and without
+rescoring.
 
     python benchmarks/search.py --model_name output/recipes/multilingual-1/final
 
-Two tasks whose right answers are known search one corpus: English sentences for their Arabic translations, and Arabic questions for
+Two tasks with known answers search one corpus: English sentences for their Arabic translations, and Arabic questions for
 their duplicates. The vectors are in a usearch HNSW index, in float32, int8 (as usearch casts normalised vectors) or binary (the
-signs, by Hamming distance). With rescoring, the nearest --shortlist vectors are ordered anew by the cosine of their full-width
-float32 embeddings, which need not be in memory. MRR@10 counts the right answers; agreement is the share of the 10 nearest by exact
+signs, by Hamming distance). With rescoring, the nearest --shortlist vectors are reordered by the cosine of their full-width
+float32 embeddings, which need not be in memory. MRR@10 scores the known answers; agreement is the share of the 10 nearest by exact
 full-width search that are returned. Queries per second are those of one thread, without the time to encode the query.
 
 PostgreSQL with pgvector then searches the same corpus: an index of all dimensions, and one of the first 64 whose shortlist is rescored
@@ -45,7 +46,7 @@ logger = logging.getLogger(__name__)
 
 
 def stored(embeddings: np.ndarray, dim: int, precision: str) -> np.ndarray:
-    """What goes into the index: the normalised prefixes, or their signs as packed bits."""
+    """Return the vectors of the index: the normalised prefixes, or their signs as packed bits."""
     import numpy as np
 
     prefix = embeddings[:, :dim]
@@ -55,7 +56,7 @@ def stored(embeddings: np.ndarray, dim: int, precision: str) -> np.ndarray:
 
 
 def build(embeddings: np.ndarray, dim: int, precision: str) -> Index:
-    """A usearch index of the corpus; a vector's key is its position."""
+    """Build a usearch index of the corpus; a vector's key is its position."""
     import numpy as np
     from usearch.index import Index, MetricKind, ScalarKind
 
@@ -67,7 +68,7 @@ def build(embeddings: np.ndarray, dim: int, precision: str) -> Index:
 
 
 def rescore(candidates: np.ndarray, queries: np.ndarray, corpus: np.ndarray) -> np.ndarray:
-    """The candidates of each query, nearest first by full-width cosine.
+    """Order the candidates of each query by full-width cosine, nearest first.
 
     Args:
         candidates: Positions in the corpus, shape ``[queries, shortlist]``.
@@ -90,14 +91,14 @@ def search(
     how: tuple[int, str, bool],
     shortlist: int,
 ) -> Result:
-    """Search all tasks in one way (dimension, precision, rescored), several times for the clock.
+    """Search all tasks in one way (dimension, precision, rescored), several times for timing.
 
     Args:
         queries, corpus: Normalised full-width embeddings.
-        nearest: For each task what exact full-width search returns.
+        nearest: The results of exact full-width search for each task.
     """
     dim, precision, rescored = how
-    count = shortlist if rescored else TOP + 1  # one more, since the query itself may be among them
+    count = shortlist if rescored else TOP + 1  # one more, because the query itself may be among them
     times, scores, shared = [], {}, []
     for _ in range(ROUNDS):
         seconds = 0.0
@@ -186,7 +187,7 @@ def describe(
     texts: int,
     shortlist: int,
 ) -> str:
-    """The table: a line for each way to search."""
+    """Return the table: a line for each way to search."""
     head = ["vectors in the index", "rescored", *(f"{name}, MRR@{TOP}" for name in tasks), "agreement"]
     head += ["index, MiB", "queries/s"]
     exact_line = [
@@ -212,14 +213,14 @@ def describe(
     text = markdown_table(head, [exact_line, *lines], text_columns=2)
     return text + (
         f"\n{texts:,} Arabic sentences; {counts}. MRR × 100. Agreement: the share of the {TOP} nearest by exact full-width search that "
-        f"are returned. Rescored: the nearest {shortlist} ordered anew by full-width float32. Queries per second of one thread. "
+        f"are returned. Rescored: the nearest {shortlist} reordered by full-width float32. Queries per second of one thread. "
         f"pgvector stores halfvec and was asked {DATABASE_QUERIES // len(tasks):,} queries of each kind, one at a time: "
-        "its scores compare with each other only. usearch allocates memory in steps that double.\n"
+        "its scores are comparable only with each other. usearch allocates memory in steps that double.\n"
     )
 
 
 def plot(path: Path, results: list[Result], exact_scores: dict[str, float], shortlist: int, texts: int) -> None:
-    """Quality against bytes per vector: small vectors alone, and the same rescored."""
+    """Plot quality against bytes per vector: small vectors alone, and the same rescored."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 SMALL = 64  # dimensions of the index of prefixes
-DATABASE_QUERIES = 2000  # of all tasks, in equal shares: the database answers one at a time
+DATABASE_QUERIES = 2000  # over all tasks, in equal shares, because the database answers one query at a time
 
 logger = logging.getLogger(__name__)
 

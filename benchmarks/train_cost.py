@@ -1,4 +1,4 @@
-"""A cost model of a training step, fitted to measured points and checked on points that it was not fitted to.
+"""Fits a cost model of a training step to measured points, and checks it on other points.
 
     python benchmarks/train_cost.py sentence-transformers/all-MiniLM-L6-v2
 
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 def measure(model_name: str, batch: int, length: int) -> dict:
-    """The median time of a step of random tokens and the growth of the process's peak memory, in this process."""
+    """Measure in this process the median time of a step of random tokens, and the growth of the peak memory."""
     import resource
 
     import torch
@@ -89,14 +89,14 @@ def measure(model_name: str, batch: int, length: int) -> dict:
 
 
 def terms(point: dict) -> list[float]:
-    """The values of ``TERMS`` at a measured point."""
+    """Return the values of ``TERMS`` at a measured point."""
     batch, length = point["batch"], point["length"]
     tokens = 3 * batch * length
     return [1.0, tokens, tokens * length, batch**2 * point["dims"]]
 
 
 def fit(points: list[dict], quantity: str) -> list[float]:
-    """The coefficients of ``TERMS``, none negative, with the least squares of the relative errors."""
+    """Return the non-negative coefficients of ``TERMS`` with the least squares of the relative errors."""
     import numpy as np
     from scipy.optimize import nnls
 

@@ -52,7 +52,7 @@ def make_parser(cls: type, defaults: dict[str, Any], description: str, positiona
         "--config",
         type=Path,
         metavar="FILE",
-        help="a JSON file that sets any of the options below, or those that have no flag",
+        help="a JSON file with values for any of these options and for those without a flag",
     )
     for name, (hint, key) in keys_of(cls).items():
         inner, optional = without_none(hint)

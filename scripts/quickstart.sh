@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 bash scripts/setup.sh
 python="${VENV:-.venv}/bin/python"
 
-echo "== Training a 768-dimensional static embedding model, from nothing, on data/sample/ ==" >&2
+echo "== Training a 768-dimensional static embedding model from scratch on data/sample/ ==" >&2
 model=$("$python" training/hybrid_training.py --config configs/quickstart.json --overwrite_output_dir "$@" | tail -n 1)
 
 echo "== Scoring it and its untrained twin at every dimension ==" >&2

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train, then evaluate what was trained. All arguments go to the training script.
+# Train a model, then evaluate it. All arguments go to the training script.
 #   bash scripts/run_training.sh aubmindlab/bert-base-arabertv02 --language ar
 #   SCRIPT=training/hybrid_training.py bash scripts/run_training.sh --config my_mixture.json
 #   NPROC_PER_NODE=8 bash scripts/run_training.sh                                           # 8 GPUs

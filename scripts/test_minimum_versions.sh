@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run the tests with the oldest supported sentence-transformers and transformers, in an environment of its own (.venv-minimum).
+# Run the tests with the oldest supported sentence-transformers and transformers, in a separate environment (.venv-minimum).
 #   bash scripts/test_minimum_versions.sh [PYTEST_ARGUMENT ...]
 set -euo pipefail
 cd "$(dirname "$0")/.."

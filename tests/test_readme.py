@@ -13,6 +13,7 @@ import pytest
 from benchmarks.options_page import PAGE, options_page
 from benchmarks.recipe_plots import PUBLISHED
 from benchmarks.update_readme import BLOCK, DOCUMENTS, table_of, updated
+from evaluation.utils.analysis.recommendation import ERROR
 from tests.helpers import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -88,6 +89,30 @@ def test_the_numbers_of_the_first_screens_text_are_those_of_the_records():
         {f"{gain:.0f}" for gain in gains} | {f"{m:.0f}" for m in minutes} | {"384", "64", "1.7", f"{spread:.1f}", "2"}
     )
     assert set(re.findall(r"(?<![\w.])\d+(?:\.\d+)?(?![\w.]*\))", text)) <= known, "a number that nothing here traces"
+
+
+def test_all_other_numbers_of_the_readme_are_those_of_the_configuration_and_the_code():
+    text = BLOCK.sub("", README[: README.index("The table has one seed")] + README[README.index("## Quick start") :])
+    text = "\n".join(line for line in text.splitlines() if not line.startswith(("    ", "|")))
+    text = re.sub(r"`[^`]*`|\[Kusupati[^\]]*\]\([^)]*\)|\]\([^)]*\)", "", text)
+    defaults = {
+        name: json.loads((ROOT / f"configs/{name}_config.json").read_text(encoding="utf-8"))
+        for name in ("training", "eval")
+    }
+    python = re.search(r"python=([\d.]+)", (ROOT / "environment.yml").read_text(encoding="utf-8"))[1]
+    known = {str(dim) for dim in defaults["training"]["matryoshka_dims"]}
+    known |= {python, f"{defaults['eval']['max_loss']:g}", f"{100 * (1 - ERROR):.0f}"}
+    numbers = set(re.findall(r"(?<![\w.-])\d+(?:\.\d+)?", text))
+    assert numbers and numbers <= known
+
+
+def test_the_quick_start_takes_about_a_minute():
+    folder = ROOT / "results/reference/quickstart"
+    lift, scoring = (json.loads((folder / name).read_text(encoding="utf-8")) for name in ("lift.json", "run.json"))
+    seconds = (
+        lift["wall_time_s"] / len(lift["config"]["seeds"]) + scoring["wall_time_s"]
+    )  # one training run, one evaluation
+    assert "about a minute after the installation" in " ".join(README.split()) and 30 < seconds < 75
 
 
 def test_a_changed_table_would_be_noticed():

@@ -1,4 +1,4 @@
-"""Scoring on one set of pairs with four similarities, for ``evaluate_sts.py``."""
+"""Scores models on sets of pairs with four similarities, for ``evaluate_sts.py``."""
 
 from __future__ import annotations
 
@@ -76,9 +76,9 @@ class PairScorer:
     def _score_subset(
         self, scored_model: ScoredModel, pairs: PairSet, gold: list[float], dims: list[int]
     ) -> list[ScoreRow]:
-        """A row for each dimension, without a score where a correlation is undefined.
+        """Return a row for each dimension, without a score if a correlation is undefined.
 
-        Where that is so at the full width, the smaller dimensions have no score either: there is nothing to compare with.
+        If it is undefined at full width, the smaller dimensions have no score either, because there is nothing to compare with.
         """
         rows: list[ScoreRow] = []
         undefined = why_undefined(gold)
@@ -140,7 +140,7 @@ class PairScorer:
 
 
 def write_result(path: Path, result: dict[str, Any]) -> None:
-    """Write a result file; what it holds of other subsets of the same data stays. Safe when several processes do so at once."""
+    """Write a result file, and keep its results on other subsets of the same data. Several processes may do this at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.lock")):
         known = read_json_file(path)
