@@ -343,7 +343,7 @@ def test_a_file_that_exists_is_kept_unless_overwritten(tiny_model, groups, fails
         (2, "MODEL is missing", ["--path", "pairs.csv"]),
         (2, "--path is missing", ["MODEL"]),
         (2, "--num_negatives 5 is above the 2 candidates", ["MODEL", "--path", "pairs.csv", "--num_negatives", "5", "--range_min", "8", "--range_max", "10"]),
-        (2, "--guide needs … --relative_margin", ["MODEL", "--path", "pairs.csv", "--guide", "x/y", "--relative_margin", "none"]),
+        (2, "--guide has no effect … --relative_margin", ["MODEL", "--path", "pairs.csv", "--guide", "x/y", "--relative_margin", "none"]),
         (2, "must end in .parquet", ["MODEL", "--path", "pairs.csv", "--output_file", "mined.csv"]),
         (2, "is a folder", ["MODEL", "--path", "pairs.csv", "--output_file", "folder.parquet"]),
         (2, "pairs.csv is a file", ["MODEL", "--path", "pairs.csv", "--output_file", "pairs.csv/mined.parquet"]),

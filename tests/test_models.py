@@ -128,7 +128,7 @@ def test_a_tokenizer_with_nothing_to_pad_with_is_refused(model, tmp_path):
     values = json.loads(path.read_text())
     del values["eos_token"]
     path.write_text(json.dumps(values))
-    with pytest.raises(RunError, match="no padding token, and no end-of-text token .*: name one as pad_token"):
+    with pytest.raises(RunError, match="no padding token, and no end-of-text token .*: set pad_token"):
         load_model(str(folder))
 
 
@@ -160,7 +160,7 @@ def test_positions_of_images_are_no_limit_of_texts():
 
 @pytest.mark.parametrize(
     ("tokens", "message"),
-    [(33, "--max_seq_length 33 is above the 32 tokens"), (2, "--max_seq_length 2 leaves no room for a text")],
+    [(33, "--max_seq_length 33 is above the 32 tokens"), (2, "--max_seq_length 2 leaves no room for text")],
 )
 def test_lengths_that_a_model_cannot_take_are_refused(fails, model, data, tmp_path, tokens, message):
     out = ("--output_dir", tmp_path / "out", "--max_seq_length", tokens)

@@ -209,7 +209,7 @@ def test_subsets_of_several_sizes_are_compared(call, static, tmp_path):
     data = write_pairs(tmp_path / "mine.jsonl", pairs_of(40, "ar-ar") + pairs_of(30, "en-ar", seed=1))
     result = call(*of(static, data, tmp_path / "out"))
     assert result.code == 0, result.err
-    assert "gap, en-ar less ar-ar" in (tmp_path / "out/report.md").read_text()
+    assert "gap, en-ar minus ar-ar" in (tmp_path / "out/report.md").read_text()
 
 
 def test_scores_of_changed_data_keep_nothing_of_the_old(call, static, tmp_path):

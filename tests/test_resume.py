@@ -368,7 +368,7 @@ def interrupt(process: subprocess.Popen, number: int, said: str) -> tuple[int, s
 @pytest.mark.parametrize(
     "script, number, code", [(NLI, signal.SIGINT, 130), (HYBRID, signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"]
 )
-def test_a_signal_saves_a_checkpoint_and_tells_how_to_go_on(call, runs, tmp_path, script, number, code):
+def test_a_signal_saves_a_checkpoint_and_says_how_to_resume(call, runs, tmp_path, script, number, code):
     steps = 24
     flags = ("--max_steps", str(steps), "--eval_steps", str(steps), "--dev_data", "none", "--logging_steps", "1")
     command = (*runs[script], *flags, "--output_dir")

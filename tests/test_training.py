@@ -217,7 +217,7 @@ def rows(groups) -> list[dict]:
     return triplets(groups[:24], "ar")
 
 
-def test_triplets_of_ones_own_in_csv(cli, tmp_path, rows, tiny_model):
+def test_your_own_triplets_in_csv(cli, tmp_path, rows, tiny_model):
     data = write(tmp_path / "mine.csv", rows)
     more = ("--dev_data", "none", "--train_data", "mine.csv", "--output_dir", "run", "--matryoshka_dims", "32", "8")
     done = cli(NLI, tiny_model, *more, *FAST, cwd=tmp_path)
@@ -246,7 +246,7 @@ def test_pairs_without_negatives_train_too(call, tmp_path, rows, tiny_model):
     assert record_of(tmp_path / "run")["datasets"][str(data)]["columns"] == ["anchor", "positive"]
 
 
-def test_a_static_model_from_nothing(cli, tmp_path, rows):
+def test_a_new_static_model(cli, tmp_path, rows):
     data = write(tmp_path / "mine.csv", rows)
     more = ("--static_embedding_dim", "64", "--static_vocab_size", "300", "--matryoshka_dims", "64", "16")
     flags = ("--train_data", data, "--dev_data", "ar", "--num_train_epochs", "2", "--learning_rate", "0.1")
@@ -328,7 +328,7 @@ def test_a_folder_that_transformers_would_take_for_a_checkpoint(fails, tmp_path,
     kept.parent.mkdir(parents=True)
     kept.write_text("here")
     for more in ((), ("--overwrite_output_dir",)):
-        fails(1, "holds checkpoint-best, which is not a", NLI, tiny_model, *more, "--output_dir", tmp_path / "run")
+        fails(1, "contains checkpoint-best, which is not a", NLI, tiny_model, *more, "--output_dir", tmp_path / "run")
     assert kept.read_text() == "here"
 
 

@@ -42,7 +42,7 @@ def load_base_model(config: TrainingConfig, *datasets: Dataset) -> SentenceTrans
     model = load_model(config.model_name, identity, **loading_options(config))
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise RunError(
-            f"model {config.model_name}: all its weights are frozen, so there is nothing to train: choose another model"
+            f"model {config.model_name}: all of its weights are frozen, so there is nothing to train: choose another model"
         )
     if is_static(model):
         check_static(config)
