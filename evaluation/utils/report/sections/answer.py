@@ -218,8 +218,8 @@ def _plot(material: Material) -> Plot:
 
 def _table(material: Material) -> Table:
     decision, search = material.decision, material.search
-    columns = ["model", "vector", "accepted", "bytes per vector", "encode, ms per text", "search, ms per query", "mean score",
-               "loss", "loss at most"]  # fmt: skip
+    columns = ["model", "vector", "accepted", "bytes per vector", "mean score", "loss", "loss at most", "encode, ms per text",
+               "search, ms per query"]  # fmt: skip
     rows: list[list[str]] = []
     picked: set[int] = set()
     for model in material.models:
@@ -233,11 +233,11 @@ def _table(material: Material) -> Table:
                     f"{option.dim} {option.precision}",
                     "yes" if option.accepted else "no" if option.tried else NO_VALUE,
                     f"{option.bytes:,}",
-                    _milliseconds(model.encode_ms),
-                    _milliseconds(search.ms.get((option.dim, option.precision))),
                     number(option.score),
                     NO_VALUE if reference else points(option.loss.value),
                     NO_VALUE if reference else points(option.loss.most),
+                    _milliseconds(model.encode_ms),
+                    _milliseconds(search.ms.get((option.dim, option.precision))),
                 ]
             )
     return Table(columns, rows, "What each choice costs and loses", note=_note(material), text_columns=3, picked=picked)
@@ -254,7 +254,7 @@ def _note(material: Material) -> str:
         f"Loss: points of the mean over {_sets(decision)}, against all {decision.best.width} dimensions of "
         f"{material.name(decision.best)} in float32. Loss at most: the true loss is below this with 95% confidence, over all steps of the "
         "decision together. Accepted: dimensions are tried from the full width down, then int8 and binary at the smallest "
-        f"accepted dimension; each sequence ends at the first that may lose more than {_tolerance(decision)}, and what comes after it is not "
+        f"accepted dimension; each sequence ends at the first that may lose more than {_tolerance(decision)}, and the later ones are not "
         "tried (–). Bytes per vector equal megabytes per million vectors, without an index."
     )
     if search.vectors:
