@@ -50,28 +50,28 @@ Scores = dict[str, dict[str, list["Estimate"]]]  # of a row and a subset, one fo
 def resolve(row: dict, rows: dict) -> dict:
     """Return a row's script and complete configuration: that of its "of" row or its file, with its own keys, "without" some data sets."""
     if "of" in row:
-        whole = resolve(rows[row["of"]], rows)
+        other = resolve(rows[row["of"]], rows)
     else:
         file = json.loads((ROOT / row["file"]).read_text(encoding="utf-8")) if "file" in row else {}
-        whole = {"script": row["script"], "config": file}
-    config = whole["config"] | row.get("config", {})
+        other = {"script": row["script"], "config": file}
+    config = other["config"] | row.get("config", {})
     if "datasets" in config:
-        datasets = whole["config"].get("datasets", {}) | config["datasets"]
+        datasets = other["config"].get("datasets", {}) | config["datasets"]
         config["datasets"] = {name: entry for name, entry in datasets.items() if name not in row.get("without", ())}
-    return {"script": whole["script"], "config": config}
+    return {"script": other["script"], "config": config}
 
 
 def train(name: str, rows: dict, seed: int, models: Path) -> Path:
     """Return the final model of a row with a seed. Trains it if it does not exist."""
     folder, file = models / f"{name}-{seed}", models / f"{name}.json"
-    whole = resolve(rows[name], rows)
-    config = json.dumps(whole["config"], indent=2)
+    resolved = resolve(rows[name], rows)
+    config = json.dumps(resolved["config"], indent=2)
     if folder.is_dir() and file.read_text(encoding="utf-8") != config:
         raise SystemExit(f"{folder} was trained with other settings; remove it, or choose another --models")
     if not (folder / "final").is_dir():
         models.mkdir(parents=True, exist_ok=True)
         file.write_text(config, encoding="utf-8")
-        command = [whole["script"], "--config", str(file), "--seed", str(seed), "--output_dir", str(folder)]
+        command = [resolved["script"], "--config", str(file), "--seed", str(seed), "--output_dir", str(folder)]
         if any(folder.glob("checkpoint-*")):
             command += ["--resume_from_checkpoint", "latest"]
         print(" ".join(["python", *command]), file=sys.stderr)
@@ -184,9 +184,9 @@ def score(
                 per_seed[subset].append(bootstrap(spearman(gold, cosines), len(gold), sample=subset))
         single["mean"] = {str(dim): float(np.mean([single[s][str(dim)] for s in pairs])) for dim in DIMS}
         singles.append(single)
-    found = {subset: [paired_mean(seeds) for seeds in zip(*runs, strict=True)] for subset, runs in per_seed.items()}
-    found["mean"] = [mean_estimate(subsets) for subsets in zip(*found.values(), strict=True)]
-    return found, singles
+    estimates = {subset: [paired_mean(seeds) for seeds in zip(*runs, strict=True)] for subset, runs in per_seed.items()}
+    estimates["mean"] = [mean_estimate(subsets) for subsets in zip(*estimates.values(), strict=True)]
+    return estimates, singles
 
 
 def principal_axes(model):
@@ -200,7 +200,7 @@ def principal_axes(model):
     embeddings = model.encode(texts, show_progress_bar=False)
     mean = embeddings.mean(axis=0)
     _, _, axes = np.linalg.svd(embeddings - mean, full_matrices=False)
-    return lambda found: (found - mean) @ axes.T
+    return lambda embeddings: (embeddings - mean) @ axes.T
 
 
 def summary_of_run(folder: Path) -> dict:
@@ -250,22 +250,22 @@ def glance(rows: dict, scores: Scores) -> str:
     """Return a table of the models at full width and the smallest dimension, and a table of the effects of changes."""
     models, changes = [], []
     for name, row in rows.items():
-        found = scores[name]
+        of_row = scores[name]
         against = scores.get(row.get("against"))
         if "of" not in row or row.get("plot"):  # a model, not a change of one
             cells = []
             for subset in (*SUBSETS, "mean"):
                 for i in (0, -1):
-                    mark = sign(found[subset][i] - against[subset][i]) if against else ""
-                    cells.append(f"{100 * found[subset][i].value:.1f}{mark}")
-            kept = share_kept(found)
+                    mark = sign(of_row[subset][i] - against[subset][i]) if against else ""
+                    cells.append(f"{100 * of_row[subset][i].value:.1f}{mark}")
+            kept = share_kept(of_row)
             label = row["label"] + (f" (▲▼ {rows[row['against']]['label']})" if against else "")
             models.append([label, str(len(row.get("seeds", [0]))), *cells, kept])
         elif against:
             cells = []
             for subset in (*SUBSETS, "mean"):
                 for i in (0, -1):
-                    difference = found[subset][i] - against[subset][i]
+                    difference = of_row[subset][i] - against[subset][i]
                     cells.append(f"{100 * difference.value:+.1f}{sign(difference)}")
             changes.append([row["label"], *cells])
     columns = [f"{subset} {DIMS[i]}" for subset in (*SUBSETS, "mean") for i in (0, -1)]
@@ -331,20 +331,20 @@ def dev_table(rows: dict, runs: dict[str, list[dict]]) -> str:
     import numpy as np
 
     means: dict[str, dict[str, float]] = {}
-    for name, found in runs.items():
+    for name, summaries in runs.items():
         values: dict[str, list[float]] = {}
-        for summary in found:
+        for summary in summaries:
             for key, value in summary["scores"].items():
                 kind, _, metric = key.rpartition("-")  # "<set>-<dimension>_<metric>"
                 if kind and "-test" not in kind and metric.endswith(("_spearman_cosine", "_mean_accuracy")):
                     values.setdefault(kind.removesuffix("-dev"), []).append(value)
         means[name] = {kind: 100 * float(np.mean(of_kind)) for kind, of_kind in values.items()}
-    kinds = list(dict.fromkeys(kind for found in means.values() for kind in found))
+    kinds = list(dict.fromkeys(kind for summaries in means.values() for kind in summaries))
     lines = []
-    for name, found in runs.items():
-        minutes = np.mean([run["wall_time_s"] for run in found]) / 60
+    for name, summaries in runs.items():
+        minutes = np.mean([run["wall_time_s"] for run in summaries]) / 60
         cells = [f"{means[name][kind]:.1f}" if kind in means[name] else "" for kind in kinds]
-        lines.append([rows[name]["label"], str(found[0]["steps"]), f"{minutes:.0f}", *cells])
+        lines.append([rows[name]["label"], str(summaries[0]["steps"]), f"{minutes:.0f}", *cells])
     text = table(["model", "steps", "minutes", *kinds], lines)
     return text + (
         "\nMean over the dimensions that a model was trained at and over the seeds, × 100: Spearman for STS, accuracy for translations.\n"

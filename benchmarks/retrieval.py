@@ -114,7 +114,7 @@ def reciprocal_ranks(queries: np.ndarray, corpus: np.ndarray, search: Search) ->
     import numpy as np
 
     queries, corpus = (x / np.linalg.norm(x, axis=1, keepdims=True).clip(1e-12) for x in (queries, corpus))
-    found = np.zeros(len(queries))
+    reciprocals = np.zeros(len(queries))
     for start in range(0, len(queries), 512):
         similarities = queries[start : start + 512] @ corpus.T
         for row, scores in enumerate(similarities, start):
@@ -123,8 +123,8 @@ def reciprocal_ranks(queries: np.ndarray, corpus: np.ndarray, search: Search) ->
             relevant = list(search.relevant[row])
             best = scores[relevant].max()
             rank = 1 + int((scores >= best).sum()) - int((scores[relevant] >= best).sum())
-            found[row] = 1 / rank if rank <= search.cutoff else 0.0
-    return found
+            reciprocals[row] = 1 / rank if rank <= search.cutoff else 0.0
+    return reciprocals
 
 
 def score(model, searches: dict[str, list[Search]]) -> dict[str, list[Estimate]]:

@@ -56,8 +56,8 @@ def dataset_revision(path: str, dataset: Dataset) -> str | None:
     if is_file_name(path):
         return hash_table(Path(path))
     for file in dataset.cache_files:  # data sets from the Hub are cached in a folder named after their commit
-        if found := re.search(r"[/\\]([0-9a-f]{40})[/\\]", file["filename"]):
-            return found[1]
+        if match := re.search(r"[/\\]([0-9a-f]{40})[/\\]", file["filename"]):
+            return match[1]
     return None
 
 
@@ -127,7 +127,7 @@ def read_pairs(path: Path, check: bool = True) -> dict[str, dict[str, list[Any]]
     check_columns(str(path), dataset, ["sentence1", "sentence2", "score"])
     check_texts(str(path), dataset, ["sentence1", "sentence2"])
     subsets = dataset["subset"] if "subset" in dataset.column_names else ["default"] * len(dataset)
-    found: dict[str, dict[str, list[Any]]] = {}
+    pairs_of: dict[str, dict[str, list[Any]]] = {}
     for row, (subset, first, second, score) in enumerate(
         zip(subsets, dataset["sentence1"], dataset["sentence2"], dataset["score"], strict=True), 1
     ):
@@ -135,13 +135,13 @@ def read_pairs(path: Path, check: bool = True) -> dict[str, dict[str, list[Any]]
             raise RunError(f"{path}, row {row}: column 'subset' is empty")
         if len(subset) > LONGEST_NAME:
             raise RunError(f"{path}, row {row}: column 'subset' holds a name of more than {LONGEST_NAME} characters")
-        pairs = found.setdefault(subset, {"sentence1": [], "sentence2": [], "score": []})
+        pairs = pairs_of.setdefault(subset, {"sentence1": [], "sentence2": [], "score": []})
         pairs["sentence1"].append(first)
         pairs["sentence2"].append(second)
         pairs["score"].append(number(str(path), row, "score", score))
-    for subset, pairs in found.items() if check else ():
-        check_scores(f"{path}, subset {subset!r}" if len(found) > 1 else str(path), pairs["score"])
-    return found
+    for subset, pairs in pairs_of.items() if check else ():
+        check_scores(f"{path}, subset {subset!r}" if len(pairs_of) > 1 else str(path), pairs["score"])
+    return pairs_of
 
 
 def check_scores(where: str, scores: list[float]) -> None:

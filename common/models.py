@@ -136,18 +136,18 @@ def _with_base(identity: ModelIdentity, files: ModelFiles) -> ModelIdentity:
     if Path(name).is_dir() and Path(name).resolve() == Path(identity.source).resolve():
         raise RunError(f"model {identity.source}: its {ADAPTER_CONFIG} names itself as the base model")
     try:
-        found = identify(name)
+        base_identity = identify(name)
     except RunError as error:
         raise RunError(f"model {identity.source} is an adapter, and its base model cannot be loaded: {error}") from None
     except RecursionError:
         raise RunError(f"model {identity.source}: adapters name each other as their base model") from None
     if re.fullmatch("[0-9a-f]{40}", revision or "") and not Path(name).is_dir():
-        found = replace(found, commit=revision)
+        base_identity = replace(base_identity, commit=revision)
     elif revision not in (None, "main"):
         logger.warning(
             "%s names %s at %r, which is no commit: its main branch is used", identity.source, name, revision
         )
-    return replace(identity, base=found)
+    return replace(identity, base=base_identity)
 
 
 def unique_identities(identities: list[ModelIdentity]) -> list[ModelIdentity]:

@@ -65,12 +65,12 @@ def drop_leaks(
     if any(not is_file_name(entry.path) for entry, _ in train.values()):
         for task, subsets in BENCHMARK.items():
             try:
-                _, found, _ = load_pairs(task, None, subsets, [], explicit=False)
+                _, subsets_of_task, _ = load_pairs(task, None, subsets, [], explicit=False)
             except Exception as error:  # the run does not need this set, so that no failure may end it
                 logger.warning("no check for leaks into %s: %s", task, one_line(error))
                 unchecked.append(task)
                 continue
-            for subset, pairs in found.items():
+            for subset, pairs in subsets_of_task.items():
                 held[task if subset == "default" else f"{task} {subset}"] = [pairs["sentence1"], pairs["sentence2"]]
     sets_of: dict[str, set[str]] = {}
     for name, columns in held.items():
@@ -121,11 +121,11 @@ def find_leaks(
         rows: dict[str, set[int]] = {}
         for column in columns:
             encoded = table[column].combine_chunks().dictionary_encode()
-            found = {index: sets_of.get(normalise(text)) for index, text in enumerate(encoded.dictionary.to_pylist())}
-            found = {index: names for index, names in found.items() if names}
-            if found:
+            matches = {index: sets_of.get(normalise(text)) for index, text in enumerate(encoded.dictionary.to_pylist())}
+            matches = {index: names for index, names in matches.items() if names}
+            if matches:
                 for row, index in enumerate(encoded.indices.to_pylist()):
-                    for name in found.get(index, ()):
+                    for name in matches.get(index, ()):
                         rows.setdefault(name, set()).add(start * ROWS + row)
         for name, those in rows.items():
             where[name].append(np.fromiter(those, dtype=np.int64))

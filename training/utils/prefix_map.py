@@ -166,16 +166,16 @@ def add_prefix_map(
     """
     rows = sample_texts(datasets, MAX_TEXTS, seed)
     embeddings = model.encode(rows, batch_size=64, show_progress_bar=False, convert_to_tensor=True).float().cpu()
-    found = learn_prefix_map(embeddings, dims, weights, seed)
-    for dim, error in found.errors_before.items():
+    prefix_map = learn_prefix_map(embeddings, dims, weights, seed)
+    for dim, error in prefix_map.errors_before.items():
         logger.info(
-            "prefix map: error of the similarities at %d: %.4f (before: %.4f)", dim, found.errors_after[dim], error
+            "prefix map: error of the similarities at %d: %.4f (before: %.4f)", dim, prefix_map.errors_after[dim], error
         )
-    if sum(found.errors_after.values()) >= sum(found.errors_before.values()):
+    if sum(prefix_map.errors_after.values()) >= sum(prefix_map.errors_before.values()):
         logger.warning("the prefix map is not used: it does not reduce the error on held-out texts")
         return None
-    insert_rotation(model, found.rotation)
-    return found
+    insert_rotation(model, prefix_map.rotation)
+    return prefix_map
 
 
 def sample_texts(datasets: Iterable[Dataset], limit: int, seed: int) -> list[str]:

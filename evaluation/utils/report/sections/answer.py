@@ -68,10 +68,12 @@ def _sentence(material: Material) -> str:
             f"Deploy {name} at all {option.dim} dimensions in float32, {_bytes(option.bytes)} per vector: no smaller vector is "
             f"shown to lose at most {_tolerance(decision)}, which is what you accept (--max_loss)."
         )
-    whole = f"all {best.width} dimensions" + (f" of {material.name(best)}" if model is not best else "") + " in float32"
+    reference = (
+        f"all {best.width} dimensions" + (f" of {material.name(best)}" if model is not best else "") + " in float32"
+    )
     return (
         f"Deploy {name} at {option.dim} dimensions in {option.precision}: {_bytes(option.bytes)} per vector instead of "
-        f"{bytes_per_vector(best.width, 'float32'):,}. {_lost(option.loss)}, compared with {whole}, which score "
+        f"{bytes_per_vector(best.width, 'float32'):,}. {_lost(option.loss)}, compared with {reference}, which score "
         f"{points(decision.full_score)} on average over {_sets(decision)}. You accept {_tolerance(decision)} (--max_loss)."
     )
 
