@@ -258,7 +258,7 @@ def test_columns_may_be_named(tmp_path, hub):
 
 def test_two_roles_of_one_column(tmp_path, hub):
     path = write_rows(tmp_path / "x.jsonl", [{"q": "a", "d": "b"}, {"q": "c", "d": "d"}])
-    with pytest.raises(UsageError, match="the column 'q' stands for more than one of anchor, positive"):
+    with pytest.raises(UsageError, match="the column 'q' is used for more than one of anchor, positive"):
         load_training_data(entry(path, columns={"anchor": "q", "positive": "q"}))
 
 

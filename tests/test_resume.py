@@ -245,7 +245,7 @@ def test_the_best_checkpoint_may_be_lost(call, runs, whole, tmp_path):
     truncate(best / "model.safetensors")
     log = resume(call, runs[NLI], folder)
     assert f"removing {best}: model.safetensors has" in log
-    assert f"the best checkpoint so far, {best}, cannot be used any more" in log
+    assert f"the best checkpoint so far, {best}, is no longer usable" in log
     final, kept = weights_of(folder / "final"), weights_of(last)
     assert all(torch.equal(final[key], kept[key]) for key in kept)
 

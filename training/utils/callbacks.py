@@ -161,7 +161,7 @@ class ResumedState(TrainerCallback):
             return
         best = folder / f"checkpoint-{state.best_global_step}"
         if reason := why_unusable(best):
-            logger.warning("the best checkpoint so far, %s, cannot be used any more: %s", best, reason)
+            logger.warning("the best checkpoint so far, %s, is no longer usable: %s", best, reason)
             state.best_metric = state.best_global_step = state.best_model_checkpoint = None
         else:
             state.best_model_checkpoint = str(best)

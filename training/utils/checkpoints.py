@@ -94,7 +94,7 @@ def find_checkpoint(folder: Path, wanted: str) -> Path:
             listed = f"; {folder} has {', '.join(path.name for path in paths)}" if paths else ""
             raise RunError(f"--resume_from_checkpoint {wanted} is not a checkpoint{listed}")
         if reason := why_unusable(Path(wanted)):
-            raise RunError(f"--resume_from_checkpoint {wanted}: {reason}; 'latest' uses the newest complete one")
+            raise RunError(f"--resume_from_checkpoint {wanted}: {reason}; 'latest' uses the newest usable one")
         return Path(wanted)
     for path in reversed(paths):
         reason = why_unusable(path)

@@ -48,7 +48,7 @@ def map_columns(
             raise RunError(f"{where}: no column {absent[0]!r}; found {listed}")
         mapped = {role: chosen[role] for role in roles if role in chosen}
         if twice := [column for column in mapped.values() if list(mapped.values()).count(column) > 1]:
-            raise UsageError(f"{where}: the column {twice[0]!r} stands for more than one of {', '.join(mapped)}")
+            raise UsageError(f"{where}: the column {twice[0]!r} is used for more than one of {', '.join(mapped)}")
     else:
         mapped = {}
         for role, aliases in roles.items():

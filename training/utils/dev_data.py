@@ -118,7 +118,7 @@ def benchmark_pairs() -> Sets:
     for task, subsets in BENCHMARK.items():
         try:
             _, pairs, _ = load_pairs(task, None, subsets, [], explicit=False)
-        except Exception as error:  # the run does not need this set, so that no failure may end it
+        except Exception as error:  # the run does not need this set, so a failure must not end it
             logger.warning("dev pairs are not compared with %s: %s", task, one_line(error))
             continue
         sets |= {task if subset == "default" else f"{task} {subset}": rows for subset, rows in pairs.items()}

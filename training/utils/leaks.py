@@ -66,7 +66,7 @@ def drop_leaks(
         for task, subsets in BENCHMARK.items():
             try:
                 _, subsets_of_task, _ = load_pairs(task, None, subsets, [], explicit=False)
-            except Exception as error:  # the run does not need this set, so that no failure may end it
+            except Exception as error:  # the run does not need this set, so a failure must not end it
                 logger.warning("no check for leaks into %s: %s", task, one_line(error))
                 unchecked.append(task)
                 continue

@@ -64,7 +64,7 @@ def add_lora(model: SentenceTransformer, config: TrainingConfig) -> None:
 def layer_pattern(transformer: nn.Module) -> str:
     """Return a pattern for the names of all linear layers in a transformer's blocks.
 
-    QLoRA found that adapting all of them, not only queries and values, is what matters (Dettmers et al., 2023,
+    QLoRA found that adapting all of them, not only queries and values, matters most (Dettmers et al., 2023,
     https://arxiv.org/abs/2305.14314). The pooler, which embeddings do not use, is outside the blocks.
 
     Raises:
