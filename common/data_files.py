@@ -44,7 +44,7 @@ def load_hub_dataset(path: str, name: str | None, split: str) -> Dataset:
 
     label = f"{path}{f' ({name})' if name else ''}, split {split!r}"
     if not HUB_NAME.fullmatch(path):
-        raise RunError(f"data set {label}: no such file, and not the name of a Hub data set (organisation/data set)")
+        raise RunError(f"data set {label}: no such file, and not a name of a Hub data set (organisation/data set)")
     try:
         return load_from_hub("dataset", path, lambda: load_dataset(path, name, split=split))
     except RunError as error:

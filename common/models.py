@@ -123,7 +123,7 @@ def identify(
     if folder.exists():
         raise RunError(f"model {source} is a file: use the model's folder or its Hub name")
     if not HUB_NAME.fullmatch(source):
-        raise RunError(f"model {source}: no such folder, and not the name of a Hub model (organisation/model)")
+        raise RunError(f"model {source}: no such folder, and not a name of a Hub model (organisation/model)")
     return replace(_identify_on_hub(source), **settings)
 
 
