@@ -8,7 +8,7 @@ int8 loses 0.02 points more, and binary exactly 1 point more, so that every cell
 count as wrong: the rate of wrong choices should be at most 5%. The losses vary over samples somewhat more than those of
 all-MiniLM-L6-v2 at 256 dimensions on STS-B and STS17.
 
-Wherever a bound decides, it is that of an evaluation, from 2,000 resamples. Where the bound from the normal distribution and the
+Where the outcome depends on a bound, it is computed as in an evaluation, from 2,000 resamples. Where the bound from the normal distribution and the
 analytical standard error is so far from the tolerance that the two hardly ever disagree, that one is used (one standard error with
 250 pairs, 0.3 with 5,000; the record has their largest difference).
 The last rows are two sets of 500 pairs that share half of their pairs. These are resampled once for both sets, as in an evaluation,
@@ -45,7 +45,7 @@ DIMS, PRECISIONS = (512, 256, 128, 64), ("float32", "int8", "binary")
 FULL_SCORE = 0.85
 MORE_LOST = {"float32": 0.0, "int8": 0.0002, "binary": TOLERANCE}  # than in float32 at the same dimension
 LEAST_DOUBT = 0.3  # standard errors from the tolerance, below which the bootstrap decides; more with few pairs
-FEW_PAIRS, TIMES_AS_MANY = 1000, 4  # samples of few pairs take little time: a cell has so many times as many
+FEW_PAIRS, TIMES_AS_MANY = 1000, 4  # samples of few pairs are fast, so these cells get this many times more
 GROUPS = 50  # of the jackknife
 
 Choice = tuple[int, str]
@@ -173,7 +173,7 @@ class Sample:
         return float(np.mean(losses)), variance**0.5
 
     def choose(self) -> Choice:
-        """What the procedure chooses, of one model."""
+        """Return the procedure's choice for one model."""
         from scipy.special import ndtri
 
         from evaluation.utils.analysis.recommendation import error_of_step, most_lost, smallest_accepted

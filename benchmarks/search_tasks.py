@@ -93,7 +93,7 @@ def load_tasks() -> tuple[list[str], dict[str, Task]]:
 
 
 def encode(model_name: str, texts: list[str], folder: Path) -> np.ndarray:
-    """Normalised full-width embeddings, float32, shape ``[texts, width]``; read from ``folder`` where they are there."""
+    """Normalised full-width embeddings, float32, shape ``[texts, width]``; read from ``folder`` if they are stored there."""
     import numpy as np
 
     from common.models import identify, load_model
@@ -129,7 +129,7 @@ def without_query(positions: Iterable[list[int]], task: Task) -> list[list[int]]
 
 
 def mrr(answers: list[list[int]], task: Task) -> float:
-    """The mean over the queries of 1 / rank of the first right answer, 0 without one among the first 10."""
+    """Return the mean reciprocal rank of the first correct answer; a query without one among the first 10 counts 0."""
     ranks = [
         next((1 / rank for rank, position in enumerate(row, 1) if position in relevant), 0.0)
         for row, relevant in zip(answers, task.relevant, strict=True)

@@ -80,7 +80,7 @@ def measure(flags: tuple[str, ...], steps: int, in_use: bool = False) -> list[di
 
 
 def growth(samples: list[dict[str, float]]) -> dict[str, float]:
-    """From the first to the last quarter of the samples after the warm-up: MiB, and their growth in percent; files; threads."""
+    """Return memory (MiB) and its growth (%), open files and threads in the first and last quarter after the warm-up."""
     warm = [entry for entry in samples if entry["step"] > WARM_UP * samples[-1]["step"]]
     quarter = max(1, len(warm) // 4)
     first, last = (

@@ -29,7 +29,7 @@ def table_of(path: str) -> str:
 
 
 def updated(text: str) -> str:
-    """A document in which each block has the present content of its file."""
+    """Return the document with each block replaced by the current content of its file."""
     return BLOCK.sub(lambda block: f"<!-- {block[1]} -->\n{table_of(block[1])}\n<!-- end -->", text)
 
 
