@@ -52,7 +52,7 @@ Choice = tuple[int, str]
 
 
 def true_losses(loss: float) -> dict[Choice, float]:
-    """The true loss of each dimension and precision, of which half the width loses ``loss``."""
+    """Return the true loss at each dimension and precision; half the width loses ``loss``."""
     of_dims = dict(zip(DIMS, (0.0, loss, 2 * loss, 4 * loss), strict=True))
     return {(dim, precision): of_dims[dim] + MORE_LOST[precision] for dim in DIMS for precision in PRECISIONS}
 

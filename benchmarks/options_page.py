@@ -58,7 +58,7 @@ def options_page() -> str:
 
 
 def data_set_section() -> str:
-    """The keys of an entry of "datasets", with the losses that take them."""
+    """Return the keys of an entry of "datasets", with the losses that support them."""
     used_by = {key: [name for name, loss in LOSSES.items() if key in loss.keys] for key in keys_of(DatasetEntry)}
     defaults = {
         f.name: None if f.default is dataclasses.MISSING else f.default for f in dataclasses.fields(DatasetEntry)
@@ -73,7 +73,7 @@ def data_set_section() -> str:
 
 
 def losses_section() -> str:
-    """The columns of each loss, with the other names that are recognised."""
+    """Return the columns of each loss, with the other names that are recognised."""
     lines = [
         [f"`{name}`", columns(loss.required), columns(loss.optional) or "–", "yes" if loss.contrastive else "no"]
         for name, loss in LOSSES.items()
@@ -105,7 +105,7 @@ def table(keys: dict[str, tuple[Any, Key]], names: list[str], defaults: dict[str
 
 
 def is_object(hint: Any) -> bool:
-    """Whether no flag can hold a value of this type."""
+    """Return whether a value of this type cannot be given as a flag."""
     return get_origin(without_none(hint)[0]) is dict
 
 

@@ -82,7 +82,7 @@ def train(name: str, rows: dict, seed: int, models: Path) -> Path:
 def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__file__, __doc__)
     parser.add_argument("--rows", nargs="+", help="train and score these rows only (default: all)")
-    parser.add_argument("--seeds", type=int, nargs="+", help="train with these seeds (default: those of each row)")
+    parser.add_argument("--seeds", type=int, nargs="+", help="train with these seeds (default: each row's own seeds)")
     parser.add_argument(
         "--models", type=Path, default=Path("output/recipes"), help="folder of the models (default: %(default)s)"
     )

@@ -157,7 +157,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__file__, __doc__)
     parser.add_argument("--rows", nargs="+", default=list(DEFAULT_ROWS), help="rows to score (default: %(default)s)")
     parser.add_argument(
-        "--seeds", type=int, nargs="+", help="score the models of these seeds (default: those of each row)"
+        "--seeds", type=int, nargs="+", help="score the models of these seeds (default: each row's own seeds)"
     )
     parser.add_argument(
         "--models", type=Path, default=Path("output/recipes"), help="folder of the models (default: %(default)s)"
