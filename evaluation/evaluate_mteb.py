@@ -6,7 +6,7 @@
     python evaluation/evaluate_mteb.py --model_name A --benchmark "MTEB(Multilingual, v2)" --languages ara
 
 Writes report.html and report.md, summary.csv, a table, a plot, and mteb's result files into --output_dir. Every score
-equals that of mteb with SentenceTransformer(model, truncate_dim=d).
+equals the one that mteb computes for SentenceTransformer(model, truncate_dim=d).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     from evaluation.utils.evaluation_utils import run_evaluation
     from evaluation.utils.scoring.task_scorer import TaskScorer
 
-    # 2. What to score on: tasks by name, of a benchmark, or of languages. mteb scores each prefix of the embeddings
+    # 2. The test data: tasks chosen by name, benchmark or language. mteb scores each prefix of the embeddings
     scorer = TaskScorer(config)
 
     # 3. Encode each text once, score every dimension, analyse, compare, report

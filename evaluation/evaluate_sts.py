@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> None:
     from evaluation.utils.evaluation_utils import run_evaluation
     from evaluation.utils.scoring.pair_scorer import PairScorer
 
-    # 2. What to score on: the pairs of an STS task or of a file, with four similarities on each prefix of the embeddings
+    # 2. The test data: the pairs of an STS task or of a file. Four similarities are scored on each prefix of the embeddings
     scorer = PairScorer(config)
 
     # 3. Encode each text once, score every dimension, analyse, compare, report

@@ -1,4 +1,4 @@
-"""Dev scores during training, at every dimension from one encode: correlation on scored pairs, and translation retrieval."""
+"""Scores dev sets during training, at every dimension from one encoding: correlation on graded pairs, and translation retrieval."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ ROWS = 1024  # rows compared with all others at a time
 
 
 class MatryoshkaEvaluator(BaseEvaluator):
-    """Scores a model on sets of scored pairs and of translations at every dimension.
+    """Scores a model on sets of graded pairs and of translations at every dimension.
 
-    The metrics have the names of sentence-transformers, ``<set>-<dim>_spearman_cosine`` for scored pairs and
+    The metrics have the names of sentence-transformers, ``<set>-<dim>_spearman_cosine`` for graded pairs and
     ``<set>-<dim>_mean_accuracy`` for translations; ``primary_metric`` is their mean over the dimensions and the sets, with
     equal weight for each set.
 
@@ -39,10 +39,9 @@ class MatryoshkaEvaluator(BaseEvaluator):
         super().__init__()
         self.primary_metric = PRIMARY_METRIC
         self.sets, self.dims, self.batch_size = sets, dims, batch_size
-        self.embeddings: dict[
-            str, list[np.ndarray]
-        ] = {}  # those of the last call: both columns of each set, at full width
-        # These only name the lines of the model card's table: one for each line, because the card groups by evaluator.
+        # The embeddings of the last call: both columns of each set, at full width
+        self.embeddings: dict[str, list[np.ndarray]] = {}
+        # Only the model card uses these. It groups metrics by evaluator, so each line of its table needs its own evaluator.
         self._card: dict[tuple[str, int], BaseEvaluator] = {}
         for name, rows in sets.items():
             for dim in dims:
@@ -109,7 +108,7 @@ class MatryoshkaEvaluator(BaseEvaluator):
 
 
 def is_scored(rows: dict[str, list[Any]]) -> bool:
-    """Return whether a set has scored pairs; otherwise it has translations."""
+    """Return whether a set has graded pairs; otherwise it has translations."""
     return "score" in rows
 
 
@@ -121,7 +120,7 @@ def kind_of(rows: dict[str, list[Any]]) -> str:
 def translation_accuracy(
     first: np.ndarray, second: np.ndarray, source: Sequence[str], target: Sequence[str]
 ) -> dict[str, float]:
-    """Compute how often the nearest text in the other language is the translation (accuracy@1), as in TranslationEvaluator.
+    """Compute how often the nearest text in the other language is the translation (accuracy@1), as TranslationEvaluator does.
 
     Args:
         first, second: Embeddings of the source texts and of their translations, shape ``[n, dim]``, the raw prefix.

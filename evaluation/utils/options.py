@@ -1,4 +1,4 @@
-"""The keys of the evaluation scripts. Their defaults are in ``configs/eval_config.json``."""
+"""The options of the evaluation scripts. Their defaults are in ``configs/eval_config.json``."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class EvalConfig(Config):
     device: Annotated[
         list[str],
         Key(
-            "devices to encode on, such as cuda:0 cuda:1, with a process for each if there are several; by default a GPU if there is one"
+            "devices to encode on, such as cuda:0 cuda:1, with one process for each if there are several; the default is a GPU if the machine has one"
         ),
     ]
     dtype: Annotated[
@@ -57,7 +57,10 @@ class EvalConfig(Config):
     ]
     baseline_model: Annotated[
         str | None,
-        Key("a model to compare with, such as an untrained or non-Matryoshka twin; scored like the others", path=True),
+        Key(
+            "a model to compare with, such as the untrained model or one trained without Matryoshka; scored like the others",
+            path=True,
+        ),
     ]
     calibration_data: Annotated[
         str | None,
@@ -70,7 +73,7 @@ class EvalConfig(Config):
     max_loss: Annotated[
         float,
         Key(
-            "largest acceptable loss, in points of the mean score, against the full width of the best model; the report recommends "
+            "largest acceptable loss, in points of the mean score, compared with the full width of the best model; the report recommends "
             "the smallest vector that is shown, with 95% confidence, to lose no more than this",
             minimum=0,
         ),
@@ -86,8 +89,8 @@ class MTEBConfig(EvalConfig):
     languages: Annotated[
         list[str],
         Key(
-            "score only subsets in one of these languages (ISO 639-3 codes, such as: ara eng); with neither --tasks nor --benchmark, every text "
-            "task of mteb with such a subset"
+            "score only subsets in one of these languages (ISO 639-3 codes, such as: ara eng); without --tasks and --benchmark, score "
+            "every text task of mteb that has such a subset"
         ),
     ]
 

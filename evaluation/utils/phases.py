@@ -1,4 +1,4 @@
-"""Where the time of an evaluation goes: the seconds of each phase, for the run's record."""
+"""Measures the seconds that each phase of an evaluation takes, for the run's record."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 class Phases:
-    """Adds up the seconds of each phase. A phase may contain another, whose time then counts for the inner one alone.
+    """Adds up the seconds of each phase. If a phase contains another, the time of the inner one counts only for the inner one.
 
     Attributes:
         seconds: Seconds by phase, in the order in which the phases first ended.

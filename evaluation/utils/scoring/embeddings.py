@@ -54,7 +54,7 @@ class Rows:
         return len(self.sorted)
 
     def find(self, digests: np.ndarray) -> np.ndarray:
-        """Return the row of each digest, -1 if there is none."""
+        """Return the row of each digest; -1 for a digest that the file does not have."""
         if not len(self):
             return np.full(len(digests), -1)
         place = np.minimum(np.searchsorted(self.sorted, digests), len(self) - 1)
@@ -62,7 +62,7 @@ class Rows:
 
 
 class EmbeddingStore:
-    """Full-width embeddings of texts, encoded at most once for each prompt. A context manager that ends its processes.
+    """Full-width embeddings of texts, encoded at most once for each prompt. As a context manager, it ends its processes on exit.
 
     Args:
         model: The model that encodes.
@@ -78,7 +78,7 @@ class EmbeddingStore:
 
     Each way of encoding (query, document or neither, and the prompt) has a file of rows with ``width`` float32 numbers each,
     and a file with the digests of the texts and rows, in the same order. Rows without a digest, which an interruption can leave,
-    are overwritten. Files with a row that does not match its digest are set aside.
+    are overwritten. If a row does not match its digest, both files are set aside.
     """
 
     def __init__(self, model: SentenceTransformer, folder: Path, batch_size: int = 32, devices: Sequence[str] = ()):
@@ -150,7 +150,7 @@ class EmbeddingStore:
         return any(type(module).__name__ in ("Router", "Asym") for module in self.model.children())
 
     def _load(self, key: str) -> Rows:
-        """Read which rows the files have; another process may have added some."""
+        """Return the rows that the files have now; another process may have added some."""
         names, rows = self.folder / f"{key}.digests", self.folder / f"{key}.f32"
         state: tuple[int, ...] = (0,)
         if names.exists() and rows.exists():

@@ -61,18 +61,18 @@ class TruncatedEncoder(AbsEncoder):
         prompt_type: PromptType | None = None,
         **kwargs: Any,
     ) -> np.ndarray:
-        """Float32 array of shape ``[n, dim]`` for the texts that ``inputs`` yields."""
+        """Return a float32 array of shape ``[n, dim]`` for the texts that ``inputs`` yields."""
         return self.embed(_Texts(inputs), task_metadata, prompt_type)
 
     def embed(self, texts: Iterable[str], task_metadata: TaskMetadata, prompt_type: PromptType | None) -> np.ndarray:
-        """Float32 array of shape ``[n, dim]``, with the prompt that the model has for this task."""
+        """Return a float32 array of shape ``[n, dim]``, encoded with the model's prompt for this task."""
         prompt, role = self.prompt_and_role(task_metadata, prompt_type)
         return self.store.encode(texts, self.dim, prompt=prompt, role=role)
 
     def prompt_and_role(
         self, task_metadata: TaskMetadata, prompt_type: PromptType | None
     ) -> tuple[str | None, str | None]:
-        """Return how the texts of a task are encoded: the prompt and the role."""
+        """Return the prompt and the role with which the texts of a task are encoded."""
         role = prompt_type.value if prompt_type else None
         name = prompt_name(self.model.prompts, task_metadata.name, task_metadata.type, role)
         return None if name is None else self.model.prompts[name], role

@@ -33,7 +33,7 @@ class AtomicResultCache(mteb.ResultCache):
         try:
             known = self.load_task_result(task.metadata.name, meta)
             of_another = known is not None and known.task_name != task.metadata.name
-            reason = f"it is of the task {known.task_name}" if of_another else None
+            reason = f"it belongs to the task {known.task_name}" if of_another else None
         except Exception as error:  # a corrupt file can make the parsers raise anything
             reason = one_line(error, 100)
         if reason:

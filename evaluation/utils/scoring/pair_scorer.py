@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from evaluation.utils.scoring.embeddings import EmbeddingStore
 
 METRIC = "cosine_spearman"
-TASK_TYPE = "STS"  # the user's pairs too
+TASK_TYPE = "STS"  # also for the user's own pairs
 
 
 class PairScorer:

@@ -45,7 +45,7 @@ class PairSet:
 
     @property
     def sample(self) -> str:
-        """Name of the resamples, so that all models and dimensions use the same ones."""
+        """The name of the resamples. It is the same for all models and dimensions, so that they are compared on the same resamples."""
         return f"{self.task} {self.subset}"
 
     def statistic(self, similarities: Sequence[np.ndarray]) -> Statistic:
@@ -53,8 +53,8 @@ class PairSet:
         return (spearman if self.kind == "spearman" else average_precision)(self.gold, similarities)
 
     def similarity(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        """Return the similarities of the pairs' embeddings, shape ``[n]``: cosine, or for labels the best-scoring of the four,
-        as in mteb's ``max_ap``."""
+        """Return the similarities of the pairs' embeddings, shape ``[n]``: cosine for graded pairs; for labels, whichever of
+        the four scores highest, as in mteb's ``max_ap``."""
         similarities = pairwise_similarities(first, second)
         if self.kind == "spearman":
             return similarities["cosine"]
@@ -81,7 +81,7 @@ def languages_of_name(subset: str) -> tuple[str, ...]:
 def load_pairs(
     task_name: str | None, data: str | None, wanted: list[str], defaults: list[str], explicit: bool
 ) -> tuple[str, dict[str, dict[str, list[Any]]], str]:
-    """Load the scored pairs of an mteb STS task or a user's file. A correlation may be undefined for their scores.
+    """Load the scored pairs of an mteb STS task or a user's file. A correlation may be undefined for their scores; this is not checked here.
 
     Args:
         explicit: Whether the user named the subsets ``wanted``; a missing subset is then an error.

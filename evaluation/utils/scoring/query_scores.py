@@ -17,7 +17,7 @@ from evaluation.utils.scoring.task_data import label_of, split_data
 if TYPE_CHECKING:
     from evaluation.utils.scoring.mteb_encoder import TruncatedEncoder
 
-# mteb's names of measures, and those of pytrec_eval, which computes them by query
+# mteb's name of each measure, and the name in pytrec_eval, which computes it for each query
 MEASURES = {
     "ndcg_at": "ndcg_cut",
     "map_at": "map_cut",
@@ -34,10 +34,10 @@ def is_retrieval(task: Any) -> bool:
 
 
 def record_query_scores(task: Any) -> dict[str, dict[str, float]]:
-    """Record each query's main score when mteb evaluates ``task``, which calls ``task_specific_scores`` with all of them.
+    """Record each query's main score when mteb evaluates ``task``: mteb passes all of them to ``task_specific_scores``.
 
     Returns:
-        A dictionary that the evaluation fills: the score of each query by subset and id.
+        A dictionary that the evaluation fills: the score of each query, by subset and query id.
     """
     query_scores: dict[str, dict[str, float]] = {}
     measure = _measure_of_queries(task.metadata.main_score)
@@ -70,8 +70,11 @@ def query_estimates(task_name: str, files: dict[int, Path]) -> Estimates:
     """Estimate the main score of each subset of a retrieval task at each dimension, from the queries' scores.
 
     Args:
-        files: The file of :func:`save_query_scores` for each dimension, the full width first. The result is empty for other
-            tasks, which have no files, and if the main score is not the mean of the queries' scores.
+        files: The file of :func:`save_query_scores` for each dimension, the full width first.
+
+    Returns:
+        The estimates; none for other tasks, which have no files, and none if the main score is not the mean of the queries'
+        scores.
     """
     estimates: Estimates = {}
     if not all(path.exists() for path in files.values()):

@@ -52,9 +52,9 @@ class Estimate:
         return float(low), float(high)
 
     def p_value(self) -> float:
-        """Return the two-sided p-value of "it is zero": 1 minus the level of the widest interval that excludes zero.
+        """Return the two-sided p-value of the hypothesis that the statistic is zero: 1 minus the level of the widest interval that excludes zero.
 
-        It is never below 2 / (resamples + 1), and NaN if too few resamples have a value.
+        The smallest possible value is 2 / (resamples + 1); NaN if too few resamples have a value.
         """
         values = self._values()
         if values is None:
@@ -83,7 +83,7 @@ Estimates = dict[tuple[str, str], dict[tuple[int, str], Estimate]]
 
 
 def _share(values: np.ndarray, below: float) -> float:
-    """Return the share of ``values`` under ``below``, counting ties half, strictly between 0 and 1."""
+    """Return the share of ``values`` that are less than ``below``, with ties counted half; always strictly between 0 and 1."""
     share = ((values < below).sum() + 0.5 * (values == below).sum()) / len(values)
     return float(np.clip(share, 1 / (len(values) + 1), len(values) / (len(values) + 1)))
 
@@ -94,7 +94,7 @@ def mean_estimate(estimates: Sequence[Estimate]) -> Estimate:
     return Estimate(
         float(np.mean([e.value for e in estimates])),
         np.mean([e.replicates for e in estimates], axis=0),
-        # removing an item of one of k samples moves the mean by 1/k of what it moves that sample's estimate
+        # removing an item changes the mean of k samples by 1/k of the change in the estimate of that item's sample
         np.concatenate([centred(e.jackknife) / k for e in estimates]),
     )
 
@@ -109,7 +109,7 @@ def unpaired_difference(first: Estimate, other: Estimate) -> Estimate:
 
 
 def centred(jackknife: np.ndarray) -> np.ndarray:
-    """Return the change when each item or group is removed."""
+    """Return how each item or group, when removed, changes the statistic: the jackknife values minus their mean."""
     return jackknife - (np.nanmean(jackknife) if np.isfinite(jackknife).any() else np.nan)
 
 
@@ -130,7 +130,7 @@ def bootstrap(
     sample: str = "",
     groups: int = JACKKNIFE_GROUPS,
 ) -> list[Estimate]:
-    """Measure a statistic on resamples of ``items`` items.
+    """Compute a statistic of ``items`` items, and its values on bootstrap resamples and in the jackknife.
 
     Args:
         statistic: Takes weights of shape ``[items, m]`` (how often each item occurs in each of ``m`` resamples), and returns
@@ -157,8 +157,8 @@ def bootstrap(
     for start in range(0, groups, width):
         left_out = np.arange(start, min(start + width, groups))
         jackknife.append(statistic((group_of[:, None] != left_out).astype(np.float64)))
-    replicated, left = np.concatenate(replicates, axis=1), np.concatenate(jackknife, axis=1)
-    return [Estimate(float(v), r, j) for v, r, j in zip(value, replicated, left, strict=True)]
+    replicated, jackknifed = np.concatenate(replicates, axis=1), np.concatenate(jackknife, axis=1)
+    return [Estimate(float(v), r, j) for v, r, j in zip(value, replicated, jackknifed, strict=True)]
 
 
 class Ranks:

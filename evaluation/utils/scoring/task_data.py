@@ -25,7 +25,7 @@ def split_data(task: Any, subset: str, split: str) -> Any:
 
 
 def languages_of(task: Any, subset: str) -> tuple[str, ...]:
-    """Return the ISO 639-3 codes, in alphabetical order."""
+    """Return the ISO 639-3 codes of a subset's languages, in alphabetical order."""
     return tuple(sorted({code.split("-")[0] for code in task.metadata.hf_subsets_to_langscripts.get(subset, [])}))
 
 
@@ -35,7 +35,7 @@ def label_of(task: Any, subset: str, split: str) -> str:
 
 
 def size_of(task: Any, subset: str, split: str) -> int:
-    """Return the number of pairs, queries or texts."""
+    """Return the number of pairs, queries or texts in a subset and split."""
     data = split_data(task, subset, split)
     if isinstance(data, dict) and "queries" in data:
         return len(data["queries"])
@@ -64,12 +64,12 @@ class TaskPairs:
 
     @property
     def sides(self) -> tuple[tuple[list[str], Any], tuple[list[str], Any]]:
-        """Yield the texts of each side, with the side's role."""
+        """The texts of each side, with the side's role."""
         return (self.sentence1, self.roles[0]), (self.sentence2, self.roles[1])
 
 
 def task_pairs(task: Any) -> Iterator[TaskPairs]:
-    """Return the pairs of an STS or pair classification task, by subset and split; nothing for other tasks."""
+    """Yield the pairs of an STS or pair classification task, by subset and split; nothing for other tasks."""
     from mteb.abstasks import AbsTaskPairClassification, AbsTaskSTS
 
     if isinstance(task, AbsTaskSTS):
@@ -113,7 +113,7 @@ def why_unscored(task: Any, encoder: TruncatedEncoder) -> dict[str, str]:
 
 
 def pair_sets(task: Any, encoder: TruncatedEncoder) -> Iterator[PairSet]:
-    """Return the scored pairs of an STS or pair classification task with their full-width embeddings; none for other tasks."""
+    """Yield the pairs of an STS or pair classification task with their full-width embeddings; nothing for other tasks."""
     for pairs in task_pairs(task):
         first, second = (encoder.embed(texts, task.metadata, role) for texts, role in pairs.sides)
         yield PairSet(

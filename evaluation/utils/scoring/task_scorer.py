@@ -54,7 +54,8 @@ class TaskScorer:
         scores = ModelScores(rows, pairs, test_texts={text for p in pairs for text in (*p.sentence1, *p.sentence2)})
         for task in self.tasks:
             scores.query_estimates |= run.query_estimates(task)
-            if config.calibration_data is not None:  # only shortlists need them, and they need calibration
+            # Only shortlists use the corpora, and shortlists need calibration texts.
+            if config.calibration_data is not None:
                 scores.corpora += corpora_of(task, encoder)
         return scores
 

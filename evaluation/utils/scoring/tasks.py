@@ -11,7 +11,7 @@ from common.keys import suggest
 
 
 def choose_subsets(wanted: list[str], defaults: list[str], offered: list[str]) -> list[str]:
-    """Return the subsets of a task to score: its wanted ones, otherwise its default ones, otherwise all."""
+    """Return the subsets of a task to score: the ``wanted`` ones that it has, otherwise the ``defaults`` that it has, otherwise all."""
     for names in (wanted, defaults):
         if chosen := [name for name in names if name in offered]:
             return chosen
@@ -59,7 +59,7 @@ def choose_tasks(
     Args:
         names: Task names; empty with a benchmark, or with only languages (then every task that has them).
         benchmark: All tasks of this benchmark.
-        languages: ISO 639-3 codes (``ara``, ``eng``): only subsets with one of these. Without any, ``subsets`` decides.
+        languages: ISO 639-3 codes (``ara``, ``eng``): only subsets with one of these. Without languages, ``subsets`` decides.
         subsets, default_subsets: See :func:`choose_subsets`.
 
     Raises:
@@ -102,7 +102,7 @@ def _tasks_of_languages(languages: list[str]) -> list[Any]:
 
 
 def _text_tasks(candidates: list[Any]) -> list[Any]:
-    """Yield each text task once. A task that is the mean of others is replaced by these."""
+    """Return each text task once. An aggregate task is replaced by the tasks that it averages."""
     from mteb.abstasks.aggregated_task import AbsTaskAggregate
 
     tasks: dict[str, Any] = {}
