@@ -312,7 +312,7 @@ def test_the_sentence_where_nothing_smaller_is_accepted_or_another_model_is_best
     small = option(64, "float32", 0.004, 0.008)
     paragraphs = answer.build(material([small, FULL], small, other=[option(768, "float32", 0.0, 0.0)])).paragraphs
     assert "instead of 3,072" in paragraphs[0] and "all 768 dimensions of me/best in float32" in paragraphs[0]
-    assert any(text.startswith("The smallest of me/best by the same rule") for text in paragraphs)
+    assert any(text.startswith("By the same rule, the smallest vector of me/best, ") for text in paragraphs)
 
 
 def test_a_full_width_alone_and_no_set_are_said_as_they_are():

@@ -23,9 +23,8 @@ class PCA:
     def __init__(self, embeddings: np.ndarray):
         self.mean = embeddings.mean(axis=0)
         centred = (embeddings - self.mean).astype(np.float64)
-        _, components = np.linalg.eigh(
-            centred.T @ centred
-        )  # in order of rising variance; all of them, even for few texts
+        # in ascending order of variance; complete even if there are fewer texts than dimensions
+        _, components = np.linalg.eigh(centred.T @ centred)
         self.components = components[:, ::-1].astype(np.float32)  # [width, width]
 
     def __call__(self, embeddings: np.ndarray, dim: int) -> np.ndarray:
@@ -37,7 +36,7 @@ Method = Callable[[int], list[Transform]]  # transforms to a dimension: one, or 
 
 
 def transforms(calibration: np.ndarray, seed: int) -> dict[str, Method]:
-    """Return the methods, by name.
+    """Return the methods that reduce embeddings, by name.
 
     Args:
         calibration: Full-width embeddings of the texts that PCA is fitted on, shape ``[m, width]``.

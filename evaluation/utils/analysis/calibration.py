@@ -36,7 +36,7 @@ def calibration_id(name: str) -> str:
 
 
 def calibration_texts(name: str, test_texts: Iterable[str] = ()) -> list[str]:
-    """Load at most 10,000 distinct texts of a file, or of a Hub data set given as ``path``, ``path:config`` or
+    """Load at most 10,000 distinct texts from a file, or from a Hub data set given as ``path``, ``path:config`` or
     ``path:config:split``. Texts of the test sets are removed.
 
     Raises:

@@ -52,9 +52,9 @@ def encode_ms(model: SentenceTransformer, texts: Collection[str], batch_size: in
 
 
 def search_times(dims: Collection[int]) -> SearchTimes:
-    """Time an exhaustive search of random vectors: a product for float32, the bits that differ for binary.
+    """Time an exhaustive search of random vectors: by dot product for float32, by number of differing bits for binary.
 
-    int8 is not timed, because NumPy does not use the processor's instructions for products of bytes.
+    int8 is not timed, because NumPy does not use the processor's instructions for multiplying bytes.
     """
     vectors = min(VECTORS, NUMBERS // max(dims))
     rng = np.random.default_rng(0)

@@ -41,8 +41,8 @@ class Option:
         score: The mean score over the counted sets.
         loss: The loss of the mean score, with the bounds that decide.
         of_sets: The loss of each set, with bounds of 95% confidence.
-        tried: The fixed sequence reached it.
-        accepted: The fixed sequence reached it and accepted its loss.
+        tried: Whether the fixed sequence reached this option.
+        accepted: Whether the fixed sequence reached this option and accepted its loss.
     """
 
     dim: int
@@ -60,12 +60,12 @@ class Option:
 
 @dataclass(frozen=True)
 class Decision:
-    """The decision what to deploy.
+    """The choice of what to deploy.
 
     Attributes:
         tolerance: The acceptable loss, from 0 to 1.
         sets: The counted tasks and subsets: those on which some compared model scores 0.3 or more at full width.
-        too_low: Those that do not count, because no model does.
+        too_low: The tasks and subsets that do not count, because every compared model scores below 0.3 there.
         best: The model whose full width scores highest; None if no set counts.
         model, option: The choice to deploy; None if no set counts.
     """
@@ -85,7 +85,7 @@ class Decision:
 
 
 def decide(analyses: Sequence[ModelAnalysis], max_loss: float) -> Decision:
-    """Set the options of each model and the one recommended for it, and choose the smallest of these.
+    """Set each model's options and its recommended option, and choose the smallest recommended one.
 
     A baseline model gets options for comparison, but is never recommended.
 
@@ -101,14 +101,13 @@ def decide(analyses: Sequence[ModelAnalysis], max_loss: float) -> Decision:
     too_low = [key for key in common if key not in sets]
     if not sets:
         return Decision(tolerance, too_low=too_low)
-    joint = all(
-        analysis.shared == compared[0].shared for analysis in compared
-    )  # otherwise the models would not be paired
+    # otherwise the models would have different resamples, and their scores would not be paired
+    joint = all(analysis.shared == compared[0].shared for analysis in compared)
     best = max(compared, key=lambda analysis: analysis.mean(sets, analysis.width, joint=joint).value)
     for analysis in analyses:
         if all(key in analysis.estimates for key in sets):
-            in_line = joint and analysis.shared == best.shared
-            _set_options(analysis, best, sets, tolerance, len(compared), in_line)
+            paired = joint and analysis.shared == best.shared
+            _set_options(analysis, best, sets, tolerance, len(compared), paired)
     candidates = [analysis for analysis in compared if analysis.recommended is not None]
     model = min(candidates, key=lambda a: (a.recommended.bytes, a.recommended.loss.value))
     return Decision(tolerance, sets, too_low, best, model, model.recommended)
@@ -125,7 +124,7 @@ def _full(analysis: ModelAnalysis, key: SetKey) -> Estimate:
 def _set_options(
     analysis: ModelAnalysis, best: ModelAnalysis, sets: list[SetKey], tolerance: float, models: int, joint: bool
 ) -> None:
-    """Measure the options of a model, fewest bytes last, and choose the one to recommend for it."""
+    """Set the options of a model, by precision and from the full width down, and the recommended one."""
     pairs_of = {row.set_key: row.n for row in analysis.scored_rows}
     total = sum(pairs_of.get(key, 0) for key in sets)
     full, error = best.mean(sets, best.width, joint=joint), error_of_step(models)
@@ -147,7 +146,7 @@ def _set_options(
 
     for (dim, precision), score in scores.items():
         if not math.isfinite(score.value):
-            continue  # without a score, for example quantised to a constant; the sequence ended there
+            continue  # no score, for example because quantisation makes all similarities equal; the sequence ended there
         of_sets = {
             key: _loss(_full(best, key) - analysis.estimates[key][dim, precision], pairs_of.get(key, 0)) for key in sets
         }

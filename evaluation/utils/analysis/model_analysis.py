@@ -36,7 +36,7 @@ class ModelAnalysis:
     Attributes:
         dims: The dimensions, the full width first.
         rows: One for each task, subset and dimension, with or without a score.
-        baseline: The model is only a baseline for comparison.
+        baseline: Whether the model is only a baseline for comparison.
         languages: The ISO 639-3 codes of the texts of each task and subset.
         estimates: Estimates of each task and subset with an interval, by dimension and precision.
         shared: The tasks and subsets that share pairs, in groups.
@@ -115,11 +115,11 @@ def analyse(
 
     Args:
         dims: The dimensions, the full width first.
-        scores: The scores; intervals, differences to the full width and retention are added to their rows. Without corpora of
+        scores: The scores; intervals, differences from the full width and retention are added to their rows. Without corpora of
             retrieval tasks, shortlists are measured on the texts of the pairs.
         calibration: Returns the full-width embeddings of texts from outside the test sets, shape ``[m, width]``; without it
-            there are no baselines, precisions and shortlists.
-        baseline: The model is there to compare with.
+            there are no baselines, quantised precisions or shortlists.
+        baseline: Whether the model is only a baseline for comparison.
     """
     pairs, corpora = scores.pairs, scores.corpora
     analysis = ModelAnalysis(identity, dims, scores.rows, baseline, languages={p.key: p.languages for p in pairs})
@@ -154,7 +154,7 @@ def analyse(
 
 
 def _corpus_of_pairs(pairs: list[PairSet]) -> list[tuple[str, np.ndarray, np.ndarray]]:
-    """Use all distinct texts of the sets as a corpus, and each as a query for the others."""
+    """Use the distinct texts of the sets as a corpus, and an evenly spaced selection of them as queries."""
     rows: dict[str, np.ndarray] = {}
     for pair_set in pairs:
         for texts, embeddings in ((pair_set.sentence1, pair_set.first), (pair_set.sentence2, pair_set.second)):
@@ -168,16 +168,16 @@ def _corpus_of_pairs(pairs: list[PairSet]) -> list[tuple[str, np.ndarray, np.nda
 
 
 def _own_rows(queries: np.ndarray, corpus: np.ndarray) -> np.ndarray:
-    """Return the row of the corpus that equals each query of :func:`_corpus_of_pairs`."""
+    """Return the corpus row from which each query of :func:`_corpus_of_pairs` was taken."""
     return np.arange(len(queries)) * max(1, len(corpus) // MAX_QUERIES)
 
 
 def _add_intervals(analysis: ModelAnalysis) -> None:
-    """Return the summary's interval columns, for the rows whose estimate equals their score."""
+    """Set the summary's interval columns in each row whose estimate equals its score, and the retention in every scored row."""
     rows = analysis.scored_rows
     full_scores = {row.set_key: row.score for row in rows if row.dim == analysis.width}
     for row in rows:
-        # mteb may have no score at full width
+        # NaN if mteb has no score at full width
         row.retention = retention(row.score, full_scores.get(row.set_key, math.nan))
         estimate = analysis.estimates.get(row.set_key, {}).get((row.dim, "float32"))
         if estimate is None:
@@ -198,7 +198,7 @@ def _rounded(*numbers: float) -> list[float]:
 
 
 def compare_with_first(analyses: list[ModelAnalysis]) -> None:
-    """Compare each further model with the first at each dimension, and full width with full width."""
+    """Compare each further model with the first at equal dimensions, and their full widths with each other."""
     first = analyses[0]
     for analysis in analyses[1:]:
         for row in analysis.scored_rows:

@@ -17,7 +17,7 @@ FILE = Path(__file__).resolve().parents[2] / "published_results.csv"
 
 @cache
 def published_results() -> pd.DataFrame:
-    """Return the columns ``model, task, subset, cosine_spearman, revision, mteb_version, source``; rows are unique in the first three."""
+    """Return the columns ``model, task, subset, cosine_spearman, revision, mteb_version, source``; the first three identify a row."""
     return pd.read_csv(FILE, dtype={"revision": str, "mteb_version": str}, keep_default_na=False)
 
 
@@ -45,7 +45,7 @@ def rank_among_published(
 
 
 def neighbours(task: str, subset: str, score: float, each_side: int = 3) -> pd.DataFrame:
-    """Return the nearest published scores above and below, the best one, and that of GATE-AraBert-v1, best first."""
+    """Return the nearest published scores above and below, the best one, and the score of GATE-AraBert-v1; best first."""
     table = published_results()
     table = table[(table["task"] == task) & (table["subset"] == subset)].sort_values("cosine_spearman", ascending=False)
     place = int((table["cosine_spearman"] > score).sum())

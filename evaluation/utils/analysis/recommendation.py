@@ -55,7 +55,7 @@ def error_of_step(models: int) -> float:
 
 
 def fixed_sequence(steps: Iterable[Step], is_shown: Callable[[Step], bool]) -> list[Step]:
-    """Return the steps before the first that is not shown. Those after it are not tried."""
+    """Return the steps before the first for which ``is_shown`` is false; later steps are not tried."""
     accepted: list[Step] = []
     for step in steps:
         if not is_shown(step):
@@ -88,9 +88,9 @@ def smallest_accepted(
 
 
 def pairs_that_tell(pairs: float, loss: float, bound: float, tolerance: float) -> float:
-    """Estimate how many pairs would show on which side of the tolerance a loss lies, if it is as measured.
+    """Estimate how many pairs would show whether a loss is above or below the tolerance, if the measured loss is the true one.
 
-    The distance between a loss and its bound shrinks with the square root of the pairs. Infinity at the tolerance itself.
+    The distance between a loss and its bound shrinks with the square root of the number of pairs. Infinity if the loss equals the tolerance.
     """
     if loss == tolerance:
         return math.inf

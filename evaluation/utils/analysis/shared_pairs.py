@@ -1,6 +1,6 @@
-"""Test sets that share pairs, such as STS17 en-en and STS-B: resamples each distinct pair once for all its sets.
+"""Handles test sets that share pairs, such as STS17 en-en and STS-B: resamples each distinct pair once for all its sets.
 
-Treated as independent samples, such sets would make the interval of their mean too narrow.
+If such sets were treated as independent samples, the interval of their mean would be too narrow.
 """
 
 from __future__ import annotations

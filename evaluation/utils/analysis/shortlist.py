@@ -57,14 +57,14 @@ def search(queries: np.ndarray, corpus: np.ndarray, k: int, dim: int, quantizer:
 
 def shortlist_rows(queries: np.ndarray, corpus: np.ndarray, own: np.ndarray, dims: list[int], calibration: np.ndarray,
                    name: str = "") -> list[dict]:  # fmt: skip
-    """Measure the recall of the full search by a shortlist, and the bytes that it reads.
+    """Measure how much of the full search's result each shortlist recalls, and how many bytes it reads.
 
     Rescoring at full width orders the shortlist as the full search does, so the recall after it is the share of the full
     search's ten nearest that are in the shortlist.
 
     Returns:
         Rows ``dim, precision, k, recall, bytes, saving``: ``bytes`` are read for one query from an index of a million
-        vectors, short ones first and then ``k`` full ones; ``saving`` is the full search's bytes divided by these.
+        vectors: all short vectors, then ``k`` full ones; ``saving`` is the full search's bytes divided by ``bytes``.
     """
     width = corpus.shape[1]
     top = min(TOP, len(corpus) - 1)

@@ -49,7 +49,7 @@ def interval(low: float | None, high: float | None, digits: int = 2) -> str:
 
 
 def score_cell(score: float, low: float = float("nan"), high: float = float("nan"), p: float = float("nan")) -> str:
-    """Format as ``87.59 (84.0–90.1)``, with a ``*`` if the score is significantly below that at full width."""
+    """Format as ``87.59 (84.0–90.1)``, with a ``*`` if the score is significantly below the one at full width."""
     if pd.isna(score):
         return ""
     text = f"{100 * score:.2f}"
@@ -77,7 +77,7 @@ def names_in(table: pd.DataFrame) -> dict[tuple[str, str], str]:
 
 
 def metric_name(table: pd.DataFrame) -> str:
-    """Name the scores of a summary: the metric, if all have the same."""
+    """Return the name of a summary's scores: their metric if all share one, otherwise ``Main score``."""
     metrics = set(table["metric"].dropna())
     if metrics == {"cosine_spearman"}:
         return "Spearman correlation (cosine)"

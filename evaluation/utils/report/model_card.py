@@ -46,9 +46,9 @@ def update_model_card(
 ) -> Path:
     """Write scores into ``README.md``, and keep its text, other metadata and the results of other tasks.
 
-    Of the text, only the section that training wrote on fewer dimensions changes: it names the recommended one.
+    The only text that changes is the section on fewer dimensions that training wrote: it names the recommended dimension.
 
-    The model's identity does not change: it leaves README.md out.
+    The model's identity stays the same, because it does not depend on README.md.
 
     Args:
         folder: The model's folder.

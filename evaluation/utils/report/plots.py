@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-INK = "#010203"  # stands for the page's text colour
+INK = "#010203"  # a placeholder for the page's text colour
 COLORS = ("#3b82d6", "#e07b39", "#3a9d6e", "#b05cc6", "#c9a227", "#d1495b", "#6b7f99", "#8c6d46")
 MARKERS = "osD^vP*X"
 
@@ -93,7 +93,7 @@ Line = list[tuple[int, float, float, float]]  # (dimension, score, low, high), Ã
 
 @dataclass(frozen=True)
 class Look:
-    """Return the style of a line: its number determines colour and marker."""
+    """The style of lines: a line's number determines its colour and marker."""
 
     colors: tuple[str, ...]
     markers: str
@@ -108,7 +108,8 @@ def draw_scores(axis: Any, title: str, lines: dict[str, Line], dims: list[int], 
     """Plot score against dimension with intervals, one line for each model.
 
     Args:
-        lines: The points of each model; a model without points takes a number, so that it keeps its colour in other plots.
+        lines: The points of each model; a model without points still takes a number, so that each model
+            has the same colour in all plots.
         dims: The dimensions of the axis.
     """
     for number, (label, points) in enumerate(lines.items()):
@@ -181,7 +182,7 @@ def pareto_plot(
     Args:
         of_models: The points of each model: ``dim, precision, bytes, score, low, high, picked``.
         front: The points that no cheaper point beats, joined by a line.
-        accepted: A line at this score, named ``accepted_name``.
+        accepted: The score at which to draw a line, labelled ``accepted_name``.
     """
     points = [point for of_model in of_models.values() for point in of_model]
     precisions = list(dict.fromkeys(point["precision"] for point in points))

@@ -40,10 +40,10 @@ def write_html(path: Path, title: str, subtitle: str, sections: list[Section]) -
 def write_report(
     output_dir: Path, title: str, subtitle: str, sections: list[Section], section_ids: Iterable[str] = ()
 ) -> None:
-    """Write ``report.html`` and ``report.md``, and the plots that the latter shows under ``plots/``.
+    """Write ``report.html`` and ``report.md``, and the plots that ``report.md`` shows, under ``plots/``.
 
     Args:
-        section_ids: All section ids: plots of an earlier report in these sections are removed.
+        section_ids: All section ids: an earlier report's plots in these sections are removed.
     """
     for old in (output_dir / "plots").glob("*.svg"):
         if re.fullmatch(rf"({'|'.join(section_ids)})-\d+\.svg", old.name):
@@ -51,8 +51,10 @@ def write_report(
     for section in sections:
         for number, plot in enumerate(section.plots, 1):
             plot.file = f"plots/{section.id}-{number}.svg"
-            alone = plot.svg.replace("currentColor", "#1c2330").replace("<svg ", '<svg style="background:#fff" ', 1)
-            write_atomically(output_dir / plot.file, alone)
+            standalone = plot.svg.replace("currentColor", "#1c2330").replace(
+                "<svg ", '<svg style="background:#fff" ', 1
+            )
+            write_atomically(output_dir / plot.file, standalone)
     write_html(output_dir / "report.html", title, subtitle, sections)
     markdown = render("report.md.j2", title=title, subtitle=subtitle, sections=sections)
     # the template marks line ends with ↵, so that its own line breaks are free

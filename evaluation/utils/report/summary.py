@@ -1,4 +1,4 @@
-"""``summary.csv``: the scores of all runs in one folder, a row for each model, test set and dimension."""
+"""``summary.csv``: the scores of all runs in one output directory, with a row for each model, test set and dimension."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ COLUMNS = ["model", "revision", "task", "subset", "dim", "n", *METRICS, "dtype",
 
 
 def update_summary(path: Path, rows: Iterable[ScoreRow]) -> pd.DataFrame:
-    """Put rows into ``summary.csv``: one for each model, revision, precision, task, subset and dimension.
+    """Add rows to ``summary.csv``: one for each model, revision, precision, task, subset and dimension.
 
     An existing row gets the new values and, if the data is the same, keeps its other values. All other rows stay. Several
     processes may do this at once.
@@ -49,7 +49,7 @@ def update_summary(path: Path, rows: Iterable[ScoreRow]) -> pd.DataFrame:
                 before, now = (
                     rows["dataset_revision"].astype(object).fillna("") for rows in (old.reindex(new.index), new)
                 )
-                replaced = new.index[new[NOTE].notna() | (before != now)]  # rows whose old values must not stay
+                replaced = new.index[new[NOTE].notna() | (before != now)]  # rows whose old values no longer apply
                 table = new.combine_first(old.drop(index=replaced, errors="ignore"))
                 table.loc[new.index[new[NOTE].isna()], NOTE] = None
         table = table.reset_index().reindex(columns=COLUMNS)

@@ -13,7 +13,7 @@ from evaluation.utils.report.summary import NOTE
 from evaluation.utils.scoring.rows import set_name
 
 LEGEND = (
-    "In brackets the 95% interval (paired bootstrap). * significantly below the same model's full width (p < 0.05). "
+    "In brackets: the 95% interval (paired bootstrap). * significantly below the same model's full width (p < 0.05). "
     "No brackets: the task has no interval."
 )
 

@@ -66,7 +66,7 @@ def _sentence(material: Material) -> str:
     if (model, option.dim, option.precision) == (best, best.width, "float32"):
         return (
             f"Deploy {name} at all {option.dim} dimensions in float32, {_bytes(option.bytes)} per vector: no smaller vector is "
-            f"shown to lose at most {_tolerance(decision)}, which is what you accept (--max_loss)."
+            f"shown to lose at most {_tolerance(decision)}, the loss that you accept (--max_loss)."
         )
     reference = (
         f"all {best.width} dimensions" + (f" of {material.name(best)}" if model is not best else "") + " in float32"
@@ -163,15 +163,17 @@ def _others(material: Material) -> list[ModelAnalysis]:
 
 def _other_model(material: Material, model: ModelAnalysis) -> str:
     name, option, best = material.name(model), model.recommended, material.decision.best
-    against = "" if model is best or best is None else f" against {material.name(best)}"
+    against = "" if model is best or best is None else f", compared with {material.name(best)}"
     if option is None:
         return f"No vector of {name} is accepted{against}: {_refusal(model.options[0], material.decision.tolerance)}."
     lost = _lost(option.loss).removeprefix("It ")
-    return f"The smallest of {name} by the same rule, {_option(option)} ({_bytes(option.bytes)}), {lost}{against}."
+    return (
+        f"By the same rule, the smallest vector of {name}, {_option(option)} ({_bytes(option.bytes)}), {lost}{against}."
+    )
 
 
 def _not_counted(material: Material) -> list[str]:
-    """Describe the test sets and precisions that the decision excludes, and why."""
+    """Describe which test sets and precisions the decision excludes, and why."""
     decision = material.decision
     compared = [model for model in material.models if not model.baseline]
     scored = dict.fromkeys(row.set_key for model in compared for row in model.scored_rows)
@@ -253,10 +255,10 @@ def _note(material: Material) -> str:
     decision, search = material.decision, material.search
     assert decision.best is not None
     text = (
-        f"Loss: points of the mean over {_sets(decision)}, against all {decision.best.width} dimensions of "
+        f"Loss: points of the mean over {_sets(decision)}, compared with all {decision.best.width} dimensions of "
         f"{material.name(decision.best)} in float32. Loss at most: the true loss is below this with 95% confidence, over all steps of the "
         "decision together. Accepted: dimensions are tried from the full width down, then int8 and binary at the smallest "
-        f"accepted dimension; each sequence ends at the first that may lose more than {_tolerance(decision)}, and the later ones are not "
+        f"accepted dimension; each sequence ends at the first step that may lose more than {_tolerance(decision)}, and later steps are not "
         "tried (–). Bytes per vector equal megabytes per million vectors, without an index."
     )
     if search.vectors:

@@ -50,9 +50,9 @@ def build(material: Material) -> Section | None:
     if not section.tables:
         return None
     section.paragraphs.append(
-        "Matryoshka training orders the dimensions, so that the first ones (prefix) can stand alone. For comparison, what works on any embedding "
-        f"without such training: its principal components (PCA, centred, fitted on {material.calibration}, not on the test sets), a random "
-        f"projection, or randomly chosen dimensions (means of {DRAWS} draws). In brackets: retention, relative to the full, unreduced "
+        "Matryoshka training orders the dimensions, so that the first ones (prefix) can be used alone. For comparison, methods that "
+        f"need no such training: principal components (PCA, centred, fitted on {material.calibration}, not on the test sets), a random "
+        f"projection, and randomly chosen dimensions (means of {DRAWS} draws). In brackets: retention, relative to the full-width "
         "embedding."
     )
     return section

@@ -29,6 +29,6 @@ def build(material: Material) -> Section | None:
         return None
     section.paragraphs.append(
         "The average distance between a pair's rank by similarity and its rank by gold score, in percent of the number of pairs: "
-        "0 is the gold order, 33 a random one. errors.html, next to this report, quotes the pairs whose rank changes most."
+        "0 is the gold order, 33 a random order. errors.html, next to this report, quotes the pairs whose rank changes most."
     )
     return section

@@ -14,7 +14,7 @@ def build(material: Material) -> Section | None:
     first, *others = material.models
     section = Section("Models compared")
     section.paragraphs.append(
-        f"Score minus that of {material.label(first)} at the same dimension (full width against full width), on the "
+        f"Difference: the score minus the score of {material.label(first)} at the same dimension (or both at full width), on the "
         "same pairs or queries."
     )
     columns = ["set", "dimension", "score", "difference", "95% interval", "p"]

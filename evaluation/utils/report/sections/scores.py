@@ -32,8 +32,8 @@ def build(material: Material) -> Section:
     )
     if any_published:
         section.tables[-1].note += (
-            " Published: the best score of an Arabic embedding model, that of GATE-AraBert-v1, and the nearest to the models here, at the width "
-            "they were published for; dotted lines in the plot, where they fall within it."
+            " Published: the best score of an Arabic embedding model, the score of GATE-AraBert-v1, and the scores nearest to those measured here, "
+            "each at the width for which it was published. The plot shows those within its range as dotted lines."
         )
     return section
 

@@ -24,8 +24,9 @@ def build(material: Material) -> Section | None:
         return None
     section.paragraphs.append(
         f"Search with the first dimensions (or their signs), then rescore the best k with the full vectors. Recall is the share of "
-        f"the full search's {TOP} nearest texts that are found. GB read: how much of an index of a million vectors one query reads in an "
-        "exhaustive search, all short vectors, then the full vectors of the largest shortlist; the last column compares this with a full search. "
+        f"the full search's {TOP} nearest texts that the shortlist contains. GB read: the data that one query reads from an index of a million vectors in an "
+        "exhaustive search: all short vectors, then the full vectors of the largest shortlist. The last column: what a full search reads, "
+        "divided by this. "
         "Recall falls as the corpus grows: measure it on your own data with a retrieval task."
     )
     return section
