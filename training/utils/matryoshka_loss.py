@@ -96,7 +96,7 @@ class MatryoshkaLoss(st.MatryoshkaLoss):
         return loss
 
     def _with_self_distillation(self, calculate_loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """Compute the loss from all cached embeddings (GradCache) and add the self-distillation loss."""
+        """Return a function that computes the loss from all cached embeddings (GradCache) and adds the self-distillation loss."""
 
         def calculate(reps: list[list[Tensor]], *args: Any, with_backward: bool = False, **kwargs: Any) -> Tensor:
             loss = calculate_loss(reps, *args, with_backward=with_backward, **kwargs)
@@ -110,7 +110,7 @@ class MatryoshkaLoss(st.MatryoshkaLoss):
         return calculate
 
     def _recorded(self, calculate_loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """Compute the wrapped loss from cached embeddings, whose width identifies the dimension."""
+        """Return a function that computes the wrapped loss from cached embeddings, whose width identifies the dimension."""
         weights = dict(zip(self.matryoshka_dims, self.matryoshka_weights, strict=True))
 
         def calculate(reps: list[list[Tensor]], *args: Any, **kwargs: Any) -> Tensor:

@@ -31,7 +31,7 @@ def add_targets(dataset: Dataset, teacher: str, width: int | None, **loading_opt
         dataset: Rows with a text ``sentence``.
         teacher: A model's name on the Hub, or its folder.
         width: Width of the student's embeddings; None if only similarities are distilled, so that the teacher may have
-            another.
+            a different one.
         **loading_options: ``trust_remote_code`` and ``allow_pickle`` of :func:`load_model`.
 
     Returns:

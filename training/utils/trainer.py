@@ -62,7 +62,7 @@ PRIVATE_OVERRIDES = {
 
 
 class MatryoshkaTrainer(SentenceTransformerTrainer):
-    """Trains, and
+    """Trains a Matryoshka model. In addition, it
 
     - keeps the parameters of the losses (classification heads), and the loss since the last report, in every checkpoint;
     - seals a checkpoint when it is complete, and only then removes an older one;

@@ -170,7 +170,7 @@ def extend_vocabulary(
 def _translations(
     pairs: Iterable[tuple[str, str]], in_letters: Callable[[str], list[str]]
 ) -> Iterator[tuple[str, str]]:
-    """Return the pairs in which exactly one side has words split into letters; that side comes second."""
+    """Yield the pairs in which exactly one side has words split into letters; that side comes second."""
     for first, second in pairs:
         if bool(in_letters(first)) != bool(in_letters(second)):
             yield (second, first) if in_letters(first) else (first, second)
