@@ -25,8 +25,9 @@ if not __package__:  # run as a file: import from the repository root, as `pytho
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import logging
+import signal
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import Pool
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.skeleton import finish, make_parser, markdown_table, start_record
@@ -234,6 +235,11 @@ def simulate(kind: str, pairs: int, loss: float, runs: int) -> dict[str, Any]:
     }
 
 
+def _leave_signals_to_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__file__, __doc__)
     parser.add_argument(
@@ -258,11 +264,11 @@ def main(argv: list[str] | None = None) -> None:
     record = start_record(__file__, options)
     cells = [("one set", pairs, loss / 100) for pairs in options.pairs for loss in options.losses]
     cells += [(kind, 500, 0.01) for kind in list(KINDS)[1:]]
-    with ProcessPoolExecutor(options.jobs) as pool:
-        futures = {
-            cell: pool.submit(simulate, *cell, options.runs) for cell in sorted(cells, key=lambda cell: -cell[1])
-        }
-        results = [futures[cell].result() for cell in cells]
+    longest_first = sorted(cells, key=lambda cell: -cell[1])
+    with Pool(options.jobs, initializer=_leave_signals_to_parent) as pool:  # terminates its processes on exit
+        simulated = pool.starmap(simulate, [(*cell, options.runs) for cell in longest_first], chunksize=1)
+    by_cell = dict(zip(longest_first, simulated, strict=True))
+    results = [by_cell[cell] for cell in cells]
     head = ["sample", "pairs", "true loss", "runs", "accepts too much, %", "95% interval", "finds a good dimension, %"]
     rows = [
         [

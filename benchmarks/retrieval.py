@@ -165,7 +165,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     every = json.loads(ROWS.read_text(encoding="utf-8"))
     if unknown := set(options.rows) - every.keys():
-        parser.error(f"no row {sorted(unknown)[0]!r}; there are {', '.join(every)}")
+        parser.error(f"no row {sorted(unknown)[0]!r}; choose from {', '.join(every)}")
     if options.seeds:
         every = {name: row if "model" in row else row | {"seeds": options.seeds} for name, row in every.items()}
     sources = {name: models_of(name, every[name], options.models) for name in options.rows}

@@ -61,7 +61,7 @@ def writing(path: Path, advice: str) -> Iterator[None]:
     except RunError:
         raise
     except Exception as error:
-        logging.getLogger(__name__).debug("where it came from:", exc_info=True)
+        logging.getLogger(__name__).debug("traceback:", exc_info=True)
         parent = next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
         full = shutil.disk_usage(parent).free < FULL
         reason = "no space left on the disk" if full else one_line(error, 160)
@@ -120,5 +120,5 @@ def run(main: Callable[[], None]) -> None:
         if error.filename is None and error.errno is None:
             raise
         print(f"error: {redact(one_line(error))}", file=sys.stderr)
-        logging.getLogger(__name__).debug("where it came from:", exc_info=True)
+        logging.getLogger(__name__).debug("traceback:", exc_info=True)
         sys.exit(EXIT_FAILURE)

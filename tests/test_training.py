@@ -394,7 +394,7 @@ def test_a_best_checkpoint_that_cannot_be_loaded_ends_the_run(fails, monkeypatch
         (2, "a dimension must be positive, not 0", [NLI, "--matryoshka_dims", "64", "0"]),
         (2, "a dimension must be positive, not -64", [HYBRID, "--matryoshka_dims", "-64"]),
         (2, "64 is duplicated", [NLI, "--matryoshka_dims", "64", "64"]),
-        (2, "has 1 numbers for the 5 of --matryoshka_dims", [NLI, ARABERT, "--matryoshka_weights", "1"]),
+        (2, "--matryoshka_weights has length 1 and --matryoshka_dims 5", [NLI, ARABERT, "--matryoshka_weights", "1"]),
         (2, "'fr' is neither auto, none, en, ar, en-ar nor a file", [NLI, "--dev_data", "fr"]),
         (1, "--max_seq_length 4096 is above the", [NLI, ARABERT, "--max_seq_length", "4096"]),
         (1, "has no checkpoint to resume from", [NLI, "--resume_from_checkpoint", "latest"]),
@@ -469,7 +469,7 @@ def test_mini_batches_of_no_use(fails, call, tmp_path, rows, tiny_model):
         ({"seed": 1}, "'seed' is a key of the configuration itself"),
         ({"lr_scheduler_type": "no such"}, "no such"),
         ({"adam_beta1": "x"}, "adam_beta1' must be a number"),
-        ({"bf16": True}, "'bf16' has no effect here: give --precision"),
+        ({"bf16": True}, "'bf16' has no effect here: set --precision"),
         ({"batch_sampler": "batch_sampler"}, "no batch has a known false negative"),
     ],
 )

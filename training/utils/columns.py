@@ -59,7 +59,7 @@ def map_columns(
     for role in roles:
         if role not in mapped and role not in optional:
             raise RunError(
-                f"{where}: no column for {role!r}; found {listed}; say which is which with 'columns' in a --config file"
+                f"{where}: no column for {role!r}; found {listed}; map the columns with 'columns' in a --config file"
             )
     return mapped
 

@@ -58,7 +58,7 @@ class MatryoshkaLoss(st.MatryoshkaLoss):
             self.loss.calculate_loss = self._with_self_distillation(self.loss.calculate_loss)
 
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> Tensor:
-        """The loss of a batch: a scalar.
+        """Return the loss of a batch, a scalar.
 
         Args:
             sentence_features: The tokenised texts of each column, ``batch`` rows each.

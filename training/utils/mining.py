@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 DOCUMENT_PROMPTS = (DOCUMENT, "passage", "corpus")
 SIMILARITIES = 2**26  # similarities computed at a time: 256 MiB in float32
 ROWS = 2**16  # pairs that a guide scores at a time
-MOST_POSITIVES = 100  # the library holds so many more candidates for every anchor
+MOST_POSITIVES = 100  # per anchor; the library keeps this many additional candidates for every anchor
 
 
 class Guide:

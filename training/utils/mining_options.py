@@ -33,7 +33,7 @@ class MiningConfig(Config):
     name: Annotated[str | None, Key("the configuration (subset) on the Hub")]
     split: Annotated[str, Key("the split on the Hub")]
     columns: Annotated[
-        dict[str, str] | None, Key("for anchor and positive, the names of the columns in the data (only in a file)")
+        dict[str, str] | None, Key("for anchor and positive, the names of the columns in the data (config file only)")
     ]
     max_train_samples: Annotated[int | None, Key("use only the first N rows", minimum=1)]
     drop_unusable_rows: Annotated[
@@ -65,7 +65,7 @@ class MiningConfig(Config):
         float | None,
         Key("skip a candidate whose similarity to the anchor is above the positive's minus absolute_margin", minimum=0),
     ]
-    max_score: Annotated[float | None, Key("highest similarity of a negative to its anchor")]
+    max_score: Annotated[float | None, Key("skip a candidate whose similarity to the anchor is above max_score")]
     guide: Annotated[
         str | None,
         Key(

@@ -89,7 +89,7 @@ def make_static_model(texts: Iterable[str], embedding_dim: int, vocab_size: int,
     from sentence_transformers.sentence_transformer.modules import StaticEmbedding
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-    # Byte-pair encoding with a mark before each word: its trainer is deterministic, that of WordPiece is not.
+    # Byte-pair encoding with a mark before each word, because its trainer is deterministic and the WordPiece trainer is not.
     tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
     # NFKD separates accents and Arabic vowel signs from letters; they are removed, and so is the tatweel.
     tokenizer.normalizer = normalizers.Sequence(

@@ -152,7 +152,7 @@ def export_graph(model: SentenceTransformer, path: Path, identity: ModelIdentity
             )
         strip(path)
     except Exception as error:  # the exporter raises a dozen classes, some with reports of many lines
-        logger.debug("where it came from:", exc_info=True)
+        logger.debug("traceback:", exc_info=True)
         reason = one_line(error.__cause__ or error, 160)
         kind = type(getattr(model[0], "auto_model", model[0])).__name__
         raise RunError(

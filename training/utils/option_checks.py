@@ -24,23 +24,23 @@ def check_training(config: TrainingConfig) -> None:
 
         check_login()
     if config.early_stopping_patience is not None and config.dev_data == ["none"]:
-        raise UsageError("--early_stopping_patience needs dev data: remove it, or change --dev_data none")
+        raise UsageError("--early_stopping_patience needs dev data: remove it, or replace --dev_data none")
     if config.start_share >= 1:
         raise UsageError(
-            f"--start_share {config.start_share:g} must be below 1, otherwise nothing of the training remains"
+            f"--start_share {config.start_share:g} must be below 1: at 1, the final model would be the untrained one"
         )
     if config.start_share and config.model_name == STATIC:
-        raise UsageError("--start_share needs a pretrained model: new static embeddings start from random numbers")
-    if config.start_share and config.lora_r:
         raise UsageError(
-            "--start_share is for training all weights: to reduce the effect of an adapter, lower --lora_alpha"
+            "--start_share needs a pretrained model: new static embeddings have random weights at the start"
         )
+    if config.start_share and config.lora_r:
+        raise UsageError("--start_share does not work with --lora_r: to weaken an adapter, lower --lora_alpha")
     if config.model_name == STATIC:
         check_static(config)
     check_lora(config)
     if config.matryoshka_weights is not None and len(config.matryoshka_weights) != len(config.matryoshka_dims):
         raise UsageError(
-            f"--matryoshka_weights has {len(config.matryoshka_weights)} numbers for the {len(config.matryoshka_dims)} of --matryoshka_dims"
+            f"--matryoshka_weights has length {len(config.matryoshka_weights)} and --matryoshka_dims {len(config.matryoshka_dims)}: set one weight for each dimension"
         )
     if config.mini_batch_size is not None and config.mini_batch_size >= config.per_device_train_batch_size:
         raise UsageError(
@@ -90,9 +90,9 @@ def check_mixture(config: HybridConfig) -> None:
         raise UsageError("'datasets' is empty: a mixture needs at least one data set")
     weighted = [name for name, entry in config.datasets.items() if entry.weight is not None]
     if weighted and len(weighted) < len(config.datasets):
-        bare = next(name for name in config.datasets if name not in weighted)
+        unweighted = next(name for name in config.datasets if name not in weighted)
         raise UsageError(
-            f"'datasets': {weighted[0]!r} has a weight and {bare!r} has none; set a weight for all data sets or for none"
+            f"'datasets': {weighted[0]!r} has a weight and {unweighted!r} has none; set a weight for all data sets or for none"
         )
     contrastive = [name for name, loss in LOSSES.items() if loss.contrastive]
     if config.mini_batch_size is not None and not any(e.loss in contrastive for e in config.datasets.values()):
@@ -119,7 +119,7 @@ def check_entry(where: str, entry: DatasetEntry) -> None:
         if getattr(entry, key) is not None:
             raise UsageError(f"{where}: {key!r} is for {', '.join(losses_with(key))}, and the loss is {entry.loss}")
     if entry.translate is not None and entry.translations is None:
-        raise UsageError(f"{where}: 'translate' needs 'translations', the parallel sentences to take them from")
+        raise UsageError(f"{where}: 'translate' needs 'translations', the parallel sentences to translate with")
     if (entry.name is not None or entry.split != "train") and is_file_name(entry.path):
         raise UsageError(f"{where}: 'name' and 'split' are for data sets on the Hub, and {entry.path} is a file")
     if entry.directions is not None and "query_to_doc" not in entry.directions:

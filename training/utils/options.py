@@ -13,7 +13,7 @@ from common.config import Config
 from common.keys import Key
 
 DIRECTIONS = ("query_to_doc", "doc_to_query", "query_to_query", "doc_to_doc")
-STATIC = "static"  # the model_name that stands for new static embeddings
+STATIC = "static"  # the model_name for new static embeddings
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
@@ -22,7 +22,7 @@ class Loss:
     """The properties of a loss, apart from its computation, which :mod:`training.utils.losses` builds.
 
     Attributes:
-        required: The columns that the loss reads, in this order, and other names of them in public data sets.
+        required: The columns that the loss reads, in this order, each with its other names in public data sets.
         optional: Further columns that the loss reads if a data set has them.
         keys: The keys of :class:`DatasetEntry` that it supports, in addition to those that every loss supports.
         contrastive: The other rows of a batch are negatives. Therefore no text may occur twice in a batch, and
@@ -164,7 +164,7 @@ class TrainingConfig(Config):
     align_vocabulary: Annotated[
         bool,
         Key(
-            "initialise the word pieces that --extend_vocabulary adds from their translations in the training data, or from their letters if there are none"
+            "initialise the word pieces that --extend_vocabulary adds from their translations in the training data; pieces without a translation, from their letters"
         ),
     ]
     prune_vocabulary: Annotated[
@@ -174,7 +174,7 @@ class TrainingConfig(Config):
     start_share: Annotated[
         float,
         Key(
-            "average the trained weights with those before training, which get this share (0.3: 30% before, 70% after); 0 turns it off",
+            "average the trained weights with the weights before training, which get this share (0.3: 30% before, 70% after); 0 turns it off",
             minimum=0,
         ),
     ]
@@ -197,7 +197,9 @@ class TrainingConfig(Config):
             "LoRA alpha: the adapter's output is multiplied by lora_alpha / lora_r; twice lora_r by default", minimum=1
         ),
     ]
-    lora_dropout: Annotated[float, Key("dropout probability on the adapter's inputs, from 0 to below 1", minimum=0)]
+    lora_dropout: Annotated[
+        float, Key("dropout probability of the adapter's inputs, at least 0 and below 1", minimum=0)
+    ]
     lora_target_modules: Annotated[
         list[str] | None,
         Key(
@@ -225,12 +227,12 @@ class TrainingConfig(Config):
     dev_data: Annotated[
         list[str],
         Key(
-            "dev sets for choosing the best checkpoint, one or more of: en or ar (scored pairs), en-ar (translation retrieval), a file of scored pairs or of translations, a Hub data set as path:config:split; or auto (en or ar, as --language says; en for a mixture); or none; pairs that are also in a test set are removed",
+            "dev sets for choosing the best checkpoint, one or more of: en or ar (scored pairs), en-ar (translation retrieval), a file of scored pairs or of translations, a Hub data set as path:config:split; or auto (the --language; en for a mixture); or none; pairs that are also in a test set are removed",
             path=True,
         ),
     ]
     dev_datasets: Annotated[
-        dict[str, DevEntry], Key("more dev sets by name, with path, name, split and columns (in a file only)")
+        dict[str, DevEntry], Key("more dev sets by name, with path, name, split and columns (config file only)")
     ]
     keep_leaks: Annotated[
         bool,
@@ -256,7 +258,7 @@ class TrainingConfig(Config):
     ]
     hub_private_repo: Annotated[bool, Key("make the uploaded model private")]
     training_arguments: Annotated[
-        dict[str, Any], Key("any other arguments of SentenceTransformerTrainingArguments (only in a file)")
+        dict[str, Any], Key("any other arguments of SentenceTransformerTrainingArguments (config file only)")
     ]
 
 
@@ -271,14 +273,14 @@ class MatryoshkaNLIConfig(TrainingConfig):
         ),
     ]
     columns: Annotated[
-        dict[str, str] | None, Key("for each column that the loss reads, its name in train_data (in a file only)")
+        dict[str, str] | None, Key("for each column that the loss reads, its name in train_data (config file only)")
     ]
     scale: Annotated[float, Key("inverse temperature of the contrastive loss", above=0)]
 
 
 @dataclass
 class DatasetEntry:
-    """A data set of a mixture: where it is, how to read it, its loss, and how often it is drawn."""
+    """A data set of a mixture: its location, its columns, its loss, and how often it is drawn."""
 
     path: Annotated[str, Key("a data set on the Hub, or a file, a folder or a glob of files", path=True)]
     loss: Annotated[str, Key("the loss to train with", choices=tuple(LOSSES))]
@@ -304,7 +306,7 @@ class DatasetEntry:
     directions: Annotated[
         list[str] | None,
         Key(
-            "what mnrl contrasts: query_to_doc (always, and by default only this), doc_to_query, query_to_query, doc_to_doc",
+            "what mnrl contrasts: query_to_doc (required; the default is this alone), doc_to_query, query_to_query, doc_to_doc",
             choices=DIRECTIONS,
         ),
     ] = None
@@ -325,21 +327,21 @@ class DatasetEntry:
     target: Annotated[
         str | None,
         Key(
-            "what distill takes from the teacher: embeddings (each prefix learns the teacher's prefix of the same length; the default) or similarities (each prefix learns those at the teacher's full width, which may differ from the model's)",
+            "what distill takes from the teacher: embeddings (each prefix learns the teacher's prefix of the same length; the default) or similarities (each prefix learns the similarities at the teacher's full width; the widths of the two models may differ)",
             choices=TARGETS,
         ),
     ] = None
     translations: Annotated[
         str | None,
         Key(
-            "parallel sentences (a file, or a Hub data set as path:config:split) to translate texts of this data set with: its rows become cross-lingual, and rows without a translation are dropped",
+            "parallel sentences (a file, or a Hub data set as path:config:split) for replacing texts of this data set with their translations, which makes its rows cross-lingual; rows without a translation are dropped",
             path=True,
         ),
     ] = None
     translate: Annotated[
         list[str] | None,
         Key(
-            "which texts of a row to replace by their 'translations': first, others (all but the first) or all",
+            "which texts of a row to replace with their 'translations': first, others (all but the first) or all",
             choices=("first", "others", "all"),
         ),
     ] = None

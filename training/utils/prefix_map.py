@@ -123,7 +123,7 @@ def learn_prefix_map(
     with torch.no_grad():
         rotation = torch.matrix_exp((skew - skew.T).double())
         rotation = _order_axes(train.double(), rotation, [*below, width])
-        u, _, v = torch.linalg.svd(rotation)  # orthogonal to the last digit
+        u, _, v = torch.linalg.svd(rotation)  # orthogonal to machine precision
         rotation = u @ v
         before, after = (
             {dim: float(error.sqrt()) for dim, error in zip(below, similarity_errors(rows, below), strict=True)}
@@ -156,7 +156,7 @@ def add_prefix_map(
     embeddings, the map is folded into the table.
 
     Args:
-        datasets: The training data, of which at most ``MAX_TEXTS`` texts are used, the same share of each data set.
+        datasets: The training data, of which at most ``MAX_TEXTS`` texts are used, the same fraction of each data set.
 
     Returns:
         The map, or None if it would increase the summed error of the prefixes on held-out texts.
@@ -203,7 +203,7 @@ def insert_rotation(model: SentenceTransformer, rotation: Tensor) -> None:
         return
     if "Pooling" not in kinds:
         raise RunError(
-            f"--prefix_map: the model has no pooling module, after which the map would go (it has {', '.join(kinds)})"
+            f"--prefix_map: the map goes after a pooling module, and the model has none (its modules: {', '.join(kinds)})"
         )
     place = kinds.index("Normalize") if "Normalize" in kinds else len(modules)
     width = len(rotation)

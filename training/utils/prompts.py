@@ -71,7 +71,7 @@ def _by_dataset(prompts: str | dict[str, Any], columns: dict[str, list[str]]) ->
     if len(columns) > 1 and any(key in columns for key in prompts):
         if unknown := [key for key in prompts if key not in columns]:
             raise UsageError(
-                f"prompts: no data set {unknown[0]!r}{suggest(unknown[0], columns)}; there are {', '.join(columns)}"
+                f"prompts: no data set {unknown[0]!r}{suggest(unknown[0], columns)}; choose from {', '.join(columns)}"
             )
         return {
             name: _by_column(f"prompts.{name}", prompts.get(name, {}), columns[name], columns[name]) for name in columns
@@ -89,7 +89,7 @@ def _by_column(where: str, prompts: Any, columns: list[str], known: list[str]) -
     negatives = [column for column in columns if column.startswith("negative")]
     for key, prompt in prompts.items():
         if key not in known and not (key == "negative" and negatives):
-            raise UsageError(f"{where}: no column {key!r}{suggest(key, known)}; there are {', '.join(known)}")
+            raise UsageError(f"{where}: no column {key!r}{suggest(key, known)}; choose from {', '.join(known)}")
         if not isinstance(prompt, str):
             raise UsageError(f"{where}: {key!r} must be a string, not {prompt!r}")
     of_negatives = dict.fromkeys(negatives, prompts["negative"]) if "negative" in prompts else {}

@@ -19,7 +19,7 @@ from training.utils.batches import PAIR, Epoch, RepeatedTexts, chunk, negative_c
 logger = logging.getLogger(__name__)
 
 PROPORTIONAL, ROUND_ROBIN = "proportional", "round_robin"
-SHUFFLES = 5  # to try for an epoch that is to have no more steps than the first
+SHUFFLES = 5  # orders to try for an epoch, which must not need more steps than the first
 
 
 class GlobalBatchSampler(Sampler[list[int]]):
@@ -192,7 +192,7 @@ class MixtureBatchSampler(Sampler[list[int]]):
         dataset: The data sets, concatenated.
         batch_samplers: The sampler of each.
         turns: ``"proportional"`` to the data sets' sizes, until all are used up; ``"round_robin"``, until the smallest is used
-            up; or a weight for each data set, by which that of each step is drawn at random. With weights, an epoch has as
+            up; or a weight for each data set: each step draws a data set at random by weight. With weights, an epoch has as
             many steps as all data sets together. A data set that runs out starts again in another order, so that the
             smallest does not end the epoch.
         seed: Seed of the order.

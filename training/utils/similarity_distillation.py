@@ -36,7 +36,7 @@ class SimilarityDistillLoss(nn.Module):
         self.model = model
 
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> Tensor:
-        """The loss of a batch: a scalar.
+        """Return the loss of a batch, a scalar.
 
         Args:
             sentence_features: The tokenised texts of each column, ``batch`` rows each.

@@ -75,7 +75,7 @@ class MatryoshkaTrainer(SentenceTransformerTrainer):
     Args:
         mixing: How the data sets of a mixture are drawn: see ``turns`` of :class:`MixtureBatchSampler`.
         early_stopping_patience: End training when the dev score has not improved for this many evaluations in a row.
-        *args, **kwargs: Those of ``SentenceTransformerTrainer``.
+        *args, **kwargs: The arguments of ``SentenceTransformerTrainer``.
 
     Attributes:
         resumed_from: The checkpoint that the run was resumed from, or None.
@@ -117,7 +117,7 @@ class MatryoshkaTrainer(SentenceTransformerTrainer):
         """Raise :class:`ValueError` if the metric for the best checkpoint is not one of the evaluator's."""
         metric = (self.args.metric_for_best_model or PRIMARY_METRIC).removeprefix("eval_")
         if isinstance(self.evaluator, MatryoshkaEvaluator) and metric not in self.evaluator.metrics:
-            raise ValueError(f"'metric_for_best_model' is {metric!r}; there are {', '.join(self.evaluator.metrics)}")
+            raise ValueError(f"'metric_for_best_model' is {metric!r}; choose from {', '.join(self.evaluator.metrics)}")
 
     def get_batch_sampler(self, dataset, batch_size, drop_last, **kwargs):
         names = self.train_dataset.items() if isinstance(self.train_dataset, dict) else ()
@@ -155,7 +155,7 @@ class MatryoshkaTrainer(SentenceTransformerTrainer):
         return loss
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        name = inputs.get("dataset_name")  # which the library removes from the inputs
+        name = inputs.get("dataset_name")  # before the library removes it from the inputs
         result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if self.model.training:
             loss = self.loss[name] if isinstance(self.loss, dict) else self.loss

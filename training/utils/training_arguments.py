@@ -22,15 +22,15 @@ from training.utils.options import TrainingConfig
 logger = logging.getLogger(__name__)
 
 GPU_LOADERS = 2  # processes that tokenise batches ahead of a GPU
-# our keys that the trainer must not see: it would upload checkpoints during training
+# keys of ours that the trainer must not see: with them, it would upload checkpoints during training
 NOT_FOR_TRAINER = {"output_dir", "resume_from_checkpoint", "push_to_hub", "hub_model_id", "hub_private_repo"}
 # arguments of the library that have no effect here, and why
 WITHOUT_EFFECT = {
-    "bf16": "give --precision",
-    "fp16": "give --precision",
+    "bf16": "set --precision",
+    "fp16": "set --precision",
     "batch_sampler": "every row is drawn once per epoch, and no batch has a known false negative",
 }
-# exceptions that the libraries raise for a value that they refuse, or a package that it needs
+# exceptions that the libraries raise for an invalid value, or for a missing package that a value needs
 REFUSALS = (ValueError, TypeError, KeyError, ImportError, NotImplementedError, AssertionError, OSError)
 
 
@@ -47,7 +47,7 @@ def check_training_arguments(config: TrainingConfig, folder: Path) -> None:
     if args.eval_strategy != "no" and metric is None:
         raise UsageError(
             f"training_arguments: 'eval_strategy' is {args.eval_strategy.value}, but with --dev_data none there is nothing to "
-            "evaluate on: remove it, or name dev data"
+            "evaluate on: remove it, or set --dev_data"
         )
     optimizer = None
     with refusing(f"training_arguments: 'optim' {args.optim.value}"):
@@ -81,7 +81,7 @@ def refusing(where: str) -> Iterator[None]:
     except RunError:
         raise
     except REFUSALS as error:
-        logger.debug("where it came from:", exc_info=True)
+        logger.debug("traceback:", exc_info=True)
         raise UsageError(f"{where}: {one_line(error)}") from error
 
 

@@ -55,7 +55,7 @@ def upload(folder: Path, name: str, private: bool) -> str:
     except (
         Exception
     ) as error:  # the client raises its own exceptions, those of its HTTP library, OSError and ValueError
-        logger.debug("where it came from:", exc_info=True)
+        logger.debug("traceback:", exc_info=True)
         command = shlex.join(["hf", "upload", name, str(folder), ".", *(["--private"] if private else [])])
         raise RunError(
             f"the model is trained and saved as {folder}, but the upload to {name} failed ({_why(error)}): "

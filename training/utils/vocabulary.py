@@ -123,7 +123,7 @@ def extend_vocabulary(
     state = json.loads(backend.to_str())
     if state["model"]["type"] != "WordPiece" or state["model"]["continuing_subword_prefix"] != CONTINUES:
         raise RunError(
-            f"--extend_vocabulary needs a WordPiece tokenizer, as in BERT; this model's is {state['model']['type']}: omit the flag"
+            f"--extend_vocabulary needs a WordPiece tokenizer, as in BERT; this model's is {state['model']['type']}: remove the flag"
         )
     before = _unpadded(backend)
     in_letters = words_in_letters(before)
@@ -135,7 +135,7 @@ def extend_vocabulary(
     added = list(vocabulary)[old:]
     if not added:
         raise RunError(
-            "--extend_vocabulary: the tokenizer splits no word of the training texts into letters: omit the flag"
+            "--extend_vocabulary: the tokenizer splits no word of the training texts into letters: remove the flag"
         )
     model.tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))
 
@@ -158,7 +158,7 @@ def extend_vocabulary(
             start[aligned] = mean * (length / np.linalg.norm(mean, axis=1, keepdims=True))
         weights[old:] = torch.from_numpy(start)
     logger.info(
-        "vocabulary: %d word pieces and %d new ones, %d of which are aligned in %d translations",
+        "vocabulary: %d word pieces and %d new ones; %d of the new ones are initialised from their translations, in %d sentence pairs",
         old,
         len(added),
         aligned.sum(),
