@@ -119,10 +119,16 @@ def warm(hub, tmp_path_factory):
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
     ) as server:
 
-        def run(script: str, *args: str | Path, cwd: Path = ROOT, env: dict[str, str] | None = None):
+        def run(
+            script: str,
+            *args: str | Path,
+            cwd: Path = ROOT,
+            env: dict[str, str] | None = None,
+            file_size: int | None = None,
+        ):
             out, err = folder / "out", folder / "err"
             request = {"argv": [str(ROOT / script), *map(str, args)], "cwd": str(cwd), "env": env or {}}
-            request |= {"out": str(out), "err": str(err)}
+            request |= {"out": str(out), "err": str(err), "file_size": file_size}
             server.stdin.write(json.dumps(request) + "\n")
             server.stdin.flush()
             code = int(server.stdout.readline())

@@ -1,4 +1,4 @@
-"""Run by test_distributed.py under torchrun: the first of two processes writes the gradients of one step."""
+"""Run by test_distributed.py: writes the gradients of one step, with or without torchrun, for each size of GradCache's mini-batches."""
 
 import os
 import sys
@@ -16,14 +16,22 @@ from training.utils.options import DatasetEntry
 
 
 def main() -> None:
-    folder, texts, mini = (
-        Path(sys.argv[1]),
-        Path(sys.argv[2]).read_text(encoding="utf-8").splitlines(),
-        int(sys.argv[3]),
-    )
+    folder, sizes = Path(sys.argv[1]), map(int, sys.argv[2:])
     processes, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     if processes > 1:
         dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    for mini in sizes:
+        gradients = one_step(folder, processes, rank, mini)
+        if rank == 0:
+            torch.save(gradients, folder / f"gradients-{processes}-{mini}.pt")
+    if processes > 1:
+        dist.barrier()
+        os._exit(0)  # the teardown of gloo hangs now and then, which is not what is tested
+
+
+def one_step(folder: Path, processes: int, rank: int, mini: int) -> dict[str, torch.Tensor]:
+    """Return the gradients of a step on this process's part of the texts; ``mini`` 0 embeds the batch in one go."""
+    texts = (folder / "texts.txt").read_text(encoding="utf-8").splitlines()
     model = pack(SentenceTransformer(str(folder / "model"), device="cpu").double()).train()  # rounding does not matter
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -39,12 +47,7 @@ def main() -> None:
             loss.loss.loss.model = wrapped
     features = [model.preprocess(column[part]) for column in columns]
     loss(features, None).backward()
-    if rank == 0:
-        gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-        torch.save(gradients, folder / f"gradients-{processes}-{mini}.pt")
-    if processes > 1:
-        dist.barrier()
-        os._exit(0)  # the teardown of gloo hangs now and then, which is not what is tested
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,34 +16,27 @@ from training.utils.sampling import GlobalBatchSampler, MixtureBatchSampler, dea
 ROWS = 8
 
 
-def gradients(tmp_path: Path, model: Path, texts: list[str], processes: int, mini: int) -> dict[str, torch.Tensor]:
-    (tmp_path / "texts.txt").write_text("\n".join(texts), encoding="utf-8")
-    if not (tmp_path / "model").exists():
-        (tmp_path / "model").symlink_to(model)
-    launch = (
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        if processes > 1
-        else [sys.executable]
-    )
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [*launch, str(ROOT / "tests/distributed_worker.py"), str(tmp_path), str(tmp_path / "texts.txt"), str(mini)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=tmp_path,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return torch.load(tmp_path / f"gradients-{processes}-{mini}.pt", weights_only=True)
-
-
-def test_two_processes_have_the_gradients_of_one_with_twice_the_batch(tmp_path, tiny_model, groups):
+def test_two_processes_have_the_gradients_of_one_with_twice_the_batch(warm, tmp_path, tiny_model, groups):
     texts = [g[key] for key in ("premise_ar", "entailment_ar", "contradiction_ar") for g in groups[:ROWS]]
-    one = gradients(tmp_path, tiny_model, texts, 1, 0)
+    (tmp_path / "texts.txt").write_text("\n".join(texts), encoding="utf-8")
+    (tmp_path / "model").symlink_to(tiny_model)
+    done = warm("tests/distributed_worker.py", tmp_path, "0")
+    assert done.code == 0, done.err
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [
+        *torchrun,
+        str(ROOT / "tests/distributed_worker.py"),
+        str(tmp_path),
+        "0",
+        "2",
+    ]  # in one go, and by GradCache
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    one = torch.load(tmp_path / "gradients-1-0.pt", weights_only=True)
     scale = max(float(g.abs().max()) for g in one.values())
-    for mini in (0, 2):  # in one go, and by GradCache
-        two = gradients(tmp_path, tiny_model, texts, 2, mini)
+    for mini in (0, 2):
+        two = torch.load(tmp_path / f"gradients-2-{mini}.pt", weights_only=True)
         assert one.keys() == two.keys()
         for name in one:
             torch.testing.assert_close(two[name], one[name], rtol=0, atol=1e-11 * scale, msg=f"{name}, {mini}")

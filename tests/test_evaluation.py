@@ -265,8 +265,8 @@ def test_pairs_of_ones_own(call, tiny_model, pairs, tmp_path, suffix):
     assert "not of MTEB" in done.out and "not of MTEB" in (out / "table.md").read_text()
 
 
-def test_evaluate_sts_as_a_command(cli, tiny_model, tmp_path):
-    done = cli(
+def test_evaluate_sts_as_a_command(warm, tiny_model, tmp_path):
+    done = warm(
         STS, "--model_name", tiny_model, "--task", "STS17", "--subsets", "en-en", "--output_dir", "out", cwd=tmp_path
     )
     assert done.code == 0, done.err

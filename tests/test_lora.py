@@ -95,16 +95,10 @@ def test_a_checkpoint_holds_the_adapter_alone(run):
     assert sizes == sorted(tuple(value.shape) for value in names.values())
 
 
-def test_a_killed_run_resumes_to_the_same_bits(run, command, call, tmp_path):
-    words = [
-        sys.executable,
-        ROOT / "tests/killed.py",
-        "checkpoint-4/trainer_state.json",
-        ROOT / command[0],
-        *command[1:],
-    ]
-    done = subprocess.run([*map(str, words), "--output_dir", tmp_path / "run"], capture_output=True, timeout=300)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+def test_a_killed_run_resumes_to_the_same_bits(run, command, call, warm, tmp_path):
+    words = ("checkpoint-4/trainer_state.json", ROOT / command[0], *command[1:], "--output_dir", tmp_path / "run")
+    done = warm("tests/killed.py", *words)
+    assert done.code == -signal.SIGKILL, done.err
     done = call(*command, "--output_dir", tmp_path / "run", "--resume_from_checkpoint", "latest")
     assert done.code == 0, done.err
     assert json.loads((tmp_path / "run/run.json").read_text())["resumed_at_step"] == 2

@@ -243,10 +243,10 @@ def leaky(hub, groups, pairs) -> str:
     return "tiny/leaky"
 
 
-def test_pairs_of_the_hub_become_a_file_that_trains(leaky, cli, call, tiny_model, pairs, tmp_path):
+def test_pairs_of_the_hub_become_a_file_that_trains(leaky, warm, call, tiny_model, pairs, tmp_path):
     out = tmp_path / "deep/mined.parquet"
     flags = ("--path", leaky, "--num_negatives", "2", "--relative_margin", "none", "--output_file", out)
-    done = cli(MINE, tiny_model, *flags)
+    done = warm(MINE, tiny_model, *flags)
     assert done.code == 0, done.err
     assert done.out == f"{out}\n" and "Traceback" not in done.err
     assert "2 of 42 rows removed" in done.err

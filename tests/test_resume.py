@@ -69,12 +69,16 @@ def whole(runs, call, trained, tmp_path_factory):
     return train
 
 
-def kill(moment: str, command: tuple, folder: Path) -> int:
-    """Run a command that dies at a moment (see killed.py); how many changes it made, where it outlived that."""
-    words = [sys.executable, ROOT / "tests/killed.py", moment, ROOT / command[0], *command[1:], "--output_dir", folder]
-    done = subprocess.run([*map(str, words)], capture_output=True, text=True, timeout=600)
-    assert done.returncode in (-signal.SIGKILL, 0), done.stderr
-    return int(done.stdout.splitlines()[-1]) if moment == "#0" else 0
+@pytest.fixture(scope="module")
+def kill(warm):
+    """``kill(moment, command, folder)`` runs a command that dies at a moment (see killed.py). Returns how many changes it made if it survived."""
+
+    def run(moment: str, command: tuple, folder: Path) -> int:
+        done = warm("tests/killed.py", moment, ROOT / command[0], *command[1:], "--output_dir", folder)
+        assert done.code in (-signal.SIGKILL, 0), done.err
+        return int(done.out.splitlines()[-1]) if moment == "#0" else 0
+
+    return run
 
 
 def assert_same_run(folder: Path, expected: Path) -> None:
@@ -118,7 +122,7 @@ MOMENTS = {
 
 
 @pytest.mark.parametrize("script, moment", MOMENTS.values(), ids=MOMENTS)
-def test_a_killed_run_resumes_to_the_same_weights(call, runs, whole, tmp_path, script, moment):
+def test_a_killed_run_resumes_to_the_same_weights(call, kill, runs, whole, tmp_path, script, moment):
     folder = tmp_path / "run"
     kill(moment, runs[script], folder)
     assert not (folder / "final").exists()
@@ -127,7 +131,7 @@ def test_a_killed_run_resumes_to_the_same_weights(call, runs, whole, tmp_path, s
 
 
 @pytest.fixture(scope="module")
-def lengths(runs, tmp_path_factory):
+def lengths(runs, kill, tmp_path_factory):
     """``lengths(script)``: how many changes of its folder a run makes, and how many seconds it takes."""
 
     @functools.cache
@@ -142,7 +146,7 @@ def lengths(runs, tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("script", [NLI, HYBRID])
-def test_any_moment_will_do(call, runs, whole, lengths, tmp_path, capsys, script, seed):
+def test_any_moment_will_do(call, kill, runs, whole, lengths, tmp_path, capsys, script, seed):
     """At a change of the run's folder, nearly all of which make a checkpoint, or at a point in time."""
     changes, seconds = lengths(script)
     draw = random.Random(seed)
@@ -157,7 +161,7 @@ def test_any_moment_will_do(call, runs, whole, lengths, tmp_path, capsys, script
 
 
 @pytest.mark.slow
-def test_where_the_final_model_is_there_its_scores_are_too(runs, whole, lengths, tmp_path):
+def test_where_the_final_model_is_there_its_scores_are_too(kill, runs, whole, lengths, tmp_path):
     """Killed as it notes that it has finished, the last change that it makes."""
     folder = tmp_path / "run"
     kill(f"#{lengths(NLI)[0]}", runs[NLI], folder)

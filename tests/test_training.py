@@ -156,9 +156,9 @@ def test_progress_goes_to_standard_error(english):
 
 
 @pytest.fixture(scope="session")
-def arabic(cli, tmp_path_factory):
+def arabic(warm, tmp_path_factory):
     folder = tmp_path_factory.mktemp("arabic") / "run"
-    done = cli("-m", "training.matryoshka_nli", ARABERT, "--language", "ar", *FAST, "--output_dir", folder)
+    done = warm(NLI, ARABERT, "--language", "ar", *FAST, "--output_dir", folder)
     return done, folder
 
 
@@ -176,10 +176,10 @@ def test_arabic_with_a_bare_model(arabic):
 
 
 @pytest.fixture(scope="session")
-def hybrid(cli, tmp_path_factory):
+def hybrid(warm, tmp_path_factory):
     folder = tmp_path_factory.mktemp("hybrid") / "run"
     more = ("--matryoshka_dims", "768", "64", "--max_train_samples", "48", "--eval_steps", "3")
-    return cli(HYBRID, *FAST, *more, "--output_dir", folder), folder
+    return warm(HYBRID, *FAST, *more, "--output_dir", folder), folder
 
 
 def test_the_default_mixture(hybrid):
@@ -217,10 +217,10 @@ def rows(groups) -> list[dict]:
     return triplets(groups[:24], "ar")
 
 
-def test_your_own_triplets_in_csv(cli, tmp_path, rows, tiny_model):
+def test_your_own_triplets_in_csv(warm, tmp_path, rows, tiny_model):
     data = write(tmp_path / "mine.csv", rows)
     more = ("--dev_data", "none", "--train_data", "mine.csv", "--output_dir", "run", "--matryoshka_dims", "32", "8")
-    done = cli(NLI, tiny_model, *more, *FAST, cwd=tmp_path)
+    done = warm(NLI, tiny_model, *more, *FAST, cwd=tmp_path)
     final = finished(done, tmp_path / "run", tmp_path)
     assert_prefixes(final, [64, 32, 8])
     record = record_of(tmp_path / "run")
@@ -246,11 +246,11 @@ def test_pairs_without_negatives_train_too(call, tmp_path, rows, tiny_model):
     assert record_of(tmp_path / "run")["datasets"][str(data)]["columns"] == ["anchor", "positive"]
 
 
-def test_a_new_static_model(cli, tmp_path, rows):
+def test_a_new_static_model(warm, tmp_path, rows):
     data = write(tmp_path / "mine.csv", rows)
     more = ("--static_embedding_dim", "64", "--static_vocab_size", "300", "--matryoshka_dims", "64", "16")
     flags = ("--train_data", data, "--dev_data", "ar", "--num_train_epochs", "2", "--learning_rate", "0.1")
-    done = cli(NLI, "static", *more, *flags, "--per_device_train_batch_size", "8", "--output_dir", tmp_path / "run")
+    done = warm(NLI, "static", *more, *flags, "--per_device_train_batch_size", "8", "--output_dir", tmp_path / "run")
     final = finished(done, tmp_path / "run")
     assert_prefixes(final, [64, 16])
     trained, untrained = weights_of(final), weights_of(tmp_path / "run/untrained")
@@ -272,7 +272,7 @@ def test_a_finished_run_is_refused(fails, english, tmp_path):
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()} == before
 
 
-def test_an_unfinished_run_is_resumed_by_the_command_that_it_names(call, fails, cli, tmp_path, tiny_model):
+def test_an_unfinished_run_is_resumed_by_the_command_that_it_names(call, fails, warm, tmp_path, tiny_model):
     """And ends with the weights, heads and scores of a run that was never interrupted."""
     config = tmp_path / "mixture.json"
     entries = {
@@ -295,7 +295,7 @@ def test_an_unfinished_run_is_resumed_by_the_command_that_it_names(call, fails, 
 
     command = shlex.split(re.search("`(.+)`", message)[1])
     assert command[0] == "python" and command[-2:] == ["--resume_from_checkpoint", "latest"]
-    finished(cli(*command[1:]), broken)
+    finished(warm(*command[1:]), broken)
     for name in ("final", "checkpoint-6"):
         expected, found = weights_of(whole / name), weights_of(broken / name)
         for key, weight in expected.items():

@@ -1,21 +1,22 @@
-"""A process that imports the libraries once and runs the scripts in forks: real commands without the import time.
+"""Imports the libraries once and runs scripts in forks: real commands without the import time.
 
-Each line of standard input is ``{"argv": [script, ...], "cwd": ..., "env": {...}, "out": file,
-"err": file}``; the answer is the exit code.
-It never computes anything itself, so that there are no threads for a fork to lose.
+Each line of standard input is ``{"argv": [script, ...], "cwd": ..., "env": {...}, "out": file, "err": file, "file_size": N}``.
+With a file size, no file can grow beyond N bytes, as on a full disk. The answer is the exit code, or -N for signal N.
+This process computes nothing itself: a fork would lose the threads of a computation.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import resource
 import runpy
 import sys
 import traceback
 
 
 def run(request: dict) -> int:
-    """Run a script in a child as ``python script ...`` would; returns its exit code."""
+    """Run a script in a child as ``python script ...`` would. Returns its exit code."""
     child = os.fork()
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -23,6 +24,8 @@ def run(request: dict) -> int:
         os.dup2(os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     os.chdir(request["cwd"])
     os.environ.update(request["env"])
+    if size := request["file_size"]:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
     sys.argv = [os.fsdecode(text.encode("utf-8", "surrogateescape")) for text in request["argv"]]
     code = 0
     try:
