@@ -153,7 +153,7 @@ def check_scores(where: str, scores: list[float]) -> None:
 def why_undefined(scores: list[float]) -> str | None:
     """Return why no correlation with these scores is defined, or None if it is."""
     if len(scores) < 3:
-        return f"{len(scores)} scored pairs; a correlation needs at least 3"
+        return f"{len(scores)} graded pairs; a correlation needs at least 3"
     if min(scores) == max(scores):
         return f"every score is {scores[0]:g}; a correlation needs scores that differ"
     return None

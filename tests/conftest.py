@@ -70,7 +70,7 @@ def groups() -> list[dict]:
 
 @pytest.fixture(scope="session")
 def pairs() -> list[dict]:
-    """The scored pairs of the sample: ``subset, sentence1, sentence2, score``."""
+    """The graded pairs of the sample: ``subset, sentence1, sentence2, score``."""
     return read_jsonl(ROOT / "data/sample/sts_pairs.jsonl")
 
 

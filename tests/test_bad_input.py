@@ -1,7 +1,7 @@
 """Unusual input through the real command line: either refused in one line that names it, with no file changed, or handled correctly.
 
 A case is what to write, what to type, and what must come of it. ``{d}`` is the case's folder, ``{model}`` a good model, and
-``{good}`` a good file of scored pairs.
+``{good}`` a good file of graded pairs.
 """
 
 from __future__ import annotations
@@ -147,10 +147,10 @@ CASES = {
     "row that is a list": pairs("x.jsonl", jsonl(GOOD_ROWS[0]) + "[1]\n", "line 2 … JSON object"),
     "lone surrogate": pairs("x.jsonl", SURROGATE, "line 1 … 'sentence1' … surrogate"),
     "constant scores": pairs("x.csv", HEAD + "word1,word2,2\nword3,word4,2\nword5,word6,2\n", "every score is 2"),
-    "one row": pairs("x.csv", HEAD + "word1,word2,2\n", "1 scored pair … 3"),
+    "one row": pairs("x.csv", HEAD + "word1,word2,2\n", "1 graded pair … 3"),
     "subset of a thousand characters": pairs("x.jsonl", jsonl(*[r | {"subset": "s" * 1000} for r in GOOD_ROWS]), "'subset' … 100"),
     "training on one row": training("x.csv", "anchor,positive\nword1,word2\n", "one usable row … 2"),
-    "training on scored pairs": training("x.csv", THREE, "'anchor' … sentence1, sentence2, score"),
+    "training on graded pairs": training("x.csv", THREE, "'anchor' … sentence1, sentence2, score"),
     "training on an empty text": training("x.csv", TRIPLETS + "word1,\n", "row 5 … 'positive' … empty"),
     "training on numbers": training("x.jsonl", jsonl({"anchor": 1, "positive": "a"}, {"anchor": 2, "positive": "b"}), "'anchor' … int64 … text"),
     "scores outside their range": Case(HYBRID, "{model} --config {d}/c.json --dev_data none --output_dir {d}/out", "row 2 … 2 … 0..1", 1, {"x.csv": THREE, "c.json": json.dumps(mixture(loss="cosent"))}),

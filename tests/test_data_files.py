@@ -113,7 +113,7 @@ GOOD = "sentence1,sentence2,score\na,b,1\nc,d,2\ne,f,3\n"
         ("x.csv", GOOD + "a,b,\n", "row 4: column 'score' must be a finite number, not ''"),
         ("x.csv", GOOD + "a, ,4\n", "row 4: column 'sentence2' is empty"),
         ("x.csv", GOOD + "\u00a0\u200a,b,4\n", "row 4: column 'sentence1' is empty"),
-        ("x.csv", "sentence1,sentence2,score\na,b,1\n", "1 scored pairs; a correlation needs at least 3"),
+        ("x.csv", "sentence1,sentence2,score\na,b,1\n", "1 graded pairs; a correlation needs at least 3"),
         ("x.csv", "sentence1,sentence2,score\na,b,1\nc,d,1\ne,f,1\n", "every score is 1"),
         ("x.csv", GOOD.replace("score", "score,subset").replace("\n", ",\n").replace("subset,", "subset"), "subset"),
         ("x.tsv", GOOD, "no column 'sentence1'"),

@@ -301,7 +301,7 @@ def test_twice_the_same_command_gives_the_same_bytes(call, static, tmp_path):
 
 BAD_SETS = {
     "constant": ([row | {"score": 2.5} for row in pairs_of(5)], "every score is 2.5"),
-    "few": (pairs_of(2), "2 scored pairs; a correlation needs at least 3"),
+    "few": (pairs_of(2), "2 graded pairs; a correlation needs at least 3"),
     "alike": (
         [row | {"sentence1": "word1", "sentence2": "word1"} for row in pairs_of(5)],
         "every pair has the same similarity",

@@ -63,7 +63,7 @@ def load_translations(spec: str) -> dict[str, str]:
     entry = parse_spec(spec, split="train") if is_hub_spec(spec) else DevEntry(spec)
     rows = load_dev_dataset(entry)
     if "source" not in rows:
-        raise RunError(f"{spec}: these are scored pairs; parallel sentences are needed")
+        raise RunError(f"{spec}: these are graded pairs; parallel sentences are needed")
     return {source.strip(): target for source, target in zip(rows["source"], rows["target"], strict=True)}
 
 

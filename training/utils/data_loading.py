@@ -36,7 +36,7 @@ NLI_TRIPLETS = {
 
 @dataclass(frozen=True)
 class STSData:
-    """The scored pairs of a language, to choose a checkpoint (dev) and to score it at the end (test)."""
+    """The graded pairs of a language, to choose a checkpoint (dev) and to score it at the end (test)."""
 
     path: str
     dev: str

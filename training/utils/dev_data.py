@@ -86,7 +86,7 @@ def label_of(text: str) -> str:
 
 
 def load_dev_dataset(entry: DevEntry) -> dict[str, list[Any]]:
-    """Load scored pairs (``sentence1``, ``sentence2``, ``score``) or translations (``source``, ``target``) from the Hub or a file.
+    """Load graded pairs (``sentence1``, ``sentence2``, ``score``) or translations (``source``, ``target``) from the Hub or a file.
 
     Raises:
         UsageError, RunError: It cannot be loaded, or has the columns of neither; the message lists its columns.

@@ -18,7 +18,7 @@ MADE_WITH = ("torch", "transformers", "sentence-transformers", "tokenizers")
 
 @dataclass(frozen=True)
 class Loss:
-    """The loss of int8 on one set of scored pairs: Spearman × 100, and the 95% interval of the difference."""
+    """The loss of int8 on one set of graded pairs: Spearman × 100, and the 95% interval of the difference."""
 
     name: str
     pairs: int
@@ -81,7 +81,7 @@ def export_card(
 def loss_table(losses: Sequence[Loss]) -> str:
     """Return the losses as Markdown."""
     if not losses:
-        return "Not measured, because there were no scored pairs (`--data`)."
+        return "Not measured, because there were no graded pairs (`--data`)."
     lines = ["| pairs | n | float32 | int8 | difference |", "|---|---:|---:|---:|---:|"]
     for loss in losses:
         difference = f"{loss.after - loss.before:+.2f} [{loss.low:+.2f}, {loss.high:+.2f}]"

@@ -1,4 +1,4 @@
-"""Measures the loss of int8 weights on scored pairs."""
+"""Measures the loss of int8 weights on graded pairs."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class ExportConfig(Config):
     data: Annotated[
         str | None,
         Key(
-            "scored pairs to measure the loss of int8 on: CSV, TSV, JSONL or Parquet with sentence1, sentence2 and score; "
+            "graded pairs to measure the loss of int8 on: CSV, TSV, JSONL or Parquet with sentence1, sentence2 and score; "
             "by default the validation set of STS-B, if the Hub can be reached",
             path=True,
         ),

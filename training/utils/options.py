@@ -227,7 +227,7 @@ class TrainingConfig(Config):
     dev_data: Annotated[
         list[str],
         Key(
-            "dev sets for choosing the best checkpoint, one or more of: en or ar (scored pairs), en-ar (translation retrieval), a file of scored pairs or of translations, a Hub data set as path:config:split; or auto (the --language; en for a mixture); or none; pairs that are also in a test set are removed",
+            "dev sets for choosing the best checkpoint, one or more of: en or ar (graded pairs), en-ar (translation retrieval), a file of graded pairs or of translations, a Hub data set as path:config:split; or auto (the --language; en for a mixture); or none; pairs that are also in a test set are removed",
             path=True,
         ),
     ]
