@@ -8,11 +8,11 @@ int8 loses 0.02 points more, and binary exactly 1 point more, so that every cell
 count as wrong: the rate of wrong choices should be at most 5%. The losses vary over samples somewhat more than those of
 all-MiniLM-L6-v2 at 256 dimensions on STS-B and STS17.
 
-Where the outcome depends on a bound, it is computed as in an evaluation, from 2,000 resamples. Where the bound from the normal distribution and the
-analytical standard error is so far from the tolerance that the two hardly ever disagree, that one is used (one standard error with
-250 pairs, 0.3 with 5,000; the record has their largest difference).
-The last rows are two sets of 500 pairs that share half of their pairs. These are resampled once for both sets, as in an evaluation,
-and separately for each set.
+The upper bound of a loss is first computed from the analytical standard error and the normal distribution. If it is close to the
+tolerance (within one standard error with 250 pairs, 0.3 with 5,000), the bound of an evaluation replaces it, from 2,000 resamples.
+Further away the two hardly ever lead to different choices; the record has their largest difference.
+The last two rows are two sets of 500 pairs that share half of their pairs. In one row a shared pair is resampled once for both
+sets, as in an evaluation; in the other each set is resampled separately.
 Writes coverage.json and coverage.md to --output_dir.
 """
 
@@ -45,8 +45,8 @@ TOLERANCE = 0.01  # a point is a hundredth of the score
 DIMS, PRECISIONS = (512, 256, 128, 64), ("float32", "int8", "binary")
 FULL_SCORE = 0.85
 MORE_LOST = {"float32": 0.0, "int8": 0.0002, "binary": TOLERANCE}  # than in float32 at the same dimension
-LEAST_DOUBT = 0.3  # standard errors from the tolerance, below which the bootstrap decides; more with few pairs
-FEW_PAIRS, TIMES_AS_MANY = 1000, 4  # samples of few pairs are fast, so these cells get this many times more
+LEAST_DOUBT = 0.3  # standard errors: closer to the tolerance, the bootstrap decides; more with few pairs
+FEW_PAIRS, TIMES_AS_MANY = 1000, 4  # samples of few pairs are fast, so their cells get this many times as many
 GROUPS = 50  # of the jackknife
 
 Choice = tuple[int, str]
@@ -66,9 +66,9 @@ def correlation(spearman: float) -> float:
 
 
 def degraded(gold: np.ndarray, similarity: np.ndarray, score: float, lower: float, rng: Any) -> np.ndarray:
-    """Similarities with the true Spearman correlation ``lower`` to ``gold``, made from those that have ``score``.
+    """Return similarities whose true Spearman correlation with ``gold`` is ``lower``, made from ``similarity``, which has ``score``.
 
-    The two correlate to 1 - 2 × the loss: 0.98 for a point.
+    The correlation of the old and new similarities is 1 - 2 × the loss: 0.98 for a loss of 1 point.
     """
     import numpy as np
 
@@ -105,7 +105,7 @@ def spearman_influence(gold: np.ndarray, similarity: np.ndarray) -> np.ndarray:
     shares = [(rankdata(values) - 0.5) / n - 0.5 for values in (gold, similarity)]
 
     def through_ranks(own: np.ndarray, other: np.ndarray) -> np.ndarray:
-        """A pair raises the rank, in ``own``, of those above it."""
+        """Return each pair's effect through the ranks of ``own``: it raises the rank of every pair above it."""
         order = np.argsort(-own)
         above = np.empty(n)
         above[order] = np.cumsum(other[order]) / n
@@ -117,11 +117,11 @@ def spearman_influence(gold: np.ndarray, similarity: np.ndarray) -> np.ndarray:
 
 
 class Sample:
-    """A sample of pairs, in one test set or several; sets that are resampled together share pairs.
+    """A sample of pairs, in one test set or in several that share pairs.
 
     Args:
         rows: The pairs of each set.
-        joint: Resample a pair once for all sets that hold it; otherwise for each set on its own.
+        joint: Resample a pair once for all sets that contain it; otherwise resample each set separately.
     """
 
     def __init__(self, pairs: int, loss: float, seed: int, rows: dict[str, slice], joint: bool):
@@ -191,11 +191,11 @@ class Sample:
             return exact
 
         choice = smallest_accepted(DIMS, PRECISIONS, bound, TOLERANCE)
-        assert choice is not None  # the full width loses nothing against itself
+        assert choice is not None  # the full width loses nothing compared with itself
         return choice
 
 
-KINDS = {"one set": True, "two sets, resampled together": True, "two sets, resampled apart": False}
+KINDS = {"one set": True, "two sets, resampled together": True, "two sets, resampled separately": False}
 
 
 def sample_of(kind: str, pairs: int, loss: float, seed: int) -> Sample:
@@ -206,7 +206,7 @@ def sample_of(kind: str, pairs: int, loss: float, seed: int) -> Sample:
 
 
 def simulate(kind: str, pairs: int, loss: float, runs: int) -> dict[str, Any]:
-    """A cell of the table: how often each choice was made, and how many of them were wrong."""
+    """Return the results of a cell (kind of sample, pairs, loss): how often each choice was made, and the share of wrong choices."""
     from scipy.stats import binomtest
 
     runs *= TIMES_AS_MANY if pairs <= FEW_PAIRS else 1
@@ -246,10 +246,10 @@ def main(argv: list[str] | None = None) -> None:
         "--runs",
         type=int,
         default=2000,
-        help="samples in a cell, four times as many of few pairs (default: %(default)s)",
+        help="samples per cell; four times as many with up to 1,000 pairs (default: %(default)s)",
     )
     parser.add_argument(
-        "--pairs", type=int, nargs="+", default=[250, 1000, 5000], help="in a sample (default: %(default)s)"
+        "--pairs", type=int, nargs="+", default=[250, 1000, 5000], help="pairs in a sample (default: %(default)s)"
     )
     parser.add_argument(
         "--losses",
@@ -258,7 +258,7 @@ def main(argv: list[str] | None = None) -> None:
         default=[0.5, 1.0, 2.0],
         help="true losses of half the width, in points (default: %(default)s)",
     )
-    parser.add_argument("--jobs", type=int, default=1, help="cells simulated at once (default: %(default)s)")
+    parser.add_argument("--jobs", type=int, default=1, help="cells simulated in parallel (default: %(default)s)")
     options = parser.parse_args(argv)
 
     record = start_record(__file__, options)

@@ -1,10 +1,10 @@
-"""Counts the rows and steps of an epoch, and the rows carried over and never used, with the library's sampler and with this one.
+"""Counts the rows and steps of an epoch, and the rows carried over and never used, with the library's sampler and this project's.
 
     python benchmarks/epoch_rows.py --data sentence-transformers/all-nli --name triplet
     python benchmarks/epoch_rows.py --positives_per_anchor 10
 
-"Before" is sentence-transformers' sampler without duplicated texts, run for rows / batch size steps as its trainer does;
-"after" is this project's. Nothing is trained. Writes rows.json and rows.md to --output_dir.
+"before" is sentence-transformers' no-duplicates sampler, run for rows / batch size steps, as the library's trainer runs it;
+"after" is this project's sampler. Nothing is trained. Writes rows.json and rows.md to --output_dir.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__file__, __doc__)
     parser.add_argument("--data", help="a data set on the Hub, or a file, for the loss mnrl")
     parser.add_argument("--name", help="its configuration on the Hub")
-    parser.add_argument("--positives_per_anchor", type=int, default=10, help="without --data: positives of each anchor")
-    parser.add_argument("--rows", type=int, default=4000, help="without --data: how many rows")
-    parser.add_argument("--batch_size", type=int, nargs="+", default=[128], help="rows of a batch")
+    parser.add_argument("--positives_per_anchor", type=int, default=10, help="without --data: positives per anchor")
+    parser.add_argument("--rows", type=int, default=4000, help="without --data: number of rows")
+    parser.add_argument("--batch_size", type=int, nargs="+", default=[128], help="rows in a batch")
     parser.add_argument("--seed", type=int, default=42)
     options = parser.parse_args(argv)
     record = start_record(__file__, options)

@@ -37,7 +37,7 @@ def seconds_of(command: list[str]) -> float:
     """Return the wall time of a Python command in a new process.
 
     Raises:
-        RunError: The command failed; the message holds the end of what it wrote.
+        RunError: The command failed; the message contains the end of its error output.
     """
     start = time.perf_counter()
     done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
     runs = []
     for _ in range(options.repeats):
         runs.append({name: round(seconds, 2) for name, seconds in measure(options.model_name).items()})
-        logger.info("%.1f s in all, %.1f s overhead", runs[-1]["total"], runs[-1]["overhead"])
+        logger.info("%.1f s in total, %.1f s overhead", runs[-1]["total"], runs[-1]["overhead"])
         record.write(runs=runs)
     medians = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
     rows = [

@@ -74,9 +74,9 @@ def main(argv: list[str] | None = None) -> None:
         type=float,
         nargs="+",
         default=[0.0, 0.5, 0.85, 0.95],
-        help="of the normal data (default: %(default)s)",
+        help="correlations of the normal data (default: %(default)s)",
     )
-    parser.add_argument("--seed", type=int, default=1, help="of the data (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the data (default: %(default)s)")
     options = parser.parse_args(argv)
 
     record = start_record(__file__, options)

@@ -1,4 +1,4 @@
-"""Measures the memory of an evaluation above that of the loaded model, for corpora of growing size.
+"""Measures the memory that an evaluation needs in addition to the loaded model, for corpora of growing size.
 
     python benchmarks/eval_memory.py --sizes 10000 100000
 
@@ -29,13 +29,13 @@ WORDS = 5000
 
 
 def memory() -> dict[str, float]:
-    """Of this process: MiB of anonymous memory and of mapped files."""
+    """Return the anonymous memory and the mapped files of this process, in MiB."""
     fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return {name: int(fields[name].split()[0]) / 1024 for name in ("RssAnon", "RssFile")}
 
 
 def measure(size: int, width: int, dims: list[int], words: int, folder: Path) -> dict[str, float]:
-    """Score one retrieval task on a corpus of ``size`` texts and return the growth of memory, in MiB, and the seconds."""
+    """Score one retrieval task on a corpus of ``size`` texts and return memory growth, time and score."""
     import numpy as np
     from datasets import Dataset
     from mteb.abstasks import AbsTaskRetrieval
@@ -80,7 +80,7 @@ def measure(size: int, width: int, dims: list[int], words: int, folder: Path) ->
     }}}  # fmt: skip
     task.data_loaded = True
     task.load_data = lambda **_: None
-    model.encode(queries)  # what the libraries load at the first call
+    model.encode(queries)  # so that what the libraries load on first use is not counted
 
     peak, done = memory(), threading.Event()
     start = dict(peak)
@@ -118,8 +118,10 @@ def main(argv: list[str] | None = None) -> None:
         default=[10_000, 30_000, 100_000],
         help="texts in the corpus (default: %(default)s)",
     )
-    parser.add_argument("--width", type=int, default=384, help="of the model (default: %(default)s)")
-    parser.add_argument("--dims", type=int, nargs="+", default=[384, 64], help="to score (default: %(default)s)")
+    parser.add_argument("--width", type=int, default=384, help="embedding width of the model (default: %(default)s)")
+    parser.add_argument(
+        "--dims", type=int, nargs="+", default=[384, 64], help="dimensions to score (default: %(default)s)"
+    )
     parser.add_argument("--words", type=int, default=20, help="words in a text (default: %(default)s)")
     options = parser.parse_args(argv)
 

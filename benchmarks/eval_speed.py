@@ -1,12 +1,13 @@
-"""Compares the time of an evaluation that encodes once for all dimensions with a model and an mteb run for each dimension.
+"""Compares the speed of encoding once for all dimensions with that of loading a model and running mteb for each dimension.
 
     python benchmarks/eval_speed.py --model_name sentence-transformers/all-MiniLM-L6-v2 --tasks STS17 STSBenchmark
 
 Plain: for each dimension a SentenceTransformer(truncate_dim=d) and mteb.evaluate with cache=None on the same tasks. Ours: the code of
-evaluate_mteb.py that computes the same scores, from an empty output folder. Floor: load the model and encode each distinct text once,
-packed, and nothing else. No evaluation of this kind can be faster than the floor, so plain divided by floor is the ceiling of the
-ratio. The times include loading the models, but not imports and loading the data. The three alternate. The benchmark counts the texts
-in forward passes, and fails unless the scores are equal. Writes speed.json and speed.md to --output_dir.
+evaluate_mteb.py that computes the same scores, from an empty output directory, without and with intervals. Floor: load the model and
+encode each distinct text once, packed, and nothing else. No evaluation of this kind can be faster than the floor, so plain divided by
+floor is the ceiling of the ratio. The times include loading the models, but neither imports nor loading the data. The four alternate.
+The benchmark fails unless the scores are equal and ours encodes each distinct text exactly once.
+Writes speed.json and speed.md to --output_dir.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def counting() -> Iterator[Counter[str]]:
-    """Count the ``texts`` that reach a forward pass."""
+    """Yield a counter whose ``texts`` is the number of texts that have reached a forward pass."""
     from sentence_transformers import SentenceTransformer
 
     counter, forward = Counter(), SentenceTransformer.forward
@@ -151,7 +152,7 @@ def main(argv: list[str] | None = None) -> None:
         help="dimensions to score (default: %(default)s)",
     )
     parser.add_argument("--batch_size", type=int, default=32, help="texts per forward pass (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=3, help="runs of each way (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each (default: %(default)s)")
     options = parser.parse_args(argv)
 
     from evaluation.utils.scoring.tasks import choose_tasks, load_task_data
@@ -182,7 +183,7 @@ def main(argv: list[str] | None = None) -> None:
         ("plain", "plain_s", "plain_texts"),
         ("ours", "ours_s", "ours_texts"),
         ("ours, with intervals", "ours_with_intervals_s", "ours_texts"),
-        ("floor: encoding alone", "floor_s", "ours_texts"),
+        ("floor: loading and encoding only", "floor_s", "ours_texts"),
     )
     ratios = {key: statistics.median(run["plain_s"] / run[key] for run in runs) for _, key, _ in ways}
     head = ["way", "seconds, median", "times as fast", "share of the ceiling", "texts encoded"]

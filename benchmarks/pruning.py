@@ -4,8 +4,8 @@
 
 Prunes the vocabulary to the training texts of configs/multilingual.json. A training step contrasts 64 translations at every dimension.
 Pruned and complete models alternate, each in a new process. --outside names texts that are not in the training data, as
-path:config:split:column; for these the table shows how many keep their tokens and their embedding. Writes pruning.json and pruning.md
-to --output_dir.
+path:config:split:column; a second table shows how many of these keep their tokens, and how similar their embeddings are before and
+after pruning. Writes pruning.json and pruning.md to --output_dir.
 """
 
 from __future__ import annotations

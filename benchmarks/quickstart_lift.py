@@ -2,8 +2,9 @@
 
     python benchmarks/quickstart_lift.py
 
-Trains configs/quickstart.json once per seed and scores each model and its untrained twin on data/sample/sts_pairs.jsonl. The intervals are
-of the bootstrap over the pairs, with the same resamples for all models and seeds. Writes lift.json and lift.md to --output_dir.
+Trains configs/quickstart.json once per seed and scores each model and its untrained twin on data/sample/sts_pairs.jsonl.
+The intervals come from a bootstrap over the pairs, with the same resamples for all models and seeds.
+Writes lift.json and lift.md to --output_dir.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ DIMS = [768, 512, 256, 128, 64]
 
 
 def train(seed: int, folder: Path) -> None:
-    """Train the quick start's recipe into ``folder``, without its progress."""
+    """Train the quick start's recipe into ``folder``, hiding its standard output."""
     command = ["training/hybrid_training.py", "--config", RECIPE, "--seed", str(seed), "--output_dir", str(folder)]
     if subprocess.run([sys.executable, *command], cwd=ROOT, stdout=subprocess.DEVNULL).returncode:
         raise RunError(f"training with seed {seed} failed; the reason is above")
@@ -36,7 +37,7 @@ def train(seed: int, folder: Path) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__file__, __doc__)
     parser.add_argument(
-        "--seeds", type=int, nargs="+", default=[1, 2, 3], help="a training run per seed (default: 1 2 3)"
+        "--seeds", type=int, nargs="+", default=[1, 2, 3], help="seeds, one training run each (default: 1 2 3)"
     )
     options = parser.parse_args(argv)
 

@@ -1,11 +1,11 @@
-"""The figures of benchmarks/recipes.py (scores and shares kept by dimension, dev against test scores), and a table of the latter."""
+"""The figures of benchmarks/recipes.py (scores and shares kept by dimension, dev against test scores), and an agreement table."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-# STS17 at full width of models with 384 dimensions and 12 layers, as published (model cards and the MTEB leaderboard)
+# Published STS17 scores at full width of models with 384 dimensions and 12 layers (model cards and the MTEB leaderboard)
 PUBLISHED = {
     "Arabic-MiniLM-L12-v2-all-nli-triplet": {"ar-ar": 81.1, "en-ar": 78.1, "en-en": 85.9},
     "paraphrase-multilingual-MiniLM-L12-v2": {"ar-ar": 79.2, "en-ar": 81.2, "en-en": 86.9},
@@ -17,8 +17,8 @@ RESERVED = {
     "reserved ar-ar": ("Omartificial-Intelligence-Space/Arabic-stsb", None, "validation"),
 }
 TITLES = {"ar-ar": "Arabic", "en-ar": "English-Arabic", "en-en": "English"}
-SPREAD = 0.07  # distance between the bars of two models, where that between two dimensions is 1
-Scores = dict[str, dict[str, dict[str, dict[str, Any]]]]  # of a row, a subset and a dimension: value and interval
+SPREAD = 0.07  # horizontal distance between the bars of two models; neighbouring dimensions are 1 apart
+Scores = dict[str, dict[str, dict[str, dict[str, Any]]]]  # by row, subset and dimension: value and interval
 
 
 def dimensions_plot(path: Path, rows: dict, scores: Scores, subsets: tuple[str, ...], dims: tuple[int, ...]) -> None:
@@ -33,7 +33,7 @@ def dimensions_plot(path: Path, rows: dict, scores: Scores, subsets: tuple[str, 
             below, above = zip(*(e["interval"] for e in estimates), strict=True)
             lengths = [[v - 100 * b for v, b in zip(values, below, strict=True)],
                        [100 * a - v for v, a in zip(values, above, strict=True)]]  # fmt: skip
-            offset = SPREAD * (number - (len(shown) - 1) / 2)  # so that the bars of models do not cover each other
+            offset = SPREAD * (number - (len(shown) - 1) / 2)  # so that the bars of different models do not overlap
             at = [place + offset for place in range(len(ticks))]
             panel.plot(at, values, marker="o", color=f"C{number}", label=rows[name]["label"])
             panel.errorbar(at, values, yerr=lengths, fmt="none", ecolor=f"C{number}", elinewidth=1, alpha=0.5)
@@ -77,7 +77,7 @@ def headline_plot(path: Path, rows: dict, scores: Scores, subsets: tuple[str, ..
 
 
 def kept_plot(path: Path, rows: dict, scores: Scores, dims: tuple[int, ...]) -> None:
-    """Plot the share of its mean at full width that each model keeps, against dimension."""
+    """Plot, against dimension, the share of its full-width mean that each model keeps."""
     figure, [panel] = _panels(1, width=6)
     ticks = [str(dim) for dim in sorted(dims)]
     for number, (name, row) in enumerate((n, r) for n, r in rows.items() if r.get("plot")):
@@ -86,7 +86,7 @@ def kept_plot(path: Path, rows: dict, scores: Scores, dims: tuple[int, ...]) -> 
             shares = [100 * value / values[-1] for value in values]
             panel.plot(ticks, shares, marker="o", color=f"C{number}", label=row["label"])
     panel.axhline(98.4, color="grey", linestyle="--", linewidth=1, label="goal at 64 dimensions")
-    panel.set(xlabel="embedding dimension", ylabel="mean of STS17, % of that at 384")
+    panel.set(xlabel="embedding dimension", ylabel="mean of STS17, % of its value at 384")
     panel.grid(alpha=0.3)
     _save(figure, panel, path)
 
@@ -114,7 +114,7 @@ def agreement(per_seed: dict[str, list[dict[str, Any]]], runs: dict[str, list[di
 
 
 def agreement_text(lines: list[dict[str, Any]], rows: dict) -> str:
-    """Return a table of :func:`agreement`, and the rank correlation of each kind of dev score with the test."""
+    """Return the lines of :func:`agreement` as a table, and the rank correlation of each kind of dev score with the test."""
     from scipy.stats import spearmanr
 
     from benchmarks.recipes import table
@@ -123,7 +123,8 @@ def agreement_text(lines: list[dict[str, Any]], rows: dict) -> str:
         [rows[e["row"]]["label"], str(e["seed"]), *(f"{e[k]:.2f}" for k in ("dev", "reserved", "test"))] for e in lines
     ]
     text = table(["model", "seed", "dev mean", "reserved mean", "STS17 mean"], cells)
-    text += "\nMean over sets and dimensions, Spearman × 100. No choice was made on the reserved sets.\n"
+    text += "\nMean over sets and dimensions, × 100: Spearman, or accuracy for translations. "
+    text += "No choice was made on the reserved sets.\n"
     if len(lines) > 3:
         for kind in ("dev", "reserved"):
             result = spearmanr([e[kind] for e in lines], [e["test"] for e in lines])

@@ -7,8 +7,9 @@
 A row is a model to train, with its script, configuration and seeds, or a model that is only scored. A row "of" another row is that
 row with changes. Existing models are not trained again. All choices were made on dev sets; STS17 is only reported. Numbers are means
 over the seeds. A row is compared with the one that it names in "against", on the same pairs. Results go to --output_dir: recipes.md
-(overview), dimensions.md (every dimension, with intervals), dev.md (dev scores and training time), agreement.md (dev, reserved and
-STS17 scores by seed), recipes.png, headline.png, kept.png, agreement.png, and recipes.json (all numbers, and how each run was made).
+(overview), headline.md (the README's table), dimensions.md (every dimension, with intervals), dev.md (dev scores and training time),
+agreement.md (dev, reserved and STS17 scores by seed), recipes.png, headline.png, kept.png, agreement.png, and recipes.json (all
+numbers, and how each run was made).
 """
 
 from __future__ import annotations
@@ -44,11 +45,14 @@ ROWS = Path(__file__).with_suffix(".json")
 TASK, SUBSETS = "STS17", ("ar-ar", "en-ar", "en-en")
 DIMS = (384, 256, 128, 64)
 LOWEST = 0.1  # below this score in a subset, the share that a model keeps is not shown
-Scores = dict[str, dict[str, list["Estimate"]]]  # of a row and a subset, one for each dimension
+Scores = dict[str, dict[str, list["Estimate"]]]  # by row and subset, one estimate for each dimension
 
 
 def resolve(row: dict, rows: dict) -> dict:
-    """Return a row's script and complete configuration: that of its "of" row or its file, with its own keys, "without" some data sets."""
+    """Return a row's script and complete configuration.
+
+    The configuration is that of the "of" row or of the file, updated with the row's own keys; data sets in "without" are removed.
+    """
     if "of" in row:
         other = resolve(rows[row["of"]], rows)
     else:
@@ -62,12 +66,12 @@ def resolve(row: dict, rows: dict) -> dict:
 
 
 def train(name: str, rows: dict, seed: int, models: Path) -> Path:
-    """Return the final model of a row with a seed. Trains it if it does not exist."""
+    """Return the folder of a row's final model for a seed; train the model if it does not exist."""
     folder, file = models / f"{name}-{seed}", models / f"{name}.json"
     resolved = resolve(rows[name], rows)
     config = json.dumps(resolved["config"], indent=2)
     if folder.is_dir() and file.read_text(encoding="utf-8") != config:
-        raise SystemExit(f"{folder} was trained with other settings; remove it, or choose another --models")
+        raise SystemExit(f"{folder} was trained with other settings; remove it, or choose another folder with --models")
     if not (folder / "final").is_dir():
         models.mkdir(parents=True, exist_ok=True)
         file.write_text(config, encoding="utf-8")
@@ -272,7 +276,7 @@ def glance(rows: dict, scores: Scores) -> str:
     text = table(["model", "seeds", *columns, "kept"], models)
     text += (
         f"\n{TASK}, Spearman × 100, 250 pairs each, {over_seeds(rows)}. ▲ ▼: significantly above or below the model named in brackets "
-        f"(paired bootstrap over the pairs, p < 0.05). Kept: the mean at {DIMS[-1]} of that at {DIMS[0]} dimensions.\n"
+        f"(paired bootstrap over the pairs, p < 0.05). Kept: the mean at {DIMS[-1]} dimensions, as a share of that at {DIMS[0]}.\n"
     )
     if changes:
         text += "\n" + table(["change of a recipe", *columns], changes)
@@ -305,7 +309,7 @@ def headline(rows: dict, scores: Scores) -> str:
 
 
 def over_seeds(rows: dict) -> str:
-    """Say in words how many seeds the scores of a table have."""
+    """Return words that say whether the scores are of one seed or means over several."""
     return "one seed" if all(len(row.get("seeds", [0])) == 1 for row in rows.values()) else "mean over the seeds"
 
 
@@ -347,7 +351,7 @@ def dev_table(rows: dict, runs: dict[str, list[dict]]) -> str:
         lines.append([rows[name]["label"], str(summaries[0]["steps"]), f"{minutes:.0f}", *cells])
     text = table(["model", "steps", "minutes", *kinds], lines)
     return text + (
-        "\nMean over the dimensions that a model was trained at and over the seeds, × 100: Spearman for STS, accuracy for translations.\n"
+        "\nMean over the seeds and the dimensions that each model was trained at, × 100: Spearman for STS, accuracy for translations.\n"
     )
 
 

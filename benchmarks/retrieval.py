@@ -56,7 +56,7 @@ class Search:
         corpus: The distinct texts to search in.
         relevant: The positions in the corpus that are correct for each query.
         excluded: The position of each query itself, which is not an answer; -1 if it is not in the corpus.
-        cutoff: The score of a query is 1 / rank of the first relevant text, 0 beyond this rank.
+        cutoff: The last rank that counts: a query scores 1 / rank of its first relevant text, or 0 if that rank is beyond the cutoff.
     """
 
     queries: list[str]
@@ -67,7 +67,7 @@ class Search:
 
 
 def make_search(pairs: list[tuple[str, str]], others: list[str], cutoff: int) -> Search:
-    """Create a search for the second text of each pair with the first, among all second texts and ``others``."""
+    """Create a task: find the second text of each pair from the first, among all second texts and ``others``."""
     corpus = list(dict.fromkeys([*(answer for _, answer in pairs), *others]))
     position = {text: index for index, text in enumerate(corpus)}
     relevant: dict[str, set[int]] = {}
@@ -203,7 +203,7 @@ def models_of(name: str, row: dict, models: Path) -> list[str]:
 
 
 def describe(results: dict, rows: dict, searches: dict[str, list[Search]]) -> str:
-    """Return a table for each task: every row at every dimension, marked if it differs from the row it is compared with."""
+    """Return a table for each task: every row at every dimension, with marks for significant differences."""
     from benchmarks.recipes import sign
 
     text = "Mean over queries and seeds, × 100, with 95% intervals (bootstrap over the queries). "

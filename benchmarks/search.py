@@ -1,5 +1,4 @@
-"""Measures search with a shortlist of small vectors among 100,000 Arabic sentences, at every dimension and precision, with and without
-rescoring.
+"""Measures search among 127,762 Arabic sentences with small vectors, with and without rescoring, at every dimension and precision.
 
     python benchmarks/search.py --model_name output/recipes/multilingual-1/final
 
@@ -7,10 +6,10 @@ Two tasks with known answers search one corpus: English sentences for their Arab
 their duplicates. The vectors are in a usearch HNSW index, in float32, int8 (as usearch casts normalised vectors) or binary (the
 signs, by Hamming distance). With rescoring, the nearest --shortlist vectors are reordered by the cosine of their full-width
 float32 embeddings, which need not be in memory. MRR@10 scores the known answers; agreement is the share of the 10 nearest by exact
-full-width search that are returned. Queries per second are those of one thread, without the time to encode the query.
+full-width search that are returned. Queries per second are for one thread and exclude the time to encode the query.
 
 PostgreSQL with pgvector then searches the same corpus: an index of all dimensions, and one of the first 64 whose shortlist is rescored
-in SQL, both as halfvec. The embeddings are kept in --embeddings, so that a second run does not encode again. Writes search.json,
+in SQL, both as halfvec. The embeddings are kept in --embeddings, so a second run does not encode again. Writes search.json,
 search.md and search.png to --output_dir.
 """
 
@@ -91,10 +90,11 @@ def search(
     how: tuple[int, str, bool],
     shortlist: int,
 ) -> Result:
-    """Search all tasks in one way (dimension, precision, rescored), several times for timing.
+    """Run all tasks at one dimension and precision, rescored or not; repeat the search for the timing.
 
     Args:
         queries, corpus: Normalised full-width embeddings.
+        how: Dimension, precision, and whether to rescore.
         nearest: The results of exact full-width search for each task.
     """
     dim, precision, rescored = how
@@ -124,7 +124,7 @@ def main(argv: list[str] | None = None) -> None:
         "--model_name", required=True, help="name on the Hub or folder of a sentence-transformers model"
     )
     parser.add_argument(
-        "--shortlist", type=int, default=100, help="vectors of a query that are rescored (default: %(default)s)"
+        "--shortlist", type=int, default=100, help="vectors to rescore for each query (default: %(default)s)"
     )
     parser.add_argument(
         "--embeddings",
@@ -134,7 +134,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     options = parser.parse_args(argv)
     if options.shortlist <= TOP:
-        parser.error(f"--shortlist {options.shortlist}: more than {TOP} are needed, the number of results")
+        parser.error(f"--shortlist {options.shortlist}: it must be above {TOP}, the number of results")
     try:
         import usearch  # noqa: F401
     except ImportError:
@@ -213,9 +213,9 @@ def describe(
     text = markdown_table(head, [exact_line, *lines], text_columns=2)
     return text + (
         f"\n{texts:,} Arabic sentences; {counts}. MRR × 100. Agreement: the share of the {TOP} nearest by exact full-width search that "
-        f"are returned. Rescored: the nearest {shortlist} reordered by full-width float32. Queries per second of one thread. "
+        f"are returned. Rescored: the nearest {shortlist} reordered by full-width float32. Queries per second are for one thread. "
         f"pgvector stores halfvec and was asked {DATABASE_QUERIES // len(tasks):,} queries of each kind, one at a time: "
-        "its scores are comparable only with each other. usearch allocates memory in steps that double.\n"
+        "its scores are comparable only with each other. usearch doubles its memory each time it runs out.\n"
     )
 
 

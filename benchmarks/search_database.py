@@ -28,7 +28,7 @@ def search_database(
     """Search with pgvector's HNSW index of all dimensions, and of the first 64 with rescoring.
 
     Raises:
-        RunError: PostgreSQL does not start here.
+        RunError: PostgreSQL does not start, or its packages are not installed.
     """
     import psycopg
     from pgvector import HalfVector

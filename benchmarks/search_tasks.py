@@ -124,7 +124,7 @@ def exact(queries: np.ndarray, corpus: np.ndarray, count: int) -> np.ndarray:
 
 
 def without_query(positions: Iterable[list[int]], task: Task) -> list[list[int]]:
-    """The first 10 positions of each query, without its own."""
+    """Return the first 10 positions found for each query, without the query's own position."""
     return [[p for p in row if p != own][:TOP] for row, own in zip(positions, task.excluded, strict=True)]
 
 

@@ -72,7 +72,7 @@ def measure_in_new_process(measure: Callable[..., dict[str, Any]], **arguments: 
         **arguments: Its arguments; they and the result are pickled.
 
     Raises:
-        RunError: The process died, for example because it ran out of memory. Exceptions of ``measure`` are raised here.
+        RunError: The process died, for example because it ran out of memory. Exceptions raised by ``measure`` propagate.
     """
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context, initializer=set_up_logging) as pool:

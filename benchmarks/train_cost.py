@@ -2,7 +2,7 @@
 
     python benchmarks/train_cost.py sentence-transformers/all-MiniLM-L6-v2
 
-Time and memory of a step of B triplets of texts of L tokens each, at dimensions that add up to D, on one device:
+Time and memory, on one device, of a step of B triplets whose texts have L tokens each, at dimensions that add up to D:
 
     seconds = t0 + t1 * tokens + t2 * tokens * L + t3 * B^2 * D         tokens = 3 * B * L
     GiB     = m0 + m1 * tokens + m2 * tokens * L + m3 * B^2 * D
@@ -70,7 +70,7 @@ def measure(model_name: str, batch: int, length: int) -> dict:
         if model.device.type == "cuda":
             torch.cuda.synchronize()
 
-    step(2, 4)  # the optimizer's state and the libraries' buffers, which every step shares
+    step(2, 4)  # allocates the optimizer's state and the libraries' buffers, which every step shares
     before = peak()
     seconds = []
     for _ in range(REPEATS + 1):
@@ -96,7 +96,7 @@ def terms(point: dict) -> list[float]:
 
 
 def fit(points: list[dict], quantity: str) -> list[float]:
-    """Return the non-negative coefficients of ``TERMS`` with the least squares of the relative errors."""
+    """Return the non-negative coefficients of ``TERMS`` that minimise the sum of squared relative errors."""
     import numpy as np
     from scipy.optimize import nnls
 
@@ -125,7 +125,7 @@ def main(argv: list[str] | None = None) -> None:
     for quantity, unit in (("seconds", "s"), ("gib", "GiB")):
         fits[quantity] = fit([points[p] for p in FITTED], quantity)
         formula = " + ".join(f"{c:.3g} * {term}" for c, term in zip(fits[quantity], TERMS, strict=True))
-        head = ["triplets", "tokens a text", "fitted", f"measured, {unit}", f"model, {unit}", "error"]
+        head = ["triplets", "tokens per text", "fitted", f"measured, {unit}", f"predicted, {unit}", "error"]
         rows = []
         for batch, length in FITTED + CHECKED:
             measured = points[batch, length][quantity]

@@ -1,4 +1,4 @@
-"""Measures how training scales: time per triplet with the rows of the data set, and memory with the batch size under GradCache.
+"""Measures how training scales: time per triplet as the data set grows, and memory under GradCache as the batch grows.
 
     python benchmarks/train_growth.py sentence-transformers/all-MiniLM-L6-v2
 

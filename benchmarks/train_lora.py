@@ -116,11 +116,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--steps", type=int, default=20, help="steps to time, after two to warm up (default: %(default)s)"
     )
-    parser.add_argument("--batch_size", type=int, default=64, help="triplets a step (default: %(default)s)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="two runs per seed (default: 1 2 3)")
+    parser.add_argument("--batch_size", type=int, default=64, help="triplets per step (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="seeds, two runs each (default: 1 2 3)")
     parser.add_argument("--lora_r", type=int, default=16, help="rank of the adapter (default: %(default)s)")
-    parser.add_argument("--learning_rate", type=float, default=2e-5, help="of all weights (default: %(default)s)")
-    parser.add_argument("--lora_learning_rate", type=float, default=2e-4, help="of the adapter (default: %(default)s)")
+    parser.add_argument(
+        "--learning_rate", type=float, default=2e-5, help="for training all weights (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--lora_learning_rate", type=float, default=2e-4, help="for training the adapter (default: %(default)s)"
+    )
     options = parser.parse_args(argv)
 
     record = start_record(__file__, options)
@@ -147,8 +151,8 @@ def report(options, results: list[dict]) -> str:
         rows.append([kind, *measured_cells(runs, kind), *score_cells(runs, dims)])
     table = markdown_table([*head, *dims], rows)
     return (
-        f"{options.model_name}, rank {options.lora_r}, batch {options.batch_size}, {options.steps} steps after {WARM_UP}, "
-        f"seeds {', '.join(map(str, options.seeds))}, alternately. Medians; STS-B dev, Spearman × 100, by dimension.\n\n{table}"
+        f"{options.model_name}, rank {options.lora_r}, batch {options.batch_size}, {options.steps} steps after {WARM_UP} of warm-up, "
+        f"seeds {', '.join(map(str, options.seeds))}, in turn. Medians; STS-B dev, Spearman × 100, by dimension.\n\n{table}"
     )
 
 

@@ -5,11 +5,11 @@
     python benchmarks/train_memory.py --runs minilm --in_use
     python benchmarks/train_memory.py --runs static -- --train_data my_triplets.csv
 
-Each run is the real script in a new process, sampled from outside after each step. Memory is anonymous PSS, which only this process
-uses and the system cannot reclaim. It includes freed memory that the C library keeps. With --in_use, glibc returns every freed block of
-1 MiB or more at once, which takes longer, and the rest is in use. The first fifth of the steps is warm-up; growth compares the
-medians of the first and the last quarter of the others. Flags after -- go to the training script. Writes memory.json and memory.md to
---output_dir.
+Each run is the real script in a new process, sampled from outside after each step. Memory is anonymous PSS, the process's
+proportional share of memory that no file backs. It includes freed memory that the C library keeps. With --in_use, glibc returns every
+freed block of 1 MiB or more at once, which takes longer, so nearly all that remains is in use. The first fifth of the steps is
+warm-up; growth compares the medians of the first and the last quarter of the remaining steps. Flags after -- go to the training
+script. Writes memory.json and memory.md to --output_dir.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 
 def sample(pid: int, step: int) -> dict[str, float]:
-    """Anonymous memory in MiB, open files and threads of a process."""
+    """Return the anonymous memory in MiB, the open files and the threads of a process."""
     fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:])
     status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     return {
@@ -54,7 +54,7 @@ def sample(pid: int, step: int) -> dict[str, float]:
 
 
 def measure(flags: tuple[str, ...], steps: int, in_use: bool = False) -> list[dict[str, float]]:
-    """A sample for each step of a training run, taken when the script logs the step's loss."""
+    """Train, and return a sample for each step, taken when the script logs the step's loss."""
     samples = []
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, str(ROOT / "training/matryoshka_nli.py"), *flags, "--max_steps", str(steps)]

@@ -32,7 +32,7 @@ KINDS = PLAIN, OURS_FP32, OURS = "plain", "ours fp32", "ours"
 WARM_UP = 2  # steps that the rate excludes
 LEARNING_RATE = 2e-5
 
-# Parts of a step's time, and substrings of their operators' names
+# The parts of a step's time, each with substrings of the names of its operators
 PARTS = {
     "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::linear", "mkldnn", "flash"),
     "GELU, softmax, layer norm": ("gelu", "softmax", "layer_norm"),
@@ -91,9 +91,9 @@ def train_once(
     Args:
         model_name: The model to start from.
         kind: ``PLAIN``, ``OURS_FP32`` or ``OURS``.
-        seed: Of the batches and of dropout.
+        seed: The seed of the batches and of dropout.
         steps: Steps to time, after ``WARM_UP`` steps.
-        batch_size: Triplets a step.
+        batch_size: Triplets per step.
         mini_batch_size: Texts encoded at once under GradCache; None for no GradCache.
         rows: Repeat the data to this number of rows; None for the data as it is.
         epoch: Train for a full epoch instead of ``steps``.
@@ -240,20 +240,27 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--steps", type=int, default=20, help="steps to time, after two to warm up (default: %(default)s)"
     )
-    parser.add_argument("--batch_size", type=int, default=128, help="triplets a step (default: %(default)s)")
-    parser.add_argument("--mini_batch_size", type=int, help="GradCache, for the runs of this repository")
+    parser.add_argument("--batch_size", type=int, default=128, help="triplets per step (default: %(default)s)")
+    parser.add_argument(
+        "--mini_batch_size", type=int, help="texts encoded at once under GradCache, in all but the plain runs"
+    )
     parser.add_argument("--rows", type=int, help="repeat the data to this number of rows")
     parser.add_argument(
-        "--seeds", type=int, nargs="+", default=[1, 2, 3], help="a run of each kind per seed (default: 1 2 3)"
+        "--seeds", type=int, nargs="+", default=[1, 2, 3], help="seeds, one run of each kind each (default: 1 2 3)"
     )
-    parser.add_argument("--epoch", action="store_true", help="train for a full epoch instead")
+    parser.add_argument("--epoch", action="store_true", help="train for a full epoch instead of --steps")
     parser.add_argument(
-        "--runs", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND", help=f"of {KINDS} (default: all)"
+        "--runs",
+        nargs="+",
+        choices=KINDS,
+        default=list(KINDS),
+        metavar="KIND",
+        help=f"kinds of run, from {KINDS} (default: all)",
     )
     parser.add_argument("--profile", action="store_true", help="also profile one more step of each run")
     options = parser.parse_args(argv)
     if options.profile and options.epoch:
-        parser.error("--profile and --epoch exclude each other")
+        parser.error("--profile and --epoch cannot be combined")
 
     record = start_record(__file__, options)
     shared = {k: v for k, v in vars(options).items() if k not in ("output_dir", "seeds", "runs")}
@@ -303,7 +310,7 @@ def report(model_name: str, batch_size: int, results: list[dict]) -> str:
     first = results[0]
     text = (
         f"{model_name}, {first['device']}, batch {batch_size}, {first['steps'] - WARM_UP} steps, {len(by_kind[first['run']])} runs of each "
-        f"kind in turn; {first['tokens_per_triplet']} tokens a triplet. Medians.\n\n{markdown_table(head, rows, text_columns=2)}"
+        f"kind in turn; {first['tokens_per_triplet']} tokens per triplet. Medians.\n\n{markdown_table(head, rows, text_columns=2)}"
     )
     if all("profile" in result for result in results):
         text += f"\n{profile_table(by_kind)}"

@@ -23,7 +23,7 @@ BLOCK = re.compile(r"<!-- (results/reference/\S+\.md) -->\n.*?<!-- end -->", re.
 
 
 def table_of(path: str) -> str:
-    """A file without its headings: the README has its own."""
+    """Return the content of a file without its headings: the documents have their own."""
     lines = (ROOT / path).read_text(encoding="utf-8").splitlines()
     return "\n".join(line for line in lines if not line.startswith("# ")).strip()
 
@@ -35,7 +35,9 @@ def updated(text: str) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="change nothing")
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; exit with code 1 if a table is not up to date"
+    )
     check = parser.parse_args(argv).check
     stale = []
     for path in DOCUMENTS:

@@ -1,4 +1,4 @@
-"""The keys of a configuration: what a dataclass declares about each key, and the check of a value."""
+"""The keys of a configuration: what a dataclass declares about each key, and how a value is checked."""
 
 from __future__ import annotations
 
@@ -122,10 +122,10 @@ def check_value(where: str, value: Any, hint: Any, key: Key | None = None) -> An
 
 
 def resolve_path(where: str, path: str) -> str:
-    """Replace a leading ``~`` or ``~user`` of ``path`` by the home folder. Hub names do not change.
+    """Replace a leading ``~`` or ``~user`` of ``path`` with the home folder. Hub names do not change.
 
     A shell does this only for a separate word: not in ``--output_dir=~/runs``, and not in a configuration file. Libraries do it
-    for some arguments and not for others, so that one run would write to two folders.
+    for some arguments and not for others, so without this a run could write to two folders.
 
     Raises:
         UsageError: The path is empty, or the user does not exist.

@@ -1,4 +1,4 @@
-"""Score models on MTEB tasks at every Matryoshka dimension, encoding each text once, and recommend which to deploy.
+"""Score models on MTEB tasks at every Matryoshka dimension, encoding each text once, and recommend what to deploy.
 
     python evaluation/evaluate_mteb.py --model_name Omartificial-Intelligence-Space/GATE-AraBert-v0
     python evaluation/evaluate_mteb.py --model_name output/my-model/final --subsets ar-ar en-ar en-en

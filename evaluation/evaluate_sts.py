@@ -3,9 +3,9 @@
     python evaluation/evaluate_sts.py --model_name output/my-model/final --task STS17
     python evaluation/evaluate_sts.py --model_name output/my-model/final --data my_pairs.csv
 
-Encodes each text once and computes Spearman and Pearson correlations for cosine, dot product, Euclidean and Manhattan distance, on
-the raw prefix of each embedding. Recommends a dimension to deploy. Writes report.html and report.md, summary.csv, a table, a plot
-and result files into --output_dir.
+Encodes each text once and computes Spearman and Pearson correlations for cosine similarity, dot product, Euclidean and Manhattan
+distance, on the raw prefix of each embedding. Recommends what to deploy. Writes report.html and report.md, summary.csv, a table,
+a plot and result files into --output_dir.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Set up if necessary, lint, and run the tests; --slow adds the long ones. Other arguments go to pytest.
+# Set up if necessary, lint, and run the tests; --slow adds the long tests. Other arguments go to pytest.
 #   bash scripts/run_tests.sh [--slow] [PYTEST_ARGUMENT ...]
 set -euo pipefail
 cd "$(dirname "$0")/.."

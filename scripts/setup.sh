@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Create the virtual environment (.venv, or $VENV) and install a requirements file into it, once for each version of the file.
+# Create the virtual environment (.venv, or $VENV) and install a requirements file into it, again only after the requirements change.
 #   bash scripts/setup.sh [requirements.txt]
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -7,7 +7,7 @@ requirements=${1:-requirements.txt}
 venv=${VENV:-.venv}
 python=${PYTHON:-python3}
 
-"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is required, found $("$python" --version); set PYTHON" >&2; exit 1; }
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is required, found $("$python" --version); set PYTHON to a newer interpreter" >&2; exit 1; }
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 stamp="$venv/.installed-$(cat requirements*.txt | cksum | cut -d' ' -f1)-$(basename "$requirements")"
 if [ ! -e "$stamp" ]; then

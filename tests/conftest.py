@@ -111,7 +111,7 @@ def cli(hub):
 
 @pytest.fixture(scope="session")
 def warm(hub, tmp_path_factory):
-    """As ``cli``, for a script, in a fork of a process that has imported the libraries (see tests/warm.py)."""
+    """Like ``cli``, but runs the script in a fork of a process that has imported the libraries (see tests/warm.py)."""
     folder = tmp_path_factory.mktemp("warm")
     command = [sys.executable, str(ROOT / "tests/warm.py")]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -177,7 +177,7 @@ def call(hub, capsys, monkeypatch):
 
 @pytest.fixture
 def fails(call):
-    """``fails(code, "named … also named", script, *args)``: the script ends with that code, one line (see ``says``) and no traceback."""
+    """``fails(code, "part … part", script, *args)``: checks for that exit code, one error line (see ``says``) and no traceback."""
 
     def check(code: int, message: str, script: str, *args: str | Path) -> str:
         done = call(script, *args)

@@ -65,7 +65,7 @@ def weights_of(model: Path) -> dict[str, torch.Tensor]:
 
 
 def finished(done, folder: Path, cwd: Path = ROOT) -> Path:
-    """The final model of a run that went well: its path is the last line of standard output, alone."""
+    """Check that a run succeeded, and return its final model, whose path must be all of standard output."""
     assert done.code == 0, done.err
     assert "Traceback" not in done.err
     final = Path(done.out.splitlines()[-1])
@@ -87,7 +87,7 @@ def no_nan(out: Path) -> None:
 
 
 def says(message: str, wanted: str) -> bool:
-    """Whether a message holds each part of ``wanted``, which " … " separates: what it must name, whatever words lie between."""
+    """Return whether a message contains every part of ``wanted``; " … " separates the parts, and any words may lie between them."""
     return all(part in message for part in wanted.split(" … "))
 
 
@@ -106,7 +106,7 @@ def classes(groups: list[dict], language: str = "en") -> list[dict]:
 
 
 def scored(pairs: list[dict], subset: str, of: slice, scale: float = 1.0, shift: float = 0.0, **more) -> list[dict]:
-    """Every seventh pair comes next, so that a slice has scores of all kinds."""
+    """Return graded pairs of a subset, reordered in strides of seven so that any slice has a range of scores."""
     chosen = [p for p in pairs if p["subset"] == subset]
     chosen = [p for start in range(7) for p in chosen[start::7]][of]
     return [

@@ -3,8 +3,8 @@
 It serves folders ``<root>/models/<name>`` and ``<root>/datasets/<name>``, at the revision ``main`` and at any that is 40
 hexadecimal digits. A repository that is missing gets 401, as on the Hub, and so does a private one without a token.
 
-It takes uploads by the token ``Hub.token``: create a repository, preupload, LFS batch and content, commit. The Xet protocol is
-not played, so clients need ``HF_HUB_DISABLE_XET=1``. It can be told to fail: see :meth:`Hub.fail`.
+It accepts uploads with the token ``Hub.token``: create a repository, preupload, LFS batch and content, commit. The Xet protocol is
+not implemented, so clients need ``HF_HUB_DISABLE_XET=1``. It can be told to fail: see :meth:`Hub.fail`.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def take_upload(self, parts: list[str], content: bytes, authorised: bool) -> None:
         hub = self.server
-        if self.command == "PUT" and parts[0] == "lfs":  # as on the Hub, the address itself is the permission
+        if self.command == "PUT" and parts[0] == "lfs":  # as on the Hub, knowing the address is enough
             if hashlib.sha256(content).hexdigest() != parts[1]:
                 return self.reply(400, {"error": "the content is not that of the oid"})
             hub.lfs[parts[1]] = content
@@ -184,14 +184,14 @@ class Hub(ThreadingHTTPServer):
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     def handle_error(self, request, client_address) -> None:
-        """A client that hangs up, as one does that has waited too long, is no news."""
+        """Ignore clients that hang up, for example after a timeout."""
 
     def is_private(self, folder: Path) -> bool:
         return self.visibility.get("/".join(folder.parts[-2:])) == "private"
 
     @contextmanager
     def fail(self, pattern: str, how: int | float | str, times: float = math.inf) -> Iterator[None]:
-        """Within this, fail the first ``times`` requests such as ``GET /api/models/x`` that ``pattern`` is found in.
+        """Within this context, fail the first ``times`` requests that match ``pattern``; a request reads ``GET /api/models/x``.
 
         ``how``: an HTTP status, seconds to wait before the answer (a float), ``"cut"`` (half of the file, then hang up),
         ``"gone"`` (hang up without an answer) or ``"gated"``.

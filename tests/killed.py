@@ -1,8 +1,10 @@
 """Runs a script that dies by SIGKILL: python tests/killed.py MOMENT SCRIPT [ARGUMENT ...]
 
-MOMENT is a part of "EVENT PATH", and the script dies as it is about to make, open for writing, rename or remove (CHANGES) the
-first such in the run's folder; or ``#n``, the n-th of all these; or a number of seconds. With ``#0`` it lives, and they are
-counted.
+A change is a file or folder in the output directory that is created, opened for writing, renamed or removed (CHANGES). MOMENT is
+
+- a part of "EVENT PATH": the script dies just before the first change whose event and path contain it;
+- ``#n``: it dies just before the n-th change; with ``#0`` it survives and prints the number of changes;
+- a number: it dies after as many seconds.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ def main() -> None:
         if event not in CHANGES or (event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR)):
             return
         path = os.fspath(arguments[0]) if isinstance(arguments[0], (str, os.PathLike)) else ""
-        if event in ("os.remove", "os.rmdir") and arguments[1] >= 0:  # a name in the folder of a handle
+        if event in ("os.remove", "os.rmdir") and arguments[1] >= 0:  # a name relative to an open folder
             path = os.path.join(os.readlink(f"/proc/self/fd/{arguments[1]}"), path)
         path = os.path.abspath(path)
         if path.startswith(folder + os.sep):

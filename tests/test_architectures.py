@@ -93,7 +93,7 @@ def test_train(train, root, kind):
 
 @pytest.mark.parametrize("kind", TABLE)
 def test_evaluate(train, root, call, tmp_path, kind):
-    """The score of the first 16 numbers is that of scipy on what plain sentence-transformers encodes, text by text."""
+    """The score at 16 dimensions is what scipy computes from embeddings of plain sentence-transformers, encoded text by text."""
     final = train(kind) / "final"
     done = call(STS, "--model_name", final, "--data", root / "scored.jsonl", "--dims", "16", "--calibration_data", "none",
                 "--output_dir", tmp_path / "out")  # fmt: skip
@@ -109,7 +109,7 @@ def test_evaluate(train, root, call, tmp_path, kind):
 
 @pytest.mark.parametrize("kind", TABLE)
 def test_resume(train, root, kind):
-    """A run that lost everything after its first step ends in the same bits."""
+    """A run that lost everything after its first step resumes to bit-identical weights."""
     folder = train(kind)
     expected = weights(folder / "final")
     kept = folder.with_name(f"{folder.name}-kept")
@@ -126,7 +126,7 @@ def test_resume(train, root, kind):
 
 @pytest.mark.parametrize("kind", TABLE)
 def test_load_in_plain_sentence_transformers(train, kind):
-    """Without a padding in the batch both give the same, and in a batch what each text has alone."""
+    """Packed batches give the embeddings that plain sentence-transformers gives for each text alone, that is, without padding."""
     folder = train(kind) / "final"
     plain, ours = SentenceTransformer(str(folder), device="cpu"), pack(load_model(str(folder)))
     alone = np.concatenate([plain.encode([text]) for text in TEXTS])
@@ -136,7 +136,7 @@ def test_load_in_plain_sentence_transformers(train, kind):
 
 @pytest.mark.parametrize("kind", [kind for kind, (_, flags) in TABLE.items() if flags])
 def test_the_adapter_of_a_run_is_its_final_model(train, kind):
-    """Bit by bit, whatever it was trained on, another adapter included."""
+    """``final-adapter`` loads to the same bits as ``final``, even if training started from another adapter."""
     folder = train(kind)
     final, adapted = (load_model(str(folder / name)).state_dict() for name in ("final", "final-adapter"))
     assert final.keys() == adapted.keys() and final

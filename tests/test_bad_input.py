@@ -1,6 +1,6 @@
 """Unusual input through the real command line: either refused in one line that names it, with no file changed, or handled correctly.
 
-A case is what to write, what to type, and what must come of it. ``{d}`` is the case's folder, ``{model}`` a good model, and
+A case has the files to write, the command line, and the expected result. ``{d}`` is the case's folder, ``{model}`` a good model, and
 ``{good}`` a good file of graded pairs.
 """
 
@@ -32,14 +32,14 @@ TRIPLETS = "anchor,positive\nword1,word2\nword3,word4\nword5,word6\nword7,word8\
 
 @dataclass
 class Case:
-    """``said`` is what the line of the error must name (see ``says``); none (and the code 0) where the input is good."""
+    """``said`` is what the error line must contain (see ``says``); None, with exit code 0, if the input is good."""
 
     script: str
     args: str
     said: str | None = None
     code: int = 1
     files: dict[str, str | bytes] = field(default_factory=dict)
-    rows: int | None = None  # pairs that the summary must tell of
+    rows: int | None = None  # number of pairs that the summary must report
 
 
 def usage(script: str, args: str, said: str, **files: str | bytes) -> Case:
@@ -211,7 +211,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def is_cache(name: str) -> bool:
-    """Embeddings and locks, which a failed run may leave: the next one goes on from them."""
+    """Return whether a file holds embeddings or a lock: a failed run may leave these, and the next run reuses them."""
     return "/embeddings/" in name or name.endswith(".lock")
 
 
@@ -261,7 +261,7 @@ def test_the_table_is_long_enough_and_has_every_kind():
 
 @pytest.mark.parametrize("name", sorted(USAGE)[::6])
 def test_a_usage_error_is_the_same_from_a_cold_start_and_loads_nothing_heavy(cli, tmp_path, name):
-    """The table runs with the libraries loaded; here is the plain command."""
+    """The test of all cases runs with the libraries already imported; this one runs the plain command."""
     case = CASES[name]
     for path, content in case.files.items():
         (tmp_path / path).write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -285,7 +285,7 @@ def test_a_failure_is_the_same_from_a_cold_start(cli, good, tmp_path, name):
     assert_refused(done, case.code, case.said, before, tmp_path)
 
 
-# A right result, not just any
+# The result is correct
 
 
 @pytest.mark.parametrize("odd", ["byte-order mark", "Windows line ends"])
@@ -357,7 +357,7 @@ def test_models_that_are_none(warm, good, tiny_model, tmp_path, script, kind, sa
 
 
 def test_an_output_on_a_full_disk_keeps_what_is_there(warm, good, tmp_path):
-    """A small file system of its own, where one can be made."""
+    """Writes to a small file system of its own, if one can be mounted."""
     disk = tmp_path / "disk"
     disk.mkdir()
     if os.system(f"mount -t tmpfs -o size=600k tmpfs {disk} 2>/dev/null") != 0:

@@ -177,7 +177,7 @@ def test_a_score_outside_of_the_range_is_a_mistake_on_the_hub_too(tmp_path, hub)
 
 
 def independent_loss(anchors, positives, negatives, scale: float) -> float:
-    """Of each anchor, minus the log of its positive's share of exp(scale * cosine) over all texts that are there."""
+    """Return the mean over the anchors of -log of the positive's share of exp(scale * cosine) over all texts present."""
     texts = torch.nn.functional.normalize(torch.cat([positives, *negatives]), dim=1)
     anchors = torch.nn.functional.normalize(anchors, dim=1)
     losses = []
@@ -201,7 +201,7 @@ def test_uneven_negatives_have_the_loss_of_a_softmax_over_those_that_are_there(
     model = SentenceTransformer(str(tiny_model), device="cpu").double().eval()
     entry = DatasetEntry("-", loss_name)
     loss = make_loss(model, entry, dataset, [64, 16], None, mini)
-    if loss_name == "gist":  # a guide that finds nothing more alike than the positive, so that nothing is left out
+    if loss_name == "gist":  # a guide for which nothing is more similar than the positive, so that nothing is removed
         guide = loss.loss_at(64).guide
         guide.model = None
         type(guide).__call__, kept = constant_guide, type(guide).__call__
@@ -229,12 +229,12 @@ def test_uneven_negatives_have_the_loss_of_a_softmax_over_those_that_are_there(
 
 
 def constant_guide(self, features):
-    """All texts alike, so that none is more alike than the positive."""
+    """Embed all texts alike, so that none is more similar to the anchor than the positive."""
     return {"sentence_embedding": torch.ones(len(features["input_ids"]), 4, dtype=torch.double)}
 
 
 def independent_gist(anchors, positives, negatives, scale: float) -> float:
-    """As :func:`independent_loss`, with the anchors and the positives of the other rows among the texts that are not alike."""
+    """As :func:`independent_loss`, but also contrasting each anchor with all anchors, and its positive with all positives."""
     normalized = [torch.nn.functional.normalize(column, dim=1) for column in (anchors, positives, *negatives)]
     anchors, positives, *negatives = normalized
     losses = []

@@ -1,4 +1,4 @@
-"""Configuration: the source of each value, and which values are refused, and how fast."""
+"""Configuration: the source of each value, which values are refused, and how fast."""
 
 from __future__ import annotations
 
@@ -371,7 +371,7 @@ def test_fitted_dims_have_the_width_and_nothing_above_it(dims, width):
     assert set(found) - {width} == {dim for dim in dims if dim < width}
 
 
-# How soon
+# How fast
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -43,7 +43,7 @@ def test_the_bound_of_a_mean_loss_is_students():
     error = values.std(ddof=1) / 20
     assert most_lost(loss, 0.05) == pytest.approx(values.mean() + student.ppf(0.95, 399) * error, abs=0.01)
     assert least_lost(loss, 0.05) == pytest.approx(values.mean() - student.ppf(0.95, 399) * error, abs=0.01)
-    # beyond ten of 2,000 resamples the bound is that of a normal distribution
+    # with fewer than ten of the 2,000 resamples beyond it, the bound is extrapolated as in a normal distribution
     assert most_lost(loss, 0.0005) == pytest.approx(values.mean() + student.ppf(0.9995, 399) * error, abs=0.02)
     assert most_lost(loss, 0.0005) > most_lost(loss, 0.005)
 
@@ -80,7 +80,7 @@ def test_a_fixed_sequence_tries_nothing_after_a_failure():
 
 def test_pairs_that_tell_shrink_the_bound_to_the_tolerance():
     assert pairs_that_tell(100, loss=0.5, bound=1.5, tolerance=1.0) == 400
-    assert pairs_that_tell(100, loss=2.0, bound=1.5, tolerance=1.0) == 25  # enough already: it is above
+    assert pairs_that_tell(100, loss=2.0, bound=1.5, tolerance=1.0) == 25  # even 25 show that it is above
 
 
 # Sets that share pairs
@@ -347,7 +347,7 @@ def test_max_loss_decides_and_changes_no_score(call, tmp_path):
     static_model().save_pretrained(str(tmp_path / "model"))
     rows, model, out = pairs_of(60), static_model(), tmp_path / "out"
     first, second = (model.encode([row[key] for row in rows]) for key in ("sentence1", "sentence2"))
-    gold = model.similarity_pairwise(first, second).tolist()  # what the full width agrees with
+    gold = model.similarity_pairwise(first, second).tolist()  # so that the full width scores 1
     data = write_pairs(tmp_path / "mine.jsonl", [row | {"score": s} for row, s in zip(rows, gold, strict=True)])
     texts = tmp_path / "texts.csv"
     texts.write_text("\n".join(["text", *texts_of(200, seed=9)]))
@@ -389,7 +389,7 @@ def test_a_cell_counts_wrong_choices(kind):
     assert cell["wrong_interval"][0] <= cell["wrong"] <= cell["wrong_interval"][1]
 
 
-@pytest.mark.parametrize("kind", ["one set", "two sets, resampled together", "two sets, resampled apart"])
+@pytest.mark.parametrize("kind", ["one set", "two sets, resampled together", "two sets, resampled separately"])
 def test_the_error_without_resampling_is_that_of_the_bootstrap(kind):
     sample = sample_of(kind, 500, 0.01, seed=4)
     loss, error = sample.loss_and_error((256, "float32"))

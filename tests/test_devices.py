@@ -1,4 +1,4 @@
-"""The losses on a device that is not the CPU: every tensor they create is on the device, and they wait for no value.
+"""The losses on a device that is not the CPU: every tensor they create is on that device, and they never wait for a value.
 
 No GPU is needed. On the meta device PyTorch computes shapes and types but no values: an operation on tensors of two devices fails,
 and so does reading a value, which would make a GPU wait. The packed attention of a GPU cannot be traced in this way.
@@ -17,7 +17,7 @@ ROWS, WIDTH, DIMS = 6, 32, [32, 16, 8]
 
 
 class Embedded(nn.Module):
-    """Stands for a model whose features are already embedded."""
+    """Stands in for a model: its features already are embeddings."""
 
     device = torch.device("meta")
 

@@ -64,7 +64,7 @@ def test_each_epoch_has_another_order_and_the_same_seed_the_same():
     one, same = sampler(rows([str(n) for n in range(32)]), 4, 2), sampler(rows([str(n) for n in range(32)]), 4, 2)
     first = list(one)
     assert first == list(same)
-    one.sampler.set_epoch(1)  # the way by which accelerate passes it on
+    one.sampler.set_epoch(1)  # this is how accelerate passes the epoch on
     assert list(one) != first
 
 

@@ -36,7 +36,7 @@ RNG = np.random.default_rng(0)
 
 
 def made_pairs(n=200, width=32, useful=16):
-    """Pairs whose gold score is told by the first ``useful`` dimensions alone."""
+    """Pairs whose gold score is reflected only in the first ``useful`` dimensions."""
     rng = np.random.default_rng(1)
     first = rng.standard_normal((n, width)).astype(np.float32)
     share = rng.random(n)[:, None].astype(np.float32)
@@ -183,7 +183,7 @@ def test_model_card_is_parsed_back_and_the_model_stays_who_it_is(tmp_path, card)
     if card:
         (tmp_path / "README.md").write_text(card)
     identity = hash_folder(tmp_path)
-    for score, revision in ((0.5, "old"), (0.6, "new")):  # the second run replaces, with other data too
+    for score, revision in ((0.5, "old"), (0.6, "new")):  # the second run replaces the scores: its data has changed
         rows = [row(64, score, dataset_revision=revision), row(768, 0.8, dataset_revision=revision)]
         update_model_card(tmp_path, "local/m", rows, {"STS17": "mteb/sts17-crosslingual-sts"})
     assert hash_folder(tmp_path) == identity

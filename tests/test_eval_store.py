@@ -32,7 +32,7 @@ def test_each_distinct_text_is_encoded_once_for_all_dimensions_and_calls(tmp_pat
     assert sorted(counting.texts) == sorted(set(texts)) and again.encoded == 0
 
 
-class iter_again:  # what can be gone through again without being a list
+class iter_again:  # can be iterated repeatedly, but is not a list
     def __init__(self, texts):
         self.texts = texts
 
@@ -106,7 +106,7 @@ def test_an_interrupted_encode_continues_where_it_stopped(tmp_path, monkeypatch)
         store.encode(texts)
     rows = next((tmp_path / "s").glob("*.f32"))
     with rows.open("ab") as file:
-        file.write(b"torn")  # half a row
+        file.write(b"torn")  # part of a row
     again = EmbeddingStore(model, tmp_path / "s")
     np.testing.assert_allclose(again.encode(texts), model.encode(texts), rtol=1e-6)
     assert again.encoded == 15

@@ -46,7 +46,7 @@ def metadata(name, kind, score, **more):
 
 
 class Loaded:
-    """A task whose data is here already."""
+    """A task whose data is already loaded."""
 
     def load_data(self, **arguments):
         self.data_loaded = True
@@ -289,7 +289,7 @@ def test_choosing_tasks():
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_scores_are_filed_under_the_same_setting_by_both_scripts(tmp_path, dtype):
-    """The result files of evaluate_sts.py lie in a folder of the name that mteb gives its own."""
+    """evaluate_sts.py and mteb give the folders of their result files the same names."""
     scored_model = ScoredModel(ModelIdentity("local/a", "1" * 40, ""), dtype)
     encoder = run_of(static_model(), scored_model, tmp_path).encoder(8)
     assert encoder.mteb_model_meta.experiment_name == scored_model.experiment_name(8)

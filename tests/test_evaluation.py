@@ -333,7 +333,7 @@ def test_names_of_models_on_disk(tiny_model, tmp_path, hub):
         ("no-such-model", "not found on the Hub, or private"),
         ("no/such/folder", "no such folder"),
         ("../up", "no such folder"),
-        ("", "the name is empty"),  # which Path takes for the working directory
+        ("", "the name is empty"),  # Path would take this for the working directory
     ],
 )
 def test_models_that_are_not_there(hub, source, message):
@@ -537,7 +537,7 @@ def test_a_summary_that_is_cut_off_anywhere_is_never_trusted(tmp_path):
     for length in range(1, len(whole)):
         path.write_bytes(whole[:length])
         if whole[:length].count(b"\n") and whole[:length].endswith(b"\n"):
-            continue  # whole lines: nothing of a score is missing
+            continue  # only complete lines: no score is cut off
         with pytest.raises(RunError):
             read_summary_strictly(path)
 

@@ -52,7 +52,7 @@ def expected(
 
 
 def in_a_fresh_process(code: str, cwd: Path) -> np.ndarray:
-    """What ``code`` leaves in ``embeddings``, in a process that has neither this repository nor its environment."""
+    """Run ``code`` in a process without this repository and its environment variables, and return its ``embeddings``."""
     (cwd / "texts.json").write_text(json.dumps(TEXTS))
     program = f"import json, sys\ntexts = json.load(open('texts.json'))\n{code}\n"
     program += f"assert {str(ROOT)!r} not in sys.path\n"
@@ -67,7 +67,7 @@ WITHOUT_TORCH = "for name in ('torch', 'transformers', 'sentence_transformers'):
 
 
 def example_of(folder: Path) -> str:
-    """The code in the card, but for its texts."""
+    """Return the code in the card, without its example texts."""
     [code] = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
     lines = code.splitlines()
     assert len(lines) <= 26
@@ -123,7 +123,7 @@ ENDS = [
     "softmax",
     "residual",
 ]
-# what the cut adds to the modules of the original, and what it cuts
+# input and output width of the last Dense module: truncated where it could be, otherwise added
 DENSE_OF = {"dense": (64, DIM), "dense, normalised": (64, DIM), "softmax": (40, DIM), "residual": (64, DIM)}
 
 
@@ -182,7 +182,7 @@ def test_a_trained_model_in_both_formats(trained, call, tmp_path):
     for form in ("sentence-transformers", "onnx"):
         card = (tmp_path / form / "README.md").read_text()
         assert "matryoshka" in ModelCard(card).data.tags
-        for path in filter(Path.is_file, (tmp_path / form).rglob("*")):  # no path of this machine goes along
+        for path in filter(Path.is_file, (tmp_path / form).rglob("*")):  # no path of this machine is exported
             for place in (tmp_path, ROOT, Path(torch.__file__).parents[1]):
                 assert str(place).encode() not in path.read_bytes(), path
 
@@ -208,7 +208,8 @@ def test_int8_is_smaller_and_its_loss_is_measured(hub, tiny_model, call, tmp_pat
     done = call(EXPORT, "tiny/sentence-bert", *flags)
     assert done.code == 0, done.err
     exact_size = (tiny_model / "model.safetensors").stat().st_size
-    assert (tmp_path / "int8/model.onnx").stat().st_size < 0.5 * exact_size  # a quarter of the weights, and the graph
+    int8_size = (tmp_path / "int8/model.onnx").stat().st_size  # the weights at a quarter of their size, and the graph
+    assert int8_size < 0.5 * exact_size
 
     path = hub.root / "datasets/sentence-transformers/stsb/default/validation-00000-of-00001.parquet"
     rows = pd.read_parquet(path)
@@ -221,9 +222,8 @@ def test_int8_is_smaller_and_its_loss_is_measured(hub, tiny_model, call, tmp_pat
     [row] = [line for line in card.text.splitlines() if line.startswith(f"| STS-B validation | {n} |")]
     before, after, difference = row.strip("| ").split(" | ")[2:]
     assert float(before) == pytest.approx(scores[0], abs=0.006)
-    assert float(after) == pytest.approx(
-        scores[1], abs=2
-    )  # other texts in a batch have its activations rounded otherwise
+    # how a text's activations are rounded depends on the other texts in its batch
+    assert float(after) == pytest.approx(scores[1], abs=2)
     shown, low, high = map(float, re.findall(r"[-+]\d+\.\d+", difference))
     assert shown == pytest.approx(float(after) - float(before), abs=0.011) and low <= shown <= high
     assert card.data.base_model == "tiny/sentence-bert" and card.data.base_model_relation == "quantized"

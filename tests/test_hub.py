@@ -100,7 +100,8 @@ def test_gated_is_distinguished_from_missing_or_private(hub, fails, fresh_model,
     with hub.fail(f"/{fresh_model}/resolve|/api/models/{fresh_model}", "gated"):
         said = fails(1, "gated", STS, "--model_name", fresh_model, *flags)
     assert fresh_model in said and "hf auth login" in said
-    with hub.fail(f"/{fresh_model}/resolve", "gated"):  # as the Hub has it: all may know of it, few may load it
+    # as on the Hub: anyone can see the repository, but not download it
+    with hub.fail(f"/{fresh_model}/resolve", "gated"):
         assert fresh_model in fails(1, "gated", STS, "--model_name", fresh_model, *flags)
     fails(1, "private", STS, "--model_name", "fresh/nothing", *flags)
 
@@ -155,7 +156,7 @@ def test_names_that_the_hub_has():
 
 @pytest.mark.parametrize("kind", ["hub", "file"])
 def test_a_cache_that_cannot_be_written_is_blamed_itself(monkeypatch, tmp_path, kind):
-    """A full disk or a read-only home is no fault of the user's file, nor of the Hub."""
+    """A full disk or a read-only home folder is blamed on neither the user's file nor the Hub."""
     import datasets.config
 
     path = tmp_path / "rows.parquet"

@@ -67,7 +67,7 @@ def adapter_weights(folder) -> dict[str, torch.Tensor]:
 
 
 def test_the_final_model_is_the_base_plus_the_product_of_the_matrices(run, base):
-    """Against the formula, W + (alpha / r) B A, layer by layer; what has no adapter is the base's, bit by bit."""
+    """Against the formula, W + (alpha / r) B A, layer by layer; weights without an adapter equal the base's, bit by bit."""
     before, after = (load_file(folder / "model.safetensors") for folder in (base, run / "final"))
     matrices = adapter_weights(run / "final-adapter")
     assert before.keys() == after.keys()
@@ -158,7 +158,7 @@ def test_an_adapter_is_evaluated_under_its_revision_and_its_base(run, base, data
 
 
 def test_an_adapter_on_the_hub(hub, run, base):
-    """Of a base on the Hub: both commits are part of its identity."""
+    """Its base is on the Hub too, and both commits are part of its identity."""
     shutil.copytree(base, hub.root / "models/stranger/base")
     adapter = shutil.copytree(run / "final-adapter", hub.root / "models/stranger/adapter")
     path = adapter / "adapter_config.json"
@@ -170,7 +170,7 @@ def test_an_adapter_on_the_hub(hub, run, base):
 
 
 def test_an_adapter_without_the_files_of_sentence_transformers_has_its_bases_pooling(run, tmp_path):
-    """As peft saves it, and most of the Hub has it."""
+    """This is how peft saves adapters, and how most are published on the Hub."""
     (tmp_path / "bare").mkdir()
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         shutil.copy(run / "final-adapter" / name, tmp_path / "bare")
@@ -197,7 +197,7 @@ def test_an_adapter_brings_its_pooling_tokenizer_and_prompts(run, tmp_path):
 
 
 def test_an_adapter_of_a_model_with_a_head(tmp_path):
-    """Its names begin with the transformer's place in that model: ``bert.``, ``model.``."""
+    """Its weights are named after the transformer's attribute in that model: ``bert.``, ``model.``."""
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(1)
@@ -284,7 +284,7 @@ def test_an_adapter_with_missing_or_pickled_weights(run, tmp_path):
     ],
 )
 def test_the_targets_by_default_are_the_layers_that_repeat(tmp_path, kind, names):
-    """Not the pooler, which is called ``dense`` too, and which no embedding goes through."""
+    """Not the pooler, which is also called ``dense`` but does not contribute to the embedding."""
     from peft import LoraConfig, get_peft_model
 
     transformer = load_model(str(make_model(kind, tmp_path / "m")))[0].auto_model
@@ -331,7 +331,7 @@ def test_keys_that_do_not_fit(base, data, fails, tmp_path, code, message, flags)
 
 
 def test_lora_in_bfloat16_and_with_gradient_checkpointing(base, data, call, tmp_path):
-    """The frozen embeddings give no gradient, which recomputed layers must not need."""
+    """The frozen embedding layer has no gradient; recomputed layers must not depend on one."""
     config = tmp_path / "c.json"
     config.write_text(json.dumps({"training_arguments": {"gradient_checkpointing": True}}))
     done = call(

@@ -123,7 +123,7 @@ def test_the_model_is_itself_again_after_the_loss(model):
 
 
 class Classes(dict):
-    """What make_loss asks of a data set: its labels."""
+    """Stands in for a data set: make_loss needs only its labels."""
 
 
 def test_softmax_has_a_head_for_each_dimension(model):
@@ -171,7 +171,7 @@ def guide_folder(guide, tmp_path) -> str:
 
 @pytest.mark.parametrize("columns", [2, 3], ids=["pairs", "triplets"])
 def test_gist_leaves_out_what_the_guide_finds_more_alike(model, guide, guide_folder, columns):
-    """GISTEmbed, by hand: all similarities of anchors, positives and negatives, less those that the guide masks."""
+    """GISTEmbed, by hand: all similarities of anchors, positives and negatives, without those that the guide masks."""
 
     def independent(features, _):
         ours = [model(dict(column))["sentence_embedding"] for column in features]
@@ -340,7 +340,7 @@ def test_self_distillation_by_its_definition():
 
 
 def test_self_distillation_of_prefixes_that_agree_is_nothing():
-    """Where all that an embedding says stands in its first numbers, the prefix has the similarities of the whole."""
+    """If only the first numbers of the embeddings differ from 0, a prefix has the similarities of the full width."""
     embeddings = torch.cat([torch.randn(5, 8), torch.zeros(5, 56)], dim=1)
     assert self_distillation(embeddings, DIMS, WEIGHTS).item() == pytest.approx(0, abs=1e-5)
     assert self_distillation(torch.randn(5, 64), [64], [1.0]).item() == 0

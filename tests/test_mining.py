@@ -70,7 +70,7 @@ def expected(pairs, model, config, prompts=("", ""), guide=None) -> dict[tuple[s
     for row, anchor in enumerate(anchors):
         own = [positive for a, positive in rows if a == anchor]
         limit = min(judged[row][candidates.index(positive)] for positive in own)
-        # the library looks at so many more texts as an anchor has positives at most
+        # the library considers range_max texts, plus as many as the most positives of any anchor
         window = sorted(range(len(candidates)), key=lambda c: -near[row][c])[: config.range_max + most]
         kept = []
         for c in sorted((c for c in window if candidates[c] not in own), key=lambda c: -judged[row][c]):
@@ -150,7 +150,7 @@ def test_a_text_is_no_negative_of_what_it_says_in_other_words():
     ours = {"word1 word3", "word2 word4", "word1 word2", "WORD1 word2."}
     assert set(result[pairs[0]]) == {"word6", "word5 word6", "word1 word7"} == set(result[pairs[1]])
     assert ours.isdisjoint(result[pairs[0]])
-    # "word1 word7" has the positive "word5 word6", so it is no negative of that either
+    # "word1 word7" has the positive "word5 word6", so it is not a negative for that either
     assert "word1 word7" not in result["word5 word6", "word6"] and "word1 word3" in result["word5 word6", "word6"]
 
 
@@ -234,7 +234,7 @@ def test_similarities_that_are_not_finite_are_refused(rows):
 
 @pytest.fixture(scope="module")
 def leaky(hub, groups, pairs) -> str:
-    """A data set on the Hub whose first pair has a sentence of STS17, and whose second has one of STS-B's dev set."""
+    """A data set on the Hub whose first pair contains a sentence of STS17, and the second one of STS-B's dev set."""
     sts17 = scored(pairs, "en-en", slice(0, 60))[3]["sentence1"]
     dev = scored(pairs, "en-en", slice(96, 136))[3]["sentence2"]
     rows = [{"query": row["anchor"], "answer": row["positive"]} for row in triplets(groups[200:240], "en")]

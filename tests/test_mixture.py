@@ -96,7 +96,7 @@ def test_it_trains_logs_each_part_and_resumes_to_the_same_weights(call, fails, c
 
 
 def test_with_gradient_cache_too(call, tiny_model, hub, tmp_path, monkeypatch):
-    """And with a guide and a teacher by name, which the record has with their revisions."""
+    """And with a guide and a teacher given by name; the record contains their revisions."""
     config = tmp_path / "mixture.json"
     others = {"guided": {"guide": "aubmindlab/bert-base-arabertv02"}, "taught": {"teacher": str(tiny_model)}}
     config.write_text(json.dumps({"datasets": {name: e | others.get(name, {}) for name, e in ENTRIES.items()}}))

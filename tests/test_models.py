@@ -43,7 +43,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """A folder with ``pairs.jsonl`` (two words a text) and ``scored.jsonl`` (texts of which some differ only far behind)."""
+    """A folder with ``pairs.jsonl`` (two words a text) and ``scored.jsonl`` (13 words a text, differing in first and last)."""
     root = tmp_path_factory.mktemp("data")
     pairs = [{"anchor": f"word{i} word7", "positive": f"word{i} word{i + 1}"} for i in range(16)]
     far = [f"word{i} {' '.join(WORDS[12:23])} word{30 + i}" for i in range(10)]
@@ -91,7 +91,7 @@ def test_a_model_that_takes_no_text_is_refused(model, tmp_path):
 
 
 def test_an_embedding_model_made_from_a_classifier_is_none(model, tmp_path):
-    """Behind modules.json the architecture is only where the weights came from."""
+    """If there is a modules.json, the architecture only says where the weights came from."""
     folder = shutil.copytree(model("encoder"), tmp_path / "m")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"architectures": ["BertForSequenceClassification"]}))
@@ -169,7 +169,7 @@ def test_lengths_that_a_model_cannot_take_are_refused(fails, model, data, tmp_pa
 
 
 def test_the_limit_of_a_tokenizer_may_be_raised_to_that_of_the_positions(model, tmp_path):
-    """As all-MiniLM-L6-v2 stops at 256 tokens, and has positions for 512."""
+    """all-MiniLM-L6-v2, for example, is limited to 256 tokens and has positions for 512."""
     folder = shutil.copytree(model("encoder"), tmp_path / "m")
     path = folder / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": 8}))

@@ -171,7 +171,7 @@ def test_every_way_of_pooling(build, name, pooling):
 
 @pytest.mark.parametrize("name", ["Bert", "Qwen3", "GPT2", "Gemma3Text", "Gemma2"])
 def test_padding_on_the_left(build, name):
-    """The embeddings are those of the texts alone, also where a padded batch would count its padding as positions."""
+    """The embeddings are those of the texts alone, even where a padded batch would count padding in the positions."""
     packed = pack(build(name, "lasttoken"))
     packed.tokenizer.padding_side = "left"
     assert packed.encode(TEXTS) == pytest.approx(build(name, "lasttoken").encode(TEXTS), abs=2e-5, rel=1e-4)
@@ -223,7 +223,7 @@ def test_prompts(build, include_prompt):
 def test_what_is_saved_is_the_same(build, tmp_path):
     folders = [tmp_path / "plain", tmp_path / "packed"]
     for folder, model in zip(folders, (build("Bert"), pack(build("Bert"))), strict=True):
-        model.encode(TEXTS)  # after which the library saves the tokenizer with its padding on
+        model.encode(TEXTS)  # makes the library save the tokenizer with padding enabled
         model.save_pretrained(str(folder))
     names = sorted(p.relative_to(folders[0]).as_posix() for p in folders[0].rglob("*") if p.is_file())
     assert names == sorted(p.relative_to(folders[1]).as_posix() for p in folders[1].rglob("*") if p.is_file())
@@ -290,7 +290,7 @@ def test_the_models_of_the_suite_can_be_packed(hub, caplog):
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("key_heads", [4, 2])
 def test_the_kernel_for_gpus_gives_what_the_groups_give(causal, key_heads):
-    """Values and gradients of the jagged form; the CPU has no causal one."""
+    """Compares values and gradients of attention on jagged tensors; its causal form needs a GPU."""
     if causal and not torch.cuda.is_available():
         pytest.skip("causal attention of jagged tensors needs a GPU")
     device = "cuda" if causal else "cpu"

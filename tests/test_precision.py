@@ -13,13 +13,13 @@ from tests.helpers import scored, triplets, write
 
 NLI, STS = "training/matryoshka_nli.py", "evaluation/evaluate_sts.py"
 
-NOISE = 20  # other processes slow one measurement or the other
-SLOW = 4  # beyond doubt
+NOISE = 20  # allowed ratio, because other processes may slow down either measurement
+SLOW = 4  # at this factor a warning is certain
 
 
 @pytest.fixture(scope="module")
 def factor() -> float:
-    """bfloat16 compared with float32 on this processor: the fastest of many products of another shape."""
+    """Time in bfloat16 divided by time in float32: the fastest of many products, of another shape than ``slowdown`` uses."""
     fastest = []
     for dtype in (torch.float32, torch.bfloat16):
         matrix = torch.ones(128, 256, dtype=dtype)

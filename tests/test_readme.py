@@ -51,7 +51,7 @@ def test_the_page_of_options_is_what_the_classes_and_the_files_of_defaults_say()
 
 
 def means(folder: str) -> dict[str, dict[int, list[float]]]:
-    """For each recipe of a record the mean of STS17 × 100 of each seed, at 384 and 64 dimensions, as the tables round it."""
+    """For each recipe of a record, each seed's STS17 mean × 100 at 384 and 64 dimensions, rounded as in the tables."""
     record = json.loads((ROOT / f"results/reference/{folder}/recipes.json").read_text(encoding="utf-8"))
     return {
         name: {dim: [round(100 * seed["mean"][str(dim)], 1) for seed in seeds] for dim in (384, 64)}
@@ -60,7 +60,7 @@ def means(folder: str) -> dict[str, dict[int, list[float]]]:
 
 
 def test_the_numbers_of_the_first_screens_text_are_those_of_the_records():
-    text = " ".join(README[README.index("The table has one seed") : README.index("## Quick start")].split())
+    text = " ".join(README[README.index("The table shows one seed") : README.index("## Quick start")].split())
     record = json.loads((ROOT / "results/reference/multilingual/recipes.json").read_text(encoding="utf-8"))
 
     def score(name: str, subset: str, dim: int) -> float:
@@ -82,7 +82,7 @@ def test_the_numbers_of_the_first_screens_text_are_those_of_the_records():
         for dim in (384, 64)
         for of_all in [first[name][dim] + more[name][dim]]
     )
-    assert f"two more change no mean by more than {spread:.1f} points" in text
+    assert f"with two more, no mean changes by more than {spread:.1f} points" in text
     best = max(float(cell) for row in PUBLISHED.values() for cell in [row["en-ar"]])
     assert "They do not reach the best published models" in text and score("multilingual-all", "en-ar", 384) < best
     known = (
@@ -92,7 +92,7 @@ def test_the_numbers_of_the_first_screens_text_are_those_of_the_records():
 
 
 def test_all_other_numbers_of_the_readme_are_those_of_the_configuration_and_the_code():
-    text = BLOCK.sub("", README[: README.index("The table has one seed")] + README[README.index("## Quick start") :])
+    text = BLOCK.sub("", README[: README.index("The table shows one seed")] + README[README.index("## Quick start") :])
     text = "\n".join(line for line in text.splitlines() if not line.startswith(("    ", "|")))
     text = re.sub(r"`[^`]*`|\[Kusupati[^\]]*\]\([^)]*\)|\]\([^)]*\)", "", text)
     defaults = {
@@ -143,7 +143,7 @@ def commands() -> list[str]:
 
 @pytest.mark.parametrize("command", commands())
 def test_the_commands_have_flags_that_exist(command):
-    """Each flag that the README uses is one that the script's --help explains, and each file that it names is there."""
+    """Each flag that the README uses is one that the script's --help explains, and each configuration file that it names exists."""
     script, *words = shlex.split(command)[1:]
     shown = subprocess.run([sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True)
     assert shown.returncode == 0

@@ -43,7 +43,7 @@ SHELL = sorted([*(ROOT / "scripts").glob("*.sh"), ROOT / ".ci/run"])
 SOURCES = sorted(
     p for folder in ("common", "training", "evaluation", "benchmarks") for p in (ROOT / folder).rglob("*.py")
 )
-# what a distribution is imported as, where that is not its name
+# distributions by the name they are imported as, where the two differ
 IMPORTED_AS = {"sklearn": "scikit-learn", "yaml": "pyyaml"}
 
 
@@ -107,7 +107,7 @@ def test_every_package_that_is_imported_is_required():
         for name in requirements(file)
     }
     own = {"common", "training", "evaluation", "benchmarks", "tests"}
-    # what comes with a required package as that package's own foundation
+    # installed as dependencies of required packages
     along = {"huggingface_hub", "tokenizers", "safetensors", "accelerate", "tqdm", "sklearn", "jinja2"}
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

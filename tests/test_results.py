@@ -97,7 +97,7 @@ def test_a_corrupt_record_is_never_taken_for_a_finished_run(done, content):
     (out / "run.json").write_bytes(content)
     result = again()
     assert "existed already" not in result.out
-    if content != b'{"status": "finished"}':  # whole, but not of this run
+    if content != b'{"status": "finished"}':  # complete, but not the record of this run
         assert f"{out / 'run.json'} is corrupt" in result.err and (out / "run.json.corrupt").read_bytes() == content
     assert json.loads((out / "run.json").read_text())["status"] == "finished"
 
@@ -135,7 +135,8 @@ def test_a_corrupt_embedding_is_never_used(tmp_path, caplog, suffix, place):
     path.write_bytes(content)
     again = EmbeddingStore(model, tmp_path / "s")
     np.testing.assert_array_equal(again.encode(texts), expected)
-    if place == -1 or suffix == ".f32":  # the digest of a text: then it is a text that nobody asks for
+    # elsewhere it is a text's digest, which then belongs to a text that nobody asks for
+    if place == -1 or suffix == ".f32":
         assert again.encoded == len(set(texts)) and "is corrupt" in caplog.text
         assert next((tmp_path / "s").glob(f"*{suffix}.corrupt")).read_bytes() == content
 
@@ -170,7 +171,7 @@ def test_a_corrupt_result_of_mteb_is_set_aside_and_scored_again(call, tiny_model
     assert not [p for p in (tmp_path / "mteb").rglob("*") if p.name.startswith(".") and p.is_dir()]
 
 
-# At once
+# Concurrent runs
 
 
 def test_two_evaluations_into_one_folder_lose_nothing(hub, tiny_model, tmp_path):
@@ -213,7 +214,7 @@ def test_subsets_of_several_sizes_are_compared(call, static, tmp_path):
 
 
 def test_scores_of_changed_data_keep_nothing_of_the_old(call, static, tmp_path):
-    """Which another model was compared on, and a task of mteb may have had the name of."""
+    """Another model was compared on the old data, and the file has the name of an mteb task."""
     twin, out = tmp_path / "twin", tmp_path / "out"
     static_model(seed=1).save_pretrained(str(twin))
     data = write_pairs(tmp_path / "STS17.jsonl", pairs_of(subset="ar-ar"))
@@ -223,7 +224,7 @@ def test_scores_of_changed_data_keep_nothing_of_the_old(call, static, tmp_path):
     assert call(*of(static, data, out)).code == 0
     ours = read_summary(out).set_index("model").loc["local/model"]
     assert ours[["compared_with", "diff_model", "p_model"]].isna().all(axis=None)
-    assert set(ours["task"]) == {"STS17.jsonl"}  # not mteb's, nor among its published scores
+    assert set(ours["task"]) == {"STS17.jsonl"}  # neither taken for mteb's task nor compared with its published scores
     assert "ublished" not in (out / "report.md").read_text()
 
 
@@ -240,7 +241,7 @@ def test_nothing_is_left_of_an_earlier_run_and_no_file_of_anothers_goes(call, st
     assert (out / "plots/scores-1.svg").exists() and (out / "plots/mine.svg").read_text() == "mine"
 
 
-# Who is who
+# Identities
 
 
 @pytest.mark.parametrize("again", ["all-MiniLM-L6-v2", "the model itself"])
@@ -248,7 +249,7 @@ def test_a_baseline_is_held_against_the_model_and_never_recommended(call, static
     rows, model, out = pairs_of(), SentenceTransformer(str(static), device="cpu"), tmp_path / "out"
     first, second = (model.encode([row[side] for row in rows]) for side in ("sentence1", "sentence2"))
     for row, score in zip(rows, model.similarity_pairwise(first, second).tolist(), strict=True):
-        row["score"] = score  # a model that scores nothing is not recommended either
+        row["score"] = score  # otherwise the model itself would score too low to be recommended
     data = write_pairs(tmp_path / "mine.jsonl", rows)
     baseline = static if again == "the model itself" else again
     result = call(*of(static, data, out, "--baseline_model", baseline))

@@ -26,14 +26,14 @@ from training.utils.checkpoints import MANIFEST, checkpoints, find_checkpoint, s
 from training.utils.run_folder import check_unchanged
 
 RESUME = ("--resume_from_checkpoint", "latest")
-# logged between two checkpoints, several epochs, one of which ends at a checkpoint (step 6)
+# logs between two checkpoints; several epochs, one of which ends at a checkpoint (step 6)
 COMMON = ("--precision", "fp32", "--learning_rate", "1e-3", "--eval_steps", "2", "--logging_steps", "3", "--seed", "5")
 ACCUMULATED = ("--gradient_accumulation_steps", "2", "--num_train_epochs", "3", "--per_device_train_batch_size", "8")
 
 
 @pytest.fixture(scope="module")
 def runs(groups, tiny_model, tmp_path_factory) -> dict[str, tuple]:
-    """The command of each script, but for --output_dir: triplets with accumulated gradients, and a mixture with a softmax loss."""
+    """The command of each script, without --output_dir: triplets with accumulated gradients, and a mixture with a softmax loss."""
     folder = tmp_path_factory.mktemp("data")
     ranks = write(folder / "ranks.csv", triplets(groups[:48], "en"))
     kinds = write(folder / "kinds.csv", classes(groups[:20]))
@@ -57,7 +57,7 @@ def trained() -> dict[str, Path]:
 
 @pytest.fixture
 def whole(runs, call, trained, tmp_path_factory):
-    """``whole(script)``: the folder of its run that was never interrupted."""
+    """``whole(script)``: the output directory of an uninterrupted run of the script."""
 
     def train(script: str) -> Path:
         if script not in trained:
@@ -105,7 +105,7 @@ def assert_same_run(folder: Path, expected: Path) -> None:
 
 
 def resume(call, command: tuple, folder: Path) -> str:
-    """Do what a user does: repeat the command, and where it says so, with the flag that it names; give back the log."""
+    """Do as a user would: repeat the command, and if it fails, repeat it with the flag that the message names; return the log."""
     done = call(*command, "--output_dir", folder)
     if done.code != 0:
         assert "contains an unfinished run" in done.err or "before its first complete checkpoint" in done.err, done.err
@@ -147,7 +147,7 @@ def lengths(runs, kill, tmp_path_factory):
 @pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("script", [NLI, HYBRID])
 def test_any_moment_will_do(call, kill, runs, whole, lengths, tmp_path, capsys, script, seed):
-    """At a change of the run's folder, nearly all of which make a checkpoint, or at a point in time."""
+    """Killed at a change of the run's folder (nearly all are part of a checkpoint) or at a point in time."""
     changes, seconds = lengths(script)
     draw = random.Random(seed)
     moment = f"#{draw.randint(1, changes)}" if seed % 2 else f"{draw.uniform(0.4, 1) * seconds:.2f}"
@@ -162,7 +162,7 @@ def test_any_moment_will_do(call, kill, runs, whole, lengths, tmp_path, capsys, 
 
 @pytest.mark.slow
 def test_where_the_final_model_is_there_its_scores_are_too(kill, runs, whole, lengths, tmp_path):
-    """Killed as it notes that it has finished, the last change that it makes."""
+    """Killed just before the last change, which records that the run has finished."""
     folder = tmp_path / "run"
     kill(f"#{lengths(NLI)[0]}", runs[NLI], folder)
     assert record_of(folder)["status"] == "running"
@@ -170,7 +170,7 @@ def test_where_the_final_model_is_there_its_scores_are_too(kill, runs, whole, le
 
 
 def test_a_run_that_died_after_its_last_step_finishes(call, runs, whole, tmp_path):
-    """In the middle of an epoch: not a step more is trained."""
+    """It ended in the middle of an epoch; no further step is trained."""
     folder = shutil.copytree(whole(HYBRID), tmp_path / "run")
     shutil.rmtree(folder / "final")
     (folder / ".final.partial").mkdir()
@@ -179,7 +179,7 @@ def test_a_run_that_died_after_its_last_step_finishes(call, runs, whole, tmp_pat
     assert record_of(folder)["resumed_at_step"] == 9
 
 
-# Checkpoints that are not whole
+# Corrupt and incomplete checkpoints
 
 
 def unfinished(folder: Path, copy: Path) -> Path:
@@ -316,7 +316,7 @@ def test_a_run_resumes_with_its_original_settings(fails, runs, whole, tmp_path, 
 
 
 def test_a_run_resumes_with_its_original_data(fails, whole, runs, groups, tmp_path):
-    """The file has the same name, and one word more."""
+    """The record has another revision of the same file."""
     folder = unfinished(whole(NLI), tmp_path / "run")
     record = record_of(folder)
     name = next(iter(record["datasets"]))
@@ -326,7 +326,7 @@ def test_a_run_resumes_with_its_original_data(fails, whole, runs, groups, tmp_pa
 
 
 def test_a_secret_in_a_setting_is_the_same_secret(monkeypatch, tmp_path):
-    """The record does not have it."""
+    """The record masks the secret, and unchanged settings still match it."""
     monkeypatch.setenv("SOME_TOKEN", "hunter2hunter2")
     settings = {"datasets": {"x": {"path": "/home/hunter2hunter2/x.csv"}}}
     RunRecord(tmp_path / "run.json", settings).write()
@@ -393,7 +393,7 @@ def test_a_signal_saves_a_checkpoint_and_says_how_to_resume(call, runs, tmp_path
 
 
 def test_a_signal_behind_the_last_step_ends_the_run_too(call, runs, whole, tmp_path, monkeypatch):
-    """While the last dev scores are taken."""
+    """It arrives while the last dev scores are computed."""
     score = MatryoshkaEvaluator.__call__
 
     def interrupted(self, model, *args, **kwargs):
@@ -424,7 +424,7 @@ def test_a_signal_before_training_has_begun(runs, tmp_path):
 
 
 def test_a_second_signal_ends_the_run_at_once(tmp_path):
-    """The first one's clean-up is under way, and does not come to an end."""
+    """The clean-up after the first signal is under way and does not end."""
     program = """
 import sys, time
 from common.errors import run

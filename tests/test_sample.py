@@ -17,7 +17,7 @@ FILES = sorted((ROOT / "data/sample").glob("*.jsonl"))
 
 
 def normalise(text: str) -> str:
-    """Letters and digits only, without case and without the signs that Arabic may be written with or without."""
+    """Letters and digits only, without case and without optional marks and spelling variants of Arabic."""
     text = unicodedata.normalize("NFKD", text).casefold()
     text = text.replace("\u0640", "").replace("ى", "ي").replace("ة", "ه")
     return "".join(c for c in text if unicodedata.category(c)[0] in "LN")

@@ -82,7 +82,8 @@ def test_what_makes_two_rows_conflict(first, second, conflict):
 
 
 def test_rows_that_are_alone_get_a_partner_from_the_largest_batches(caplog):
-    dataset = rows(["a"] * 6 + [f"b{i}" for i in range(14)])  # first fit has 10, 6 and four batches of one
+    # first fit gives batches of 10 and 6 rows, and four of one row
+    dataset = rows(["a"] * 6 + [f"b{i}" for i in range(14)])
     sampler = GlobalBatchSampler(dataset, 10)
     assert len(sampler) == 6
     sizes = sorted(len(step) for step in sampler.steps(0))
@@ -92,7 +93,8 @@ def test_rows_that_are_alone_get_a_partner_from_the_largest_batches(caplog):
 
 
 def test_small_batches_are_filled_from_the_largest():
-    dataset = rows(["a"] * 6 + [f"b{i}" for i in range(140)])  # first fit has 64, 64, 14 and three batches of one
+    # first fit gives batches of 64, 64 and 15 rows, and three of one row
+    dataset = rows(["a"] * 6 + [f"b{i}" for i in range(140)])
     sizes = sorted(len(step) for step in GlobalBatchSampler(dataset, 64).steps(0))
     assert sizes[:3] == [8, 8, 8] and sum(sizes) == 146 and max(sizes) <= 64
     dataset = rows(["a"] * 6 + [f"b{i}" for i in range(140)], negative=["n"] * 146)
@@ -225,11 +227,11 @@ def test_many_rows_of_one_anchor_take_no_longer_than_others():
     sampler = GlobalBatchSampler(dataset, 128)
     next(iter(sampler))
     assert len(sampler) == count
-    assert time.process_time() - start < 10  # 0.5 s; a quadratic one takes minutes
+    assert time.process_time() - start < 10  # takes 0.5 s; a quadratic algorithm takes minutes
 
 
 def test_rows_that_were_selected_are_numbered_as_fast_as_those_of_a_file():
-    """Such a data set has a chunk for each row, which took the square of their number: a minute for 22,000 rows."""
+    """Such a data set has one chunk per row; this once took quadratic time, a minute for 22,000 rows."""
     table = Dataset.from_dict(
         {"anchor": [f"a{i}" for i in range(20_000)], "positive": [f"p{i}" for i in range(20_000)]}
     )

@@ -61,7 +61,7 @@ def test_run_evaluation_passes_its_arguments_on(bash, tiny_model, tmp_path):
 
 
 def test_run_evaluation_without_arguments_means_the_released_model(bash, tmp_path):
-    done = bash("run_evaluation.sh", cwd=tmp_path)  # which this Hub does not have
+    done = bash("run_evaluation.sh", cwd=tmp_path)  # the tests' Hub does not have the released model
     assert done.returncode == 1
     assert says(done.stderr, "error: … Omartificial-Intelligence-Space/GATE-AraBert-v0 … not found")
 
@@ -87,7 +87,7 @@ def test_run_training_on_two_processes(bash, tiny_model, tmp_path):
 
 @pytest.mark.slow
 def test_the_quick_start_in_a_copy_of_the_repository(bash, tmp_path):
-    """All of it but the installation: the environment is this one, marked as installed."""
+    """Everything but the installation: the copy uses this environment, marked as installed."""
     copy = tmp_path / "copy"
     ignore = shutil.ignore_patterns(".git", ".venv*", "output", "results", "__pycache__", ".*_cache", ".hypothesis")
     shutil.copytree(ROOT, copy, ignore=ignore)

@@ -35,7 +35,7 @@ class Bomb:
 
 
 def pickled(folder: Path, trap: Path | None = None) -> None:
-    """Replace a folder's safetensors by the pickle of old, or by one that runs a command."""
+    """Replace a folder's safetensors with an old-style pickle, or with one that runs a command."""
     path = folder / "model.safetensors"
     torch.save(Bomb(trap) if trap else load_file(path), folder / "pytorch_model.bin")
     path.unlink()
@@ -106,7 +106,7 @@ def test_pickled_weights_on_the_hub_need_the_flag_and_are_not_downloaded(hub, tr
 
 @pytest.mark.parametrize("allow", [False, True])
 def test_a_pickle_never_runs_its_code(transformer, tmp_path, allow):
-    """With the flag too: the libraries unpack tensors alone."""
+    """Not even with the flag: the libraries unpickle only tensors."""
     pickled(transformer, tmp_path / "owned")
     with pytest.raises(RunError, match="cannot be loaded" if allow else "is pickled"):
         load_model(str(transformer), allow_pickle=allow)
@@ -200,7 +200,7 @@ def test_a_hub_that_gives_a_path_for_a_commit(hub, monkeypatch):
 
 def test_what_is_a_secret(monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
-    monkeypatch.setenv("SOME_TOKEN", "1")  # a switch
+    monkeypatch.setenv("SOME_TOKEN", "1")  # too short for a secret: a switch
     for text, shown in (
         ("https://me:pass@host/x?a=1", "https://***@host/x?a=1"),
         (f"Authorization: Bearer {TOKEN}", "Authorization: Bearer ***"),
@@ -285,7 +285,7 @@ class Finds(html.parser.HTMLParser):
 
 @pytest.fixture(scope="module")
 def hostile(warm, tmp_path_factory) -> Path:
-    """The results of data whose every text, and a model whose folder, is an attack."""
+    """The results of an evaluation in which every text and the name of the model's folder are attacks."""
     folder = tmp_path_factory.mktemp("hostile")
     model = folder / "<script>document.title='owned'<" / "final"
     static_model().save_pretrained(str(model))
@@ -361,7 +361,8 @@ def test_reports_stay_inert_in_a_browser(hostile, tmp_path):
         page = (hostile / name).read_text(encoding="utf-8")
         written = re.search(r"<title>(.*?)</title>", page, re.DOTALL)[1]
         assert written != "owned"
-        page = re.sub(r"<meta http-equiv[^>]*>", "", page)  # escaping alone must do
+        # without the content security policy: escaping alone must be enough
+        page = re.sub(r"<meta http-equiv[^>]*>", "", page)
         (tmp_path / name).write_text(page, encoding="utf-8")
         for path in (hostile / name, tmp_path / name):
             assert title_after_loading(path) == written

@@ -103,7 +103,7 @@ def test_a_recommendation_changes_the_code_and_nothing_else():
     assert "| 32 | 128 | 75.00 | 50.00 |" in smaller and smaller.index("| 32 | 128") < smaller.index("## Usage")
     assert "recommends 16" in smaller and "truncate_dim=16" in smaller and '"dimensions": 16' in smaller
     full = with_recommendation(smaller, 64)
-    assert "recommends 64" in full and "truncate_dim=32" in full  # the code is for fewer dimensions all the same
+    assert "recommends 64" in full and "truncate_dim=32" in full  # the example code still truncates
     assert with_recommendation("# Another card\n", 16) == "# Another card\n"
 
 
@@ -113,7 +113,7 @@ def test_an_evaluation_writes_its_recommendation_into_the_card(trained, call, pa
     first, second = (
         model.encode([row[key] for row in rows], normalize_embeddings=True) for key in ("sentence1", "sentence2")
     )
-    gold = (first * second).sum(1)  # what the full width agrees with
+    gold = (first * second).sum(1)  # so that the full width scores 1
     keys = ("sentence1", "sentence2")
     scored = [{key: row[key] for key in keys} | {"score": float(s)} for row, s in zip(rows, gold, strict=True)]
     data = write(tmp_path / "scored.jsonl", scored)

@@ -40,7 +40,7 @@ def test_a_students_range_does_not_matter():
 
 
 def test_every_prefix_learns_the_teachers_full_width_and_translations_its_sentences(tiny_model):
-    """Also where the teacher is as wide as the model, whose labels distill of embeddings cuts to each prefix."""
+    """Even if the teacher is as wide as the model; distilling embeddings would truncate the labels to each prefix."""
     model = SentenceTransformer(str(tiny_model), device="cpu").eval()
     sentences, translations = ["two dogs run", "a man walks", "a bird"], ["كلبان يركضان", "رجل يمشي", "طائر"]
     labels = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
@@ -64,7 +64,7 @@ def run(warm, tmp_path, entry: dict):
 
 
 def test_a_teacher_of_another_width_teaches_similarities(warm, hub, tmp_path):
-    """Not embeddings: distilroberta-base is 768 wide, and the model 64."""
+    """It cannot teach embeddings: distilroberta-base is 768 wide, the model 64."""
     done = run(warm, tmp_path, {"loss": "distill", "teacher": "distilroberta-base", "target": "similarities"})
     assert done.code == 0, done.err
     done = run(warm, tmp_path, {"loss": "mnrl", "target": "similarities"})

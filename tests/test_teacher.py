@@ -42,7 +42,7 @@ def test_the_targets_are_the_teachers_embeddings_of_the_sentences(rows, tiny_mod
 def test_they_are_computed_once_and_read_from_disk(tiny_model, loads):
     teacher, texts = str(tiny_model), {"sentence": ["one dog", "two dogs", "three dogs"]}
     first = add_targets(Dataset.from_dict(texts), teacher, 64)
-    again = add_targets(Dataset.from_dict(texts), teacher, 64)  # as a resumed run has them
+    again = add_targets(Dataset.from_dict(texts), teacher, 64)  # as in a resumed run
     assert len(loads) == 1
     assert again.cache_files == first.cache_files != []
     assert again[:] == first[:]
@@ -51,7 +51,7 @@ def test_they_are_computed_once_and_read_from_disk(tiny_model, loads):
 
 
 def test_another_teacher_of_the_same_name_has_targets_of_its_own(rows, tiny_model, tmp_path, loads):
-    """As where a folder is trained anew."""
+    """For example, when the model in a folder is trained again."""
     model = SentenceTransformer(str(tiny_model), device="cpu")
     found = []
     for _ in range(2):

@@ -323,7 +323,7 @@ def test_overwriting_leaves_what_is_not_the_runs(call, tmp_path, rows, tiny_mode
 
 
 def test_a_folder_that_transformers_would_take_for_a_checkpoint(fails, tmp_path, tiny_model):
-    """It deletes the oldest checkpoint-*, whatever it holds."""
+    """transformers deletes the oldest checkpoint-*, whatever it contains."""
     kept = tmp_path / "run/checkpoint-best/x.txt"
     kept.parent.mkdir(parents=True)
     kept.write_text("here")
@@ -580,7 +580,7 @@ def test_a_batch_larger_than_the_data(call, tmp_path, rows, tiny_model):
 
 
 def test_no_text_is_duplicated_in_a_batch(tmp_path, call, rows, tiny_model, monkeypatch):
-    """Each triplet stands four times in the file; a duplicate in a batch would be a wrong negative."""
+    """Each triplet occurs four times in the file; a duplicate in a batch would be a false negative."""
     from training.utils.trainer import MatryoshkaTrainer
 
     batches, step = [], MatryoshkaTrainer.compute_loss
@@ -612,7 +612,7 @@ def test_without_network_and_without_cache(cli, tmp_path):
 
 
 def test_without_network_but_with_the_cache(cli, english, tmp_path):
-    """What has been downloaded before is enough."""
+    """Files that were downloaded earlier are enough."""
     flags = ("--max_steps", "1", "--dev_data", "none", *FAST, "--output_dir", tmp_path / "run")
     done = cli(NLI, *flags, env={"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "1"})
     finished(done, tmp_path / "run")

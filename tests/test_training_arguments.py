@@ -16,7 +16,7 @@ from training.utils.training_arguments import check_training_arguments
 
 @pytest.fixture(autouse=True)
 def without_deepspeed():
-    """transformers keeps the configuration of DeepSpeed that it refused, and every model loaded later would ask it."""
+    """transformers keeps a DeepSpeed configuration that it refused, and would consult it for every model loaded later."""
     yield
     unset_hf_deepspeed_config()
 

@@ -153,7 +153,7 @@ def only_error(done) -> str:
 
 @pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt"])
 def test_a_full_disk_leaves_the_earlier_checkpoint_and_a_run_to_resume(call, warm, data, tmp_path, static_flags, file):
-    """Safetensors and torch report it each in its own way."""
+    """Safetensors and torch each report it in their own way."""
     command = (NLI, *static_flags, "--train_data", data, *FLAGS, "--max_steps", "4", "--output_dir")
     whole, folder = tmp_path / "whole", tmp_path / "run"
     finished(call(*command, whole), whole)
@@ -180,14 +180,14 @@ def test_a_full_disk_leaves_the_earlier_checkpoint_and_a_run_to_resume(call, war
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can mount")
 def test_a_disk_that_is_really_full(call, cli, data, tmp_path, static_flags):
-    """With room for the first checkpoint and not for the second."""
+    """There is room for the first checkpoint, but not for the second."""
     disk = tmp_path / "disk"
     disk.mkdir()
     flags = ("--static_vocab_size", "4000", "--static_embedding_dim", "512")
     command = (NLI, *static_flags, *flags, "--train_data", data, *FLAGS, "--max_steps", "4", "--output_dir")
     finished(call(*command, tmp_path / "whole"), tmp_path / "whole")
     one = sum(path.stat().st_size for path in (tmp_path / "whole/checkpoint-4").rglob("*") if path.is_file())
-    size = f"size={int(1.9 * one) + 2**21}"  # a third of one is the untrained model
+    size = f"size={int(1.9 * one) + 2**21}"  # the untrained model takes a third of a checkpoint
     if subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", disk], capture_output=True).returncode:
         pytest.skip("mounting is not allowed here")
     try:

@@ -34,7 +34,7 @@ def bert_tokenizer() -> Any:
 
 
 def decoder_tokenizer(pad: bool = True) -> Any:
-    """As Qwen3-Embedding has it: padding on the left, and the end of the text appended, which also pads."""
+    """Like Qwen3-Embedding's: pads on the left, and appends the end-of-text token, which also serves as padding."""
     special = {"eos_token": "<end>"} | ({"pad_token": "<end>"} if pad else {})
     return tokenizer(special, "$A <end>", padding_side="left" if pad else "right")
 
@@ -99,14 +99,14 @@ def qwen(folder: Path) -> None:
 
 
 def gemma(folder: Path) -> None:
-    """A window of 8 tokens on one layer, both directions, as EmbeddingGemma has it."""
+    """A window of 8 tokens on one layer (14 // 2 + 1), attention in both directions, as in EmbeddingGemma."""
     layers = ["sliding_attention", "full_attention"]
     window = {"sliding_window": 14, "layer_types": layers, "use_bidirectional_attention": True}
     save_sentence(decoder_tokenizer(), "Gemma3Text", folder, **GROUPED, **window, max_position_embeddings=POSITIONS)
 
 
 def llama(folder: Path) -> None:
-    """Without a padding token, and saved by transformers alone, as LLaMA comes."""
+    """Without a padding token, and saved by transformers alone, as LLaMA is published."""
     save_plain(decoder_tokenizer(pad=False), "LlamaForCausalLM", folder, **GROUPED, max_position_embeddings=POSITIONS)
 
 
@@ -132,7 +132,7 @@ def static(folder: Path) -> None:
 
 
 def word_vectors(folder: Path) -> None:
-    """Frozen, as those of GloVe are."""
+    """Frozen, like GloVe vectors."""
     import numpy as np
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling, WordEmbeddings
@@ -144,7 +144,7 @@ def word_vectors(folder: Path) -> None:
 
 
 def stanford_colbert(folder: Path) -> None:
-    """The form that ColBERT's authors publish, which the architecture's name gives away."""
+    """As ColBERT's authors publish it; the architecture's name identifies it."""
     save_plain(bert_tokenizer(), "Bert", folder, **SIZES, max_position_embeddings=POSITIONS)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"architectures": ["HF_ColBERT"]}))

@@ -1,4 +1,4 @@
-"""Mine hard negatives for pairs of anchor and positive, and write them to a Parquet file for training.
+"""Mine hard negatives for pairs of an anchor and a positive, and write both to a Parquet file for training.
 
     python training/mine_negatives.py sentence-transformers/all-MiniLM-L6-v2 --path sentence-transformers/all-nli --name pair
     python training/mine_negatives.py MODEL --path my_pairs.csv --output_file mined.parquet --num_negatives 2
@@ -6,7 +6,7 @@
 
 A negative is a text near the anchor that is the positive of another anchor. Texts that may be positives too, judging by their
 similarity to the anchor (--relative_margin, --absolute_margin, --max_score), are skipped; --guide lets a second model judge.
-The path of the file is the last line of standard output. The run's record is next to the file.
+The path of the file is the last line of standard output. The run's record is saved next to it.
 """
 
 from __future__ import annotations

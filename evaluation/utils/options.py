@@ -49,7 +49,7 @@ class EvalConfig(Config):
     device: Annotated[
         list[str],
         Key(
-            "devices to encode on, such as cuda:0 cuda:1, with one process for each if there are several; the default is a GPU if the machine has one"
+            "devices to encode on, such as cuda:0 cuda:1, with one process for each if there are several; by default a GPU if the machine has one"
         ),
     ]
     dtype: Annotated[
@@ -101,7 +101,7 @@ class STSConfig(EvalConfig):
     data: Annotated[
         str | None,
         Key(
-            "your own pairs instead: CSV, TSV, JSONL or Parquet with the columns sentence1, sentence2, score and optionally subset",
+            "your own graded pairs instead of a task: CSV, TSV, JSONL or Parquet with the columns sentence1, sentence2, score and optionally subset",
             path=True,
         ),
     ]

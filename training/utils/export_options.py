@@ -29,7 +29,10 @@ class ExportConfig(Config):
     ]
     weights: Annotated[
         str,
-        Key("precision of the weights; int8 is for --format onnx, and its loss is measured", choices=(FLOAT32, INT8)),
+        Key(
+            "precision of the weights; int8 is only for --format onnx, and its loss in score is measured",
+            choices=(FLOAT32, INT8),
+        ),
     ]
     output_dir: Annotated[
         str | None,

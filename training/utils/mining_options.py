@@ -87,7 +87,7 @@ class MiningConfig(Config):
     dev_data: Annotated[
         list[str],
         Key(
-            "remove pairs that share a sentence with these dev sets, as in training: en, ar, en-ar, files, or none; for data from the Hub also with STS17, STS22.v2 and STS-B test",
+            "remove pairs that share a sentence with these dev sets, as in training: en, ar, en-ar, files, or none; for data from the Hub, also pairs that share one with STS17, STS22.v2 or STS-B test",
             path=True,
         ),
     ]

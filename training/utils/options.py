@@ -1,6 +1,6 @@
 """The keys of the training scripts. Their defaults are in ``configs/training_config.json``.
 
-Keys have the names of transformers' ``TrainingArguments`` where these exist; its other arguments go under
+Keys that exist in transformers' ``TrainingArguments`` have the same name here; its other arguments go under
 ``training_arguments``.
 """
 
@@ -22,7 +22,7 @@ class Loss:
     """The properties of a loss, apart from its computation, which :mod:`training.utils.losses` builds.
 
     Attributes:
-        required: The columns that the loss reads, in this order, each with its other names in public data sets.
+        required: The columns that the loss reads, in this order, each with the other names it has in public data sets.
         optional: Further columns that the loss reads if a data set has them.
         keys: The keys of :class:`DatasetEntry` that it supports, in addition to those that every loss supports.
         contrastive: The other rows of a batch are negatives. Therefore no text may occur twice in a batch, and
@@ -73,7 +73,7 @@ class DevEntry:
     columns: Annotated[
         dict[str, str] | None,
         Key(
-            "for each of sentence1, sentence2 and score (or source and target, for translations), its name in the data set"
+            "for sentence1, sentence2 and score (or, for translations, source and target), the name of the column in the data set"
         ),
     ] = None
 
@@ -291,7 +291,10 @@ class DatasetEntry:
     )
     weight: Annotated[
         float | None,
-        Key("how often it is drawn relative to the others; without weights, in proportion to its size", above=0),
+        Key(
+            "how often the data set is drawn relative to the others; without weights, see multi_dataset_batch_sampler",
+            above=0,
+        ),
     ] = None
     score_range: Annotated[
         list[float] | None,
@@ -306,7 +309,7 @@ class DatasetEntry:
     directions: Annotated[
         list[str] | None,
         Key(
-            "what mnrl contrasts: query_to_doc (required; the default is this alone), doc_to_query, query_to_query, doc_to_doc",
+            "what mnrl contrasts: query_to_doc (required, and the only one by default), doc_to_query, query_to_query, doc_to_doc",
             choices=DIRECTIONS,
         ),
     ] = None
@@ -320,7 +323,7 @@ class DatasetEntry:
     teacher: Annotated[
         str | None,
         Key(
-            "the model whose embeddings are the targets of distill; by default the one that training starts from",
+            "the model whose embeddings are the targets of distill; by default the model that training starts from",
             path=True,
         ),
     ] = None
@@ -341,7 +344,7 @@ class DatasetEntry:
     translate: Annotated[
         list[str] | None,
         Key(
-            "which texts of a row to replace with their 'translations': first, others (all but the first) or all",
+            "which texts of a row to replace with their 'translations': first, others (all but the first) or all; each choice adds its own rows; by default first and others",
             choices=("first", "others", "all"),
         ),
     ] = None
@@ -373,5 +376,5 @@ class HybridConfig(TrainingConfig):
 
 
 def loading_options(config: TrainingConfig) -> dict[str, bool]:
-    """Return the permissions for loading any model of the run (to train, guide, teacher): keywords of :func:`load_model`."""
+    """Return the permissions for loading every model of the run, guides and teachers included, as keywords of :func:`load_model`."""
     return {"trust_remote_code": config.trust_remote_code, "allow_pickle": config.allow_pickle}

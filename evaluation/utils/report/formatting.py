@@ -26,7 +26,7 @@ def escape_markdown(text: str, keep_emphasis: bool = False) -> str:
 
 
 def minus(text: str) -> str:
-    """Replace the hyphen before a number by a minus sign."""
+    """Replace the hyphen before a number with a minus sign."""
     return re.sub(r"-(?=\d)", "−", text)
 
 

@@ -44,9 +44,9 @@ def update_model_cards(analyses: list[ModelAnalysis], hub_datasets: dict[str, st
 def update_model_card(
     folder: Path, name: str, rows: list[ScoreRow], hub_datasets: dict[str, str], recommended: int | None = None
 ) -> Path:
-    """Write scores into ``README.md``, and keep its text, other metadata and the results of other tasks.
+    """Write scores into ``README.md``, keeping its text, its other metadata and the results of other tasks.
 
-    The only text that changes is the section on fewer dimensions that training wrote: it names the recommended dimension.
+    The only text that changes is the section "Fewer dimensions", which training wrote: it now names the recommended dimension.
 
     The model's identity stays the same, because it does not depend on README.md.
 

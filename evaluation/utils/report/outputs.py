@@ -81,13 +81,13 @@ def write_outputs(
     warning: str = "",
     **facts: Any,
 ) -> str:
-    """Update ``summary.csv``, write the table, the plot, the report and the tables behind it, and finish the record.
+    """Update ``summary.csv``; write the table, the plot, the report and the tables behind it; and finish the record.
 
-    Several processes may do so in one folder: each writes all files before the next one starts.
+    Several processes may do this in one folder: each writes all its files before the next one starts.
 
     Args:
-        analyses: The analyses; the others are compared with the first.
-        decision: The decision what to deploy.
+        analyses: The analysis of each model; the other models are compared with the first.
+        decision: The decision on what to deploy.
         search: Search times.
         calibration: The data on which PCA and the quantisation ranges were fitted.
         record: The record of the run, which this completes.
@@ -166,7 +166,7 @@ def _provenance(analyses: list[ModelAnalysis], table: pd.DataFrame, calibration:
         "Command": command_line(),
         "Models": "; ".join(f"{a.identity.name} at revision {a.identity.revision}" for a in analyses),
         "Data sets": "; ".join(f"{task} at {str(revision)[:12]}" for task, revision in revisions.items()),
-        "Fitted on": calibration or "nothing: no baselines, precisions and shortlists",
+        "Fitted on": calibration or "nothing: no baselines, quantised vectors or shortlists",
         "Versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
     }
 

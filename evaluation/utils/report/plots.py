@@ -82,7 +82,7 @@ def _dimension_axis(axis: Any, dims: list[int]) -> None:
 
 
 def _least_span(axis: Any, span: float) -> None:
-    """Set a minimum span of the axis, so that noise does not look like an effect."""
+    """Enforce a minimum span of the axis, so that noise does not look like an effect."""
     low, high = axis.get_ylim()
     if high - low < span:
         axis.set_ylim((low + high - span) / 2, (low + high + span) / 2)

@@ -63,7 +63,7 @@ def update_summary(path: Path, rows: Iterable[ScoreRow]) -> pd.DataFrame:
 
 
 def read_summary(path: Path) -> pd.DataFrame:
-    """Read the rows of a ``summary.csv``. Raises :class:`RunError` if the file is not a summary, or is incomplete."""
+    """Read the rows of a ``summary.csv``. Raises :class:`RunError` if the file is not a summary, or is corrupt."""
     numbers = {name: float for name in COLUMNS if name not in (*TEXT, "dim", "n")} | {"dim": int, "n": "Int64"}
     try:
         text = path.read_text(encoding="utf-8")

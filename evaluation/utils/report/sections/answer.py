@@ -97,7 +97,7 @@ def _option(option: Option) -> str:
 
 
 def _why_not_smaller(material: Material) -> str:
-    """Describe the losses of the first choices that were not accepted."""
+    """Describe the first smaller choices that were tried and not accepted, with their losses."""
     decision = material.decision
     model, option = decision.model, decision.option
     assert model is not None and option is not None
@@ -129,7 +129,7 @@ def _rounded_up(value: float, digits: int = 2) -> float:
 
 
 def _single_sets(material: Material) -> str:
-    """Describe the sets whose loss exceeds the tolerance, or that have too few pairs to tell."""
+    """Describe the sets whose loss exceeds the tolerance, or that have too few pairs or queries to tell."""
     decision = material.decision
     assert decision.model is not None and decision.option is not None
     if len(decision.sets) == 1:
@@ -256,8 +256,8 @@ def _note(material: Material) -> str:
     assert decision.best is not None
     text = (
         f"Loss: points of the mean over {_sets(decision)}, compared with all {decision.best.width} dimensions of "
-        f"{material.name(decision.best)} in float32. Loss at most: the true loss is below this with 95% confidence, over all steps of the "
-        "decision together. Accepted: dimensions are tried from the full width down, then int8 and binary at the smallest "
+        f"{material.name(decision.best)} in float32. Loss at most: the true loss is below this with 95% confidence, for all steps of the "
+        "decision taken together. Accepted: dimensions are tried from the full width down, then int8 and binary at the smallest "
         f"accepted dimension; each sequence ends at the first step that may lose more than {_tolerance(decision)}, and later steps are not "
         "tried (–). Bytes per vector equal megabytes per million vectors, without an index."
     )

@@ -1,4 +1,4 @@
-"""Shows which pairs truncation moves away from their gold order, by score band and length."""
+"""Shows how far pairs are from their gold order at each dimension, by score band and length."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def build(material: Material) -> Section | None:
     if not section.tables:
         return None
     section.paragraphs.append(
-        "The average distance between a pair's rank by similarity and its rank by gold score, in percent of the number of pairs: "
+        "The average distance between a pair's rank by similarity and its rank by gold score, as a percentage of the number of pairs: "
         "0 is the gold order, 33 a random order. errors.html, next to this report, quotes the pairs whose rank changes most."
     )
     return section

@@ -15,7 +15,7 @@ def build(material: Material) -> Section:
             f"Scores are mteb's main scores × 100. Intervals are 95% bias-corrected and accelerated bootstrap intervals "
             f"({RESAMPLES} resamples of the pairs or queries, seed {SEED}, ranks recomputed in every resample); differences are paired: "
             "each resample uses the same pairs or queries for both scores. p-values are two-sided and not corrected for the number of "
-            "comparisons. Intervals say how much a score would vary with other pairs of the same kind, and nothing about texts "
+            "comparisons. Intervals say how much a score would vary with other pairs of the same kind, but nothing about texts "
             "of another kind. In means over sets, a pair that occurs in several sets is resampled once for all of them; sets without a "
             "pair in common count as independent, which makes the intervals of means somewhat too narrow where sets are translations of the "
             "same sentences.",

@@ -1,4 +1,4 @@
-"""Ranks the full-width scores among published scores on the Arabic test sets."""
+"""Ranks the full-width scores among published scores on STS17, STS22 and STS22.v2."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SOURCES = (
 
 
 def build(material: Material) -> Section | None:
-    section = Section("Rank among published scores of Arabic embedding models")
+    section = Section("Rank among published scores")
     ranks: list[list[str]] = []
     tables: list[Table] = []
     first = next((m for m in material.models if not m.baseline), material.models[0])
@@ -44,7 +44,7 @@ def build(material: Material) -> Section | None:
     if not ranks:
         return None
     section.paragraphs.append(
-        "Ranks at full width; 1 is the best. The last column gives the rank at both ends of the score's interval: published "
+        "Ranks at full width; 1 is the best. The last column gives the ranks at the two ends of the score's interval. Published "
         "scores are just as uncertain."
     )
     columns = ["model", "set", "score here", "its published score", "rank", "rank by interval"]

@@ -32,7 +32,7 @@ def build(material: Material) -> Section:
     )
     if any_published:
         section.tables[-1].note += (
-            " Published: the best score of an Arabic embedding model, the score of GATE-AraBert-v1, and the scores nearest to those measured here, "
+            " Published: the best published score, the score of GATE-AraBert-v1, and the scores nearest to the best one measured here, "
             "each at the width for which it was published. The plot shows those within its range as dotted lines."
         )
     return section

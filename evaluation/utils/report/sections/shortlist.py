@@ -25,8 +25,8 @@ def build(material: Material) -> Section | None:
     section.paragraphs.append(
         f"Search with the first dimensions (or their signs), then rescore the best k with the full vectors. Recall is the share of "
         f"the full search's {TOP} nearest texts that the shortlist contains. GB read: the data that one query reads from an index of a million vectors in an "
-        "exhaustive search: all short vectors, then the full vectors of the largest shortlist. The last column: what a full search reads, "
-        "divided by this. "
+        "exhaustive search (all short vectors, then the full vectors of the largest shortlist). Reduction: the data that a full search "
+        "reads, divided by GB read. "
         "Recall falls as the corpus grows: measure it on your own data with a retrieval task."
     )
     return section
@@ -43,5 +43,5 @@ def _table(shortlists: list[dict[str, Any]], dims: list[int], caption: str) -> T
                 recalls = [number(by_size[k]["recall"], 1) for k in sizes]
                 cost = [f"{largest['bytes'] / 1e9:.3f}", f"{largest['saving']:.3g}×"]
                 rows.append([str(dim), precision, *recalls, *cost])
-    columns = ["dimension", "precision", *(f"k = {k}" for k in sizes), "GB read", "times less"]
+    columns = ["dimension", "precision", *(f"k = {k}" for k in sizes), "GB read", "reduction"]
     return Table(columns, rows, caption, text_columns=2)
