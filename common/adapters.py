@@ -1,6 +1,6 @@
 """PEFT adapters such as LoRA: detects them in a model's files, loads them onto their base model and merges their weights.
 
-Users pass an adapter's folder or Hub name as ``--model_name``, like that of any model. The adapter is merged as soon as it is
+Users pass an adapter's folder or Hub name as ``--model_name``, as for any model. The adapter is merged as soon as it is
 loaded, so that all other code sees a plain transformer. The loaders of transformers and sentence-transformers are not used: they
 require a version of peft that is not published, and the adapters that they save cannot be loaded again.
 """
@@ -38,7 +38,7 @@ def base_of(files: ModelFiles) -> tuple[str, str | None] | None:
     base = config.get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise RunError(
-            f"model {files.source}: its {ADAPTER_CONFIG} does not name the base_model_name_or_path it is for"
+            f"model {files.source}: its {ADAPTER_CONFIG} does not name its base model (base_model_name_or_path)"
         )
     return base, config.get("revision") or None
 
@@ -61,8 +61,8 @@ def with_adapter(base: SentenceTransformer, files: ModelFiles) -> SentenceTransf
     config = PeftConfig.from_pretrained(files.source, revision=files.revision)
     if config.is_prompt_learning:
         raise RunError(
-            f"model {files.source}: an adapter of the kind {config.peft_type.value} cannot be merged into a model: "
-            "give one of LoRA's"
+            f"model {files.source}: an adapter of type {config.peft_type.value} cannot be merged into a model: "
+            "use a LoRA adapter"
         )
     transformer = base[0]
     adapter = wrap(transformer, config)
@@ -85,7 +85,7 @@ def _with_modules(base: SentenceTransformer, files: ModelFiles) -> SentenceTrans
     for entry in files.modules[1:]:
         if not str(entry["type"]).startswith("sentence_transformers."):
             raise RunError(
-                f"model {files.source}: the module {entry['type']} of an adapter is not sentence-transformers'"
+                f"model {files.source}: the adapter's module {entry['type']} is not part of sentence-transformers"
             )
         module = import_from_string(entry["type"])
         modules.append(module.load(files.source, subfolder=entry["path"], revision=files.revision))
@@ -115,24 +115,24 @@ def wrap(transformer: Any, config: Any) -> PeftModel:
 
     base, revision = config.base_model_name_or_path, config.revision
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that a name in transformers is deprecated, and of what comes next
+        warnings.simplefilter("ignore")  # about a deprecated name in transformers, and about the renaming undone below
         adapter = get_peft_model(transformer.auto_model, config)
-    # which it renames to where the transformer came from, though another adapter may have been merged into it since
+    # get_peft_model sets the name to the transformer's own source, but another adapter may have been merged into it since
     config.base_model_name_or_path, config.revision = base, revision
-    # the vocabulary is that of the base, which peft would otherwise ask the Hub at each checkpoint
+    # the vocabulary is that of the base model; peft would otherwise look it up on the Hub at each checkpoint
     adapter.save_pretrained = partial(adapter.save_pretrained, save_embedding_layers=False)
     transformer.model = adapter
     return adapter
 
 
 def adapter_of(model: SentenceTransformer) -> PeftModel | None:
-    """Return the adapter of a model's transformer, or None if it has none or it has been merged."""
+    """Return the adapter of a model's transformer, or None if it has no adapter or the adapter has been merged."""
     transformer = getattr(model[0], "auto_model", None)
     return transformer if hasattr(transformer, "merge_and_unload") else None
 
 
 def merge(model: SentenceTransformer) -> None:
-    """Merge the adapter into the transformer's weights. All of them can be trained again."""
+    """Merge the adapter into the transformer's weights, and make all of the weights trainable again."""
     adapter = adapter_of(model)
     model[0].model = adapter.merge_and_unload(safe_merge=True)
     model[0].model.requires_grad_(True)
@@ -159,13 +159,13 @@ def set_weights(adapter: PeftModel, weights: dict[str, Tensor], source: str) -> 
 
     expected = set(get_peft_model_state_dict(adapter, save_embedding_layers=False))
     if not set(weights) <= expected:
-        # trained on a model with a head, which has the transformer under a name of its own: "model.", "bert."
+        # trained on a model with a head, in which the names of the transformer's weights have a prefix: "model.", "bert."
         inner = f"base_model.model.{adapter.get_base_model().base_model_prefix}."
         weights = {name.replace(inner, "base_model.model.", 1): value for name, value in weights.items()}
     if not expected or set(weights) != expected:
         missing, unknown = expected - set(weights), set(weights) - expected
         raise RunError(
-            f"model {source}: the adapter's weights are not those of its base model: {len(missing)} of {len(expected)} "
+            f"model {source}: the adapter's weights do not fit its base model: {len(missing)} of {len(expected)} "
             f"are missing, {len(unknown)} are unknown, such as {min(missing | unknown, default='all')}"
         )
     set_peft_model_state_dict(adapter, weights)

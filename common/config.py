@@ -41,7 +41,7 @@ class Config:
 
 
 def keys_of_family(cls: type[Config]) -> set[str]:
-    """The keys of all configuration classes that share the defaults file of ``cls``."""
+    """Return the keys of all configuration classes that share the defaults file of ``cls``."""
     root = next(base for base in cls.__mro__ if "defaults_file" in vars(base))
 
     def descendants(base: type) -> set[str]:
@@ -51,7 +51,7 @@ def keys_of_family(cls: type[Config]) -> set[str]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read the JSON object in a file. Raises :class:`UsageError` if there is none, or if a key is duplicated."""
+    """Read the JSON object in a file. Raises :class:`UsageError` if it is missing or not valid, or if a key is duplicated."""
 
     def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
@@ -107,7 +107,7 @@ def load_config(
         if name not in family:
             raise UsageError(f"{base_path}: unknown key {name!r}{suggest(name, keys)}")
     if missing := [name for name in keys if name not in base]:
-        raise UsageError(f"{base_path}: has no default for {missing[0]!r}")
+        raise UsageError(f"{base_path}: no default for {missing[0]!r}")
     values = {name: base[name] for name in keys}
 
     parser = make_parser(cls, values, description, positional)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     from datasets import Dataset
 
-VISIBLE = r"[^\s\p{Z}\p{Cc}\p{Cf}]"  # not white space, and not a zero-width or direction mark
+VISIBLE = r"[^\s\p{Z}\p{Cc}\p{Cf}]"  # neither white space nor a zero-width or direction mark
 LONGEST_NAME = 100  # characters in a subset's name, which is the title of every plot
 
 
@@ -25,7 +25,9 @@ def is_file_name(path: str) -> bool:
 
 
 def read_rows(path: Path) -> Dataset:
-    """Load a user's table in any format of :mod:`common.formats`: CSV or TSV with a header line, JSON or Parquet, in UTF-8.
+    """Load a user's table in any format that :mod:`common.formats` supports.
+
+    Text files must be UTF-8; CSV and TSV files need a header line.
 
     Raises:
         UsageError: The file does not exist, or no file has a supported format.
@@ -44,7 +46,7 @@ def load_hub_dataset(path: str, name: str | None, split: str) -> Dataset:
 
     label = f"{path}{f' ({name})' if name else ''}, split {split!r}"
     if not HUB_NAME.fullmatch(path):
-        raise RunError(f"data set {label}: no such file, and not a name of a Hub data set (organisation/data set)")
+        raise RunError(f"data set {label}: no such file, and not the name of a Hub data set (organisation/data set)")
     try:
         return load_from_hub("dataset", path, lambda: load_dataset(path, name, split=split))
     except RunError as error:
@@ -52,7 +54,7 @@ def load_hub_dataset(path: str, name: str | None, split: str) -> Dataset:
 
 
 def dataset_revision(path: str, dataset: Dataset) -> str | None:
-    """Return the Hub commit of a data set, or the SHA-1 of a user's file."""
+    """Return the Hub commit of a data set, or the SHA-1 of a user's files; None if it is unknown."""
     if is_file_name(path):
         return hash_table(Path(path))
     for file in dataset.cache_files:  # data sets from the Hub are cached in a folder named after their commit
@@ -109,7 +111,7 @@ def number(where: str, row: int, column: str, value: Any) -> float:
 
 
 def read_pairs(path: Path, check: bool = True) -> dict[str, dict[str, list[Any]]]:
-    """Load scored sentence pairs from a user's file, by subset.
+    """Load graded pairs from a user's file, by subset.
 
     The columns are ``sentence1``, ``sentence2`` and ``score``; an optional ``subset`` column divides the rows into
     sets, such as ``ar-ar`` and ``en-ar``. Without it all rows form the subset ``default``.
@@ -134,7 +136,7 @@ def read_pairs(path: Path, check: bool = True) -> dict[str, dict[str, list[Any]]
         if not isinstance(subset, str) or not subset.strip():
             raise RunError(f"{path}, row {row}: column 'subset' is empty")
         if len(subset) > LONGEST_NAME:
-            raise RunError(f"{path}, row {row}: column 'subset' holds a name of more than {LONGEST_NAME} characters")
+            raise RunError(f"{path}, row {row}: column 'subset' has a name of more than {LONGEST_NAME} characters")
         pairs = pairs_of.setdefault(subset, {"sentence1": [], "sentence2": [], "score": []})
         pairs["sentence1"].append(first)
         pairs["sentence2"].append(second)

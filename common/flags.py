@@ -41,7 +41,10 @@ def flag_type(hint: Any, optional: bool, takes_object: bool = False) -> Any:
 
 
 def make_parser(cls: type, defaults: dict[str, Any], description: str, positional: str | None) -> Parser:
-    """Return a parser with a flag for each key of ``cls``. Keys whose value is an object can be set only in a configuration file."""
+    """Return a parser with a flag for each key of ``cls``.
+
+    Keys whose value is always an object have no flag, and can be set only in a configuration file.
+    """
     parser = Parser(
         description=description,
         allow_abbrev=False,
@@ -52,7 +55,7 @@ def make_parser(cls: type, defaults: dict[str, Any], description: str, positiona
         "--config",
         type=Path,
         metavar="FILE",
-        help="a JSON file with values for any of these options and for those without a flag",
+        help="a JSON file with values for any of these options, and for the keys that have no flag",
     )
     for name, (hint, key) in keys_of(cls).items():
         inner, optional = without_none(hint)
@@ -78,7 +81,7 @@ def make_parser(cls: type, defaults: dict[str, Any], description: str, positiona
 
 
 def settle_switches(keys: dict[str, tuple[Any, Key]], argv: list[str]) -> list[str]:
-    """Make ``--switch`` alone mean true, also before a positional MODEL, which would otherwise be read as its value."""
+    """Make ``--switch`` alone mean true, even before a positional MODEL, which would otherwise be read as the switch's value."""
     switches = {f"--{name}" for name, (hint, _) in keys.items() if without_none(hint)[0] is bool}
     settled: list[str] = []
     for index, text in enumerate(argv):

@@ -66,7 +66,7 @@ def is_saved(path: Path) -> bool:
 
 
 def files_of(path: Path) -> list[Path]:
-    """Return the files that ``path`` stands for: itself, or the files of a folder or glob in the order of their names.
+    """Return the files that ``path`` stands for: itself, or the files of a folder or glob, sorted by name.
 
     Raises:
         UsageError: There are no files, or they have several formats or belong to several splits.
@@ -76,7 +76,7 @@ def files_of(path: Path) -> list[Path]:
         if not files:
             raise UsageError(f"{path}: no file matches")
         if unsupported := [file for file in files if suffix_of(file) is None]:
-            raise UsageError(f"{unsupported[0]}: the ending must be one of {SUPPORTED}")
+            raise UsageError(f"{unsupported[0]}: not a supported format: use {SUPPORTED}")
     elif path.is_dir():
         files = sorted(
             file for file in path.iterdir() if file.is_file() and suffix_of(file) and file.name[0] not in "._"
@@ -86,17 +86,19 @@ def files_of(path: Path) -> list[Path]:
         splits = {match[0] for file in files if (match := re.match("|".join(SPLITS), file.name))}
         if len(splits) > 1:
             raise UsageError(
-                f"{path}: the folder has files of several splits, {', '.join(sorted(splits))}: give those of one, such as '{path}/{sorted(splits)[-1]}*'"
+                f"{path}: the folder has files of several splits, {', '.join(sorted(splits))}: give the files of one split, such as '{path}/{sorted(splits)[-1]}*'"
             )
     elif not path.exists():
         raise UsageError(f"{path}: no such file")
     elif suffix_of(path) is None:
-        raise UsageError(f"{path}: the ending must be one of {SUPPORTED}")
+        raise UsageError(f"{path}: not a supported format: use {SUPPORTED}")
     else:
         files = [path]
     endings = sorted({str(suffix_of(file)).removesuffix(".gz") for file in files})
     if len(endings) > 1:
-        raise UsageError(f"{path}: files of several formats, {', '.join(endings)}: give those of one, with a glob")
+        raise UsageError(
+            f"{path}: files of several formats, {', '.join(endings)}: select the files of one format with a glob"
+        )
     return files
 
 
@@ -118,11 +120,11 @@ def read_table(path: Path) -> Dataset:
     for file, part in zip(files, parts, strict=True):
         if odd := set(part.column_names) ^ set(parts[0].column_names):
             raise RunError(
-                f"{file}: the column {sorted(odd)[0]!r} is not in all of the files, as {files[0].name} shows"
+                f"{file}: the column {sorted(odd)[0]!r} is not in all of the files (compared with {files[0].name})"
             )
     try:
         return concatenate_datasets(parts)
-    except (ValueError, TypeError) as error:  # columns of other types
+    except (ValueError, TypeError) as error:  # columns with different types
         raise RunError(f"{path}: the files cannot be joined ({one_line(error, 160)})") from None
 
 
@@ -169,7 +171,7 @@ def _read_file(path: Path) -> Dataset:
             rows = readers[str(suffix_of(path)).removesuffix(".gz")](path)
         except UnicodeDecodeError as error:
             raise RunError(
-                f"{path}: not UTF-8 text (byte {error.start} of the file's {error.object[error.start : error.start + 1]!r})"
+                f"{path}: not UTF-8 text (byte {error.start} of the block being read is {error.object[error.start : error.start + 1]!r})"
             ) from None
         except (gzip.BadGzipFile, zlib.error, EOFError) as error:
             raise RunError(f"{path}: not a readable gzip file ({one_line(error, 120)})") from None
@@ -193,7 +195,7 @@ def _not_readable(path: Path, kind: str) -> Iterator[None]:
             raise RunError(f"{path}: {message}") from None
         if isinstance(error, (pa.ArrowException, OSError, ValueError)):
             raise RunError(f"{path}: not a readable {kind} ({one_line(error, 120)})") from None
-        if type(error).__module__.startswith("datasets."):  # which wraps what the readers raise
+        if type(error).__module__.startswith("datasets."):  # datasets wraps the errors of its readers
             raise RunError(f"{path}: not a readable {kind} ({one_line(error.__cause__ or error, 120)})") from None
         raise
 
@@ -203,7 +205,7 @@ def _read_parquet(path: Path) -> Dataset | None:
     from datasets import Dataset
 
     with _not_readable(path, "Parquet file"):
-        empty = pq.read_metadata(path).num_rows == 0  # which from_parquet cannot read
+        empty = pq.read_metadata(path).num_rows == 0  # from_parquet cannot read an empty table
         return None if empty else Dataset.from_parquet(str(path), keep_in_memory=False)
 
 
@@ -218,10 +220,10 @@ def _read_saved(path: Path) -> Dataset:
             )
         path = path / splits[0]
     try:
-        with _not_readable(path, "folder of save_to_disk"):
+        with _not_readable(path, "save_to_disk folder"):
             dataset = Dataset.load_from_disk(str(path)).with_format(None)
-    except (KeyError, TypeError, AttributeError) as error:  # its JSON files are not what they should be
-        raise RunError(f"{path}: not a readable folder of save_to_disk ({one_line(error, 120)})") from None
+    except (KeyError, TypeError, AttributeError) as error:  # its JSON files lack keys or have other types
+        raise RunError(f"{path}: not a readable save_to_disk folder ({one_line(error, 120)})") from None
     if len(dataset) == 0:
         raise RunError(f"{path}: the folder has no rows")
     return dataset
@@ -256,8 +258,8 @@ def read_csv(path: Path, delimiter: str = ",") -> list[dict[str, str]]:
 def read_tsv(path: Path) -> list[dict[str, str]]:
     """Read the rows of a file with a header line, in which quotation marks are ordinary characters.
 
-    The usual TSV files (STS-B, AllNLI, XNLI, GLUE) are not quoted. A file whose header is quoted, or with a column whose
-    fields are all quoted, is read as quoted, and the log says so.
+    The usual TSV files (STS-B, AllNLI, XNLI, GLUE) are not quoted. A file with a quoted header, or with a column whose fields
+    are all quoted, is read as quoted, and the log says so.
     """
     rows: list[dict[str, str]] = []
     with _open(path, newline="\n") as file:
@@ -272,7 +274,7 @@ def read_tsv(path: Path) -> list[dict[str, str]]:
             fields = line.split("\t")
             if len(fields) != len(header):
                 raise RunError(
-                    f"{path}, line {number}: {len(fields)} fields where the header has {len(header)} (quotation marks have no meaning in a TSV file without a quoted header)"
+                    f"{path}, line {number}: {len(fields)} fields where the header has {len(header)} (quotation marks are ordinary characters in a TSV file without a quoted header)"
                 )
             rows.append(dict(zip(header, fields, strict=True)))
     quoted = [name for name in header if rows and all(_is_quoted(row[name]) for row in rows)]

@@ -1,7 +1,7 @@
 """Requests to the Hugging Face Hub: retries temporary failures, falls back to the cache, and turns other failures into one line.
 
-The client libraries retry some failures of downloads. This module retries the others (looking up a repository, a server error, a
-connection that ends in the middle of a file) after 1, 2, 4 and 8 seconds. The environment variable ``HUB_RETRY_WAIT`` sets the
+The client libraries retry some failures of downloads. This module retries the others (failed repository look-ups, server errors,
+connections that break in the middle of a file) after 1, 2, 4 and 8 seconds. The environment variable ``HUB_RETRY_WAIT`` sets the
 first of these waits. ``HF_HUB_ETAG_TIMEOUT`` and ``HF_HUB_DOWNLOAD_TIMEOUT`` of huggingface_hub set the time-outs.
 """
 
@@ -21,7 +21,8 @@ from common.errors import RunError, one_line
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-HUB_NAME = re.compile(r"(?!.*\.\.)(?=.{1,96}$)\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)  # excludes paths that leave a folder
+# excludes paths that lead out of a folder
+HUB_NAME = re.compile(r"(?!.*\.\.)(?=.{1,96}$)\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 ATTEMPTS = 5
 TEMPORARY = (408, 429, 500, 502, 503, 504)  # statuses that huggingface_hub treats as temporary
 
@@ -102,7 +103,7 @@ def offline() -> Iterator[None]:
 
 
 def chain_of(error: BaseException | None) -> list[BaseException]:
-    """Yield an error, its cause, the cause of that, and so on."""
+    """Return an error and the chain of its causes (or contexts), the error first."""
     chain: list[BaseException] = []
     while error is not None and error not in chain:
         chain.append(error)
@@ -122,7 +123,7 @@ def explain_cache_error(error: BaseException) -> str | None:
         cache = next((cache for cache in caches if str(cause.filename or "").startswith(cache)), None)
         if cache is not None or cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             where = f"the cache in {cache}" if cache else "the cache of the Hugging Face libraries"
-            return f"{where} cannot be written ({cause.strerror}): free some disk space there, or set HF_HOME to another folder"
+            return f"{where} cannot be written to ({cause.strerror}): free some disk space there, or set HF_HOME to another folder"
     return None
 
 
@@ -132,7 +133,7 @@ def is_temporary(error: BaseException) -> bool:
 
     chain = chain_of(error)
     if any(isinstance(e, (hub.OfflineModeIsEnabled, hub.LocalEntryNotFoundError)) for e in chain) or _is_gone(error):
-        return False  # the client has already retried
+        return False  # offline mode, or the client has already retried
     return any(_status(e) in TEMPORARY or _is_transport(e) or "Consistency check failed" in str(e) for e in chain)
 
 
@@ -171,12 +172,12 @@ def explain_hub_error(error: BaseException, repository: str) -> str:
 
     missing = first(hub.RepositoryNotFoundError, DatasetNotFoundError)
     if first(hub.GatedRepoError) or "is a gated dataset" in str(missing):  # datasets raises the same class for both
-        return f"access is gated: ask for it on the Hub's page of {repository}, then log in with `hf auth login`"
+        return f"access is gated: request it on the Hub page of {repository}, then log in with `hf auth login`"
     if missing:
         return "not found on the Hub, or private: check the name, or log in with `hf auth login`"
     if failed := next((e for e in chain if _status(e) in TEMPORARY), None):
         return (
-            f"the Hub answers with errors (status {_status(failed)}), and {repository} is not in the cache: "
+            f"the Hub answered with an error (status {_status(failed)}), and {repository} is not in the cache: "
             "try again later (https://status.huggingface.co), or give a local path"
         )
     if any(map(_is_transport, chain)) and not _is_gone(error):
@@ -185,16 +186,16 @@ def explain_hub_error(error: BaseException, repository: str) -> str:
             "check the network and try again, or give a local path"
         )
     if _is_gone(error) or first(hub.LocalEntryNotFoundError, ConnectionError):
-        return "the Hub cannot be reached and it is not in the cache: check the network, or give a local path"
+        return "the Hub cannot be reached, and there is no copy in the cache: check the network, or give a local path"
     if first(hub.RevisionNotFoundError, hub.EntryNotFoundError):
         return f"the repository does not have the requested file, configuration or split ({one_line(chain[-1], 120)})"
     if first(hub.HfHubHTTPError):
-        return f"the Hub refuses it ({one_line(chain[-1], 120)})"
+        return f"the Hub refused the request ({one_line(chain[-1], 120)})"
     if "Consistency check failed" in str(chain[0]):
         return f"the download of {repository} is repeatedly incomplete: check the network and try again"
     if "scripts are no longer supported" in str(chain[0]):
         return (
-            "it is a loading script, which the datasets library no longer runs: download the data that the script reads, "
+            "the data set is a loading script, which the datasets library no longer runs: download the data that the script reads, "
             "or a copy of the data set in Parquet, and give that file"
         )
     if isinstance(chain[0], (ValueError, OSError)) or type(chain[0]).__module__.startswith("datasets."):

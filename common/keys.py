@@ -22,7 +22,7 @@ T = TypeVar("T")
 class Key:
     """The help text, the allowed values and the lower bound of a key.
 
-    ``path`` marks a value that is or may be a path. Only :func:`resolve_path` resolves it.
+    ``path`` marks a value that is or may be a path; :func:`resolve_path` is the only function that resolves it.
     """
 
     help: str
@@ -75,7 +75,7 @@ def check_value(where: str, value: Any, hint: Any, key: Key | None = None) -> An
     """Return ``value`` converted to the type ``hint``.
 
     Raises:
-        UsageError: The value has another type, is not one of the choices, or is too small.
+        UsageError: The value has the wrong type, is not one of the choices, or is too small.
     """
     inner, optional = without_none(hint)
     wrong = UsageError(f"{where} must be {describe(hint)}, not {json.dumps(value, ensure_ascii=False, default=str)}")
@@ -122,7 +122,7 @@ def check_value(where: str, value: Any, hint: Any, key: Key | None = None) -> An
 
 
 def resolve_path(where: str, path: str) -> str:
-    """Replace a leading ``~`` or ``~user`` of ``path`` with the home folder. Hub names do not change.
+    """Replace a leading ``~`` or ``~user`` of ``path`` with the home folder. Hub names are returned unchanged.
 
     A shell does this only for a separate word: not in ``--output_dir=~/runs``, and not in a configuration file. Libraries do it
     for some arguments and not for others, so without this a run could write to two folders.

@@ -40,7 +40,9 @@ def with_scores(card: str, dims: Sequence[int], scores: dict[str, list[float]]) 
     for index, dim in enumerate(dims):
         lines.append([str(dim), f"{4 * dim:,}", *(f"{100 * of_set[index]:.2f}" for of_set in scores.values())])
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-    text = f"Scores × 100 at the end of training (Spearman correlation; for translations, the share found):\n\n{table}"
+    text = (
+        f"Scores × 100 at the end of training (Spearman correlation; for translations, the share retrieved):\n\n{table}"
+    )
     return f"{card[: section.end()]}\n\n{text}{card[section.end() :]}"
 
 
@@ -64,13 +66,13 @@ def usage(model_id: str, dims: Sequence[int], served: bool, recommended: int | N
         recommended: The dimension that an evaluation recommends; the code uses it if it is below the full width.
     """
     dim = recommended if recommended is not None and recommended < dims[0] else dims[1]
-    advice = f"This is the code for {dim}."
+    advice = f"The code below uses {dim} dimensions."
     if recommended is not None:
         advice = f"The evaluation of this model recommends {recommended}. {advice}"
     text = f"""## Fewer dimensions
 
-The first numbers of an embedding are an embedding by themselves. The model was trained for {dims[0]} dimensions and, as
-prefixes of these, for {", ".join(map(str, dims[1:]))}. {advice}
+The first numbers of an embedding form a smaller embedding. The model was trained for {dims[0]} dimensions and for prefixes
+of {", ".join(map(str, dims[1:]))}. {advice}
 
 ```python
 from sentence_transformers import SentenceTransformer
@@ -79,7 +81,7 @@ model = SentenceTransformer("{model_id}", truncate_dim={dim})
 embeddings = model.encode(["The sky is clear today"], normalize_embeddings=True)  # shape (1, {dim})
 ```
 
-The length of a prefix is below 1, hence `normalize_embeddings`: dot products and Euclidean distances need it, cosine similarity
+A prefix does not have length 1, hence `normalize_embeddings`: dot products and Euclidean distances need it, cosine similarity
 does not.
 """
     if served:

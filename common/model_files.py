@@ -10,7 +10,7 @@ from typing import Any
 
 from common.errors import RunError
 
-# pickles that the libraries read, and the files that they prefer to them
+# pickled files that the libraries read, and the safetensors files that they prefer
 PICKLED = {
     "pytorch_model.bin": "model.safetensors",
     "pytorch_model.bin.index.json": "model.safetensors",
@@ -27,7 +27,7 @@ class ModelFiles:
         revision: Its commit; None for a folder.
 
     Attributes:
-        names: The paths of all files, relative to the model's folder; for a model that only the cache has, its cached files.
+        names: The paths of all files, relative to the model's folder; offline, only those in the cache.
     """
 
     def __init__(self, source: str, revision: str | None):
@@ -72,9 +72,9 @@ def refuse_pickles(files: ModelFiles) -> None:
             known = {f"{folder}/{safe}".lstrip("/"), f"{folder}/{safe}.index.json".lstrip("/")}
             if path in files.names and not known & files.names:
                 raise RunError(
-                    f"model {files.source}: {path} is pickled, and unpacking a pickle can run any code: use a revision "
+                    f"model {files.source}: {path} is pickled, and loading a pickle can run any code: use a revision "
                     f"with {safe}, convert it (https://huggingface.co/spaces/safetensors/convert), or, if you trust its "
-                    "author, give --allow_pickle"
+                    "author, add --allow_pickle"
                 )
 
 
@@ -83,7 +83,7 @@ def _names_in(folder: Path) -> set[str]:
 
 
 def _module_folders(files: ModelFiles) -> set[str]:
-    """Return the folders of the modules, relative to the model's."""
+    """Return the folders of the modules, relative to the model's folder."""
     if any(str(module["type"]).endswith(NESTED) for module in files.modules):
         return {path.rpartition("/")[0] for path in files.names}
     folders = {""}

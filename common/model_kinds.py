@@ -1,7 +1,7 @@
-"""Reads from a model's files which kind of model it is. Only dense bi-encoders have prefixes to train and score.
+"""Determines from a model's files what kind of model it is. Only dense bi-encoders have prefixes to train and score.
 
-sentence-transformers loads every other kind as a dense model too: it adds mean pooling to the encoder inside, and the embeddings
-are meaningless.
+sentence-transformers loads every other kind as a dense model too: it adds mean pooling to the encoder inside, and the resulting
+embeddings are meaningless.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from common.model_files import ModelFiles
 DENSE = "SentenceTransformer"
 SPARSE, MULTI_VECTOR, CROSS_ENCODER = "SparseEncoder", "MultiVectorEncoder", "CrossEncoder"
 INSTEAD = {
-    SPARSE: "a sparse encoder (one weight for each word of a vocabulary, as SPLADE has)",
-    MULTI_VECTOR: "a multi-vector model (one vector for each token, as ColBERT has)",
-    CROSS_ENCODER: "a cross-encoder or classifier (it scores a pair of texts, and gives no embedding of a text)",
+    SPARSE: "a sparse encoder (one weight for each word of a vocabulary, like SPLADE)",
+    MULTI_VECTOR: "a multi-vector model (one vector for each token, like ColBERT)",
+    CROSS_ENCODER: "a cross-encoder or classifier (it scores texts or pairs of texts, and produces no embeddings)",
 }
 # values of transformer_task in sentence_bert_config.json
 TASKS = {
@@ -49,7 +49,7 @@ def refuse_other_kinds(files: ModelFiles) -> None:
     kind, where = kind_of(files)
     if kind != DENSE:
         what = INSTEAD.get(kind, f"a {kind}")
-        use = f", or load it with sentence_transformers.{kind}" if kind in INSTEAD else ""
+        use = f", or load this model with sentence_transformers.{kind}" if kind in INSTEAD else ""
         raise RunError(
             f"model {files.source}: {where} says that it is {what}: give a dense embedding model, or the encoder that "
             f"this one was made from{use}"
@@ -89,4 +89,4 @@ def kind_of(files: ModelFiles) -> tuple[str, str]:
 
 def no_text(source: str, modalities: object) -> RunError:
     known = ", ".join(sorted(map(str, modalities or ())))
-    return RunError(f"model {source}: it takes no text ({known}): give an embedding model for text")
+    return RunError(f"model {source}: its inputs are not text ({known}): give an embedding model for text")

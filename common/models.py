@@ -35,11 +35,11 @@ class ModelIdentity:
 
     Attributes:
         name: The Hub's ``organisation/model``, or ``local/<folder>`` for a model on disk.
-        commit: The Hub commit, or a hash of all the local model's files except its README.
+        commit: The Hub commit, or a hash of the local model's files except its README and hidden files.
         source: The Hub name or path to load it from.
         cached: The Hub did not answer, and the model comes from the cache.
         max_seq_length: Texts are truncated to this many tokens; by default the model's own limit.
-        prompts: The prompts that replace the model's own, as JSON; None to keep these.
+        prompts: The prompts that replace the model's own, as JSON; None if the model keeps its own.
         base: The base model, if this model is an adapter.
     """
 
@@ -70,7 +70,7 @@ def short_revision(revision: str) -> str:
 
 
 def local_name(folder: Path) -> str:
-    """Return ``local/<name>``. The name of a run's model (``final``, ``checkpoint-100``) includes that of the run."""
+    """Return ``local/<name>``. A run's ``final`` gets the run's name, and ``checkpoint-100`` has it as a prefix."""
     folder = folder.resolve()
     name = folder.name
     if name == "final":
@@ -123,7 +123,7 @@ def identify(
     if folder.exists():
         raise RunError(f"model {source} is a file: use the model's folder or its Hub name")
     if not HUB_NAME.fullmatch(source):
-        raise RunError(f"model {source}: no such folder, and not a name of a Hub model (organisation/model)")
+        raise RunError(f"model {source}: no such folder, and not the name of a Hub model (organisation/model)")
     return replace(_identify_on_hub(source), **settings)
 
 
@@ -145,7 +145,10 @@ def _with_base(identity: ModelIdentity, files: ModelFiles) -> ModelIdentity:
         base_identity = replace(base_identity, commit=revision)
     elif revision not in (None, "main"):
         logger.warning(
-            "%s names %s at %r, which is no commit: its main branch is used", identity.source, name, revision
+            "%s names the base model %s at %r, which is not a commit: its main branch is used",
+            identity.source,
+            name,
+            revision,
         )
     return replace(identity, base=base_identity)
 
@@ -171,7 +174,7 @@ def _identify_on_hub(source: str) -> ModelIdentity:
                 break  # the other name would fail in the same way
             continue
         if not re.fullmatch("[0-9a-f]{40}", str(info.sha)):  # the commit becomes a folder's name
-            raise RunError(f"model {source}: the Hub gives no commit for it but {str(info.sha)[:60]!r}")
+            raise RunError(f"model {source}: the Hub gives {str(info.sha)[:60]!r} instead of a commit")
         identity = ModelIdentity(name, info.sha, name)
         if ADAPTER_CONFIG not in {file.rfilename for file in info.siblings or ()}:
             return identity
@@ -204,7 +207,7 @@ def load_model(
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
 ) -> SentenceTransformer:
-    """Load a dense embedding model by path or Hub name, with the commit and token limit of its ``identity``.
+    """Load a dense embedding model by path or Hub name, with its identity's commit, token limit and prompts.
 
     An adapter is merged into its base model. A missing padding token is added, and the token limit never exceeds the number
     of positions.
@@ -214,14 +217,14 @@ def load_model(
         allow_pickle: Load pickled weights (``pytorch_model.bin``) if there are no safetensors.
 
     Raises:
-        RunError: The model is not a dense embedding model for text, cannot be loaded, or needs one of these two
-            permissions. The message says which, in one line.
+        RunError: The model is not a dense embedding model for text, cannot be loaded, or needs ``trust_remote_code`` or
+            ``allow_pickle``. The message says which, in one line.
     """
     import torch
     from sentence_transformers import SentenceTransformer
     from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()  # loading weights takes a second
+    disable_progress_bar()  # loading weights takes only a second
     identity = identity or identify(source)
     commit = None if Path(source).is_dir() else identity.commit
     model_kwargs = {"dtype": getattr(torch, dtype)} | ({} if allow_pickle else {"use_safetensors": True})
@@ -255,7 +258,9 @@ def load_model(
         raise RunError(f"model {source}: it does not state the width of its embeddings")
     if model.truncate_dim is not None:
         logger.warning(
-            "%s truncates its embeddings to %d by itself; its full width is used instead", source, model.truncate_dim
+            "%s is configured to truncate its embeddings to %d dimensions; its full width is used instead",
+            source,
+            model.truncate_dim,
         )
         model.truncate_dim = None
     if dtype != "float32" and model.device.type == "cpu":

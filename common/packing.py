@@ -6,8 +6,8 @@ no change. Attention, bidirectional or causal, is computed for each group of row
 gradients equal those of the padded batch up to rounding. Krell et al., 2021 (https://arxiv.org/abs/2107.02027) introduced the
 idea for pre-training.
 
-:func:`pack` checks on the given model that a text embedded in a packed batch has the same embedding as alone. If not, it falls
-back to chunks of rows of similar length, which work for every architecture.
+:func:`pack` checks on the given model that a text has the same embedding in a packed batch as alone. If not, it falls back to
+chunks of rows of similar length, which work for every architecture.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ATTENTION = "packed_sdpa"
-KERNELS = 64  # that PyTorch and oneDNN keep for each operation; a step of BERT needs a dozen
+KERNELS = 64  # compiled kernels that PyTorch and oneDNN keep for each operation; a step of BERT needs a dozen
 CHUNK_ROWS = 32  # rows in a chunk of a model that cannot be packed
 KNOWN_LAYERS = {
     "full_attention",
     "sliding_attention",
-}  # other types, such as chunked attention, may differ only on texts longer than those of the trial
+}  # other types, such as chunked attention, may fail only for texts longer than those in TRIAL
 UNSUPPORTED = ("softcap", "s_aux", "position_bias")  # options of Gemma 2, GPT-OSS and T5
-# texts whose embeddings must be the same packed and alone; the last one exceeds the local attention window of most models
+# texts whose embeddings must be the same whether packed or alone; the last one exceeds the local attention window of most models
 TRIAL = ("word", "a few words more", "one two three four five six seven eight nine ten", "a long text " * 150)
 
 
@@ -60,7 +60,8 @@ def packed_attention(
         module: The attention layer; ``is_causal`` says whether tokens attend only to earlier ones.
         query: Tensor of shape ``[1, heads, tokens, head_dim]``.
         key, value: Tensors of the same shape, or with fewer heads (grouped-query attention).
-        row_groups: ``(rows, length)`` of each group of rows of equal length, in order; the sum of ``rows * length`` is ``tokens``.
+        row_groups: ``(rows, length)`` of each group of rows of equal length, shortest first; the sum of
+            ``rows * length`` is ``tokens``.
         row_offsets: The start of each row and the end of the last, shape ``[rows + 1]``; used on GPUs.
         sliding_window: Tokens attend to each other only if their distance is below this number.
         is_causal: Overrides the attribute of the layer.
@@ -108,7 +109,10 @@ def jagged_attention(
     dropout: float,
     causal: bool = False,
 ) -> Tensor:
-    """Compute the same in one kernel for all rows. On a GPU, launching a kernel per group would take longer than the arithmetic."""
+    """Compute the same attention, without a window, in one kernel for all rows.
+
+    On a GPU, launching a kernel per group would take longer than the arithmetic.
+    """
     jagged = [
         torch.nested.nested_tensor_from_jagged(
             tensor[0].transpose(0, 1).contiguous(),
@@ -125,7 +129,7 @@ def jagged_attention(
 def pack(model: SentenceTransformer, train_dtype: torch.dtype | None = None) -> SentenceTransformer:
     """Make a model process only real tokens, in training and in encoding, and train in ``train_dtype``.
 
-    Only this object changes, and the number of compiled kernels that the process keeps; the saved model does not. Models
+    Only this object and the number of compiled kernels that the process keeps change; the saved model does not. Models
     without token embeddings (static models, CLIP) and batches other than padded text are not affected.
 
     Args:
@@ -144,7 +148,7 @@ def pack(model: SentenceTransformer, train_dtype: torch.dtype | None = None) -> 
         return model
     if getattr(transformer, "module_output_name", "token_embeddings") != "token_embeddings":
         return model
-    # for bfloat16 on a CPU a kernel is compiled for each new shape, so for each packed batch; by default 1,024 of 0.7 MiB each are kept
+    # bfloat16 on a CPU compiles a kernel for each new shape, so for each packed batch; by default 1,024 are kept, 0.7 MiB each
     for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
         os.environ.setdefault(cache, str(KERNELS))
     forward = _Forward(transformer, train_dtype)
@@ -157,7 +161,9 @@ def pack(model: SentenceTransformer, train_dtype: torch.dtype | None = None) -> 
     transformer.forward = forward
     if not (forward.use_packing() and _same(alone, model)):
         forward.use_chunks()
-        logger.info("%s cannot be packed: running rows sorted by length instead", type(transformer.auto_model).__name__)
+        logger.info(
+            "%s cannot be packed: processing chunks of rows of similar length", type(transformer.auto_model).__name__
+        )
     return model
 
 
@@ -212,7 +218,7 @@ class _Forward:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state
-        register()  # in another process that encodes in parallel
+        register()  # this may be another process, which encodes in parallel
 
     def use_packing(self) -> bool:
         config = self.transformer.auto_model.config

@@ -1,4 +1,4 @@
-"""Measures whether this processor multiplies matrices fast in a precision."""
+"""Measures how fast this processor multiplies matrices in a precision, compared with float32."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SHAPE = (64, 384, 384)  # rows, columns and inner size of the product: 10 microseconds to 0.2 seconds
+SHAPE = (64, 384, 384)  # rows, columns and inner size of the product; it takes 10 microseconds to 0.2 seconds
 ROUNDS = 5
 
 
 @cache
 def slowdown(dtype: torch.dtype) -> float:
-    """Return the time of a matrix product in ``dtype`` divided by that in float32; below 1, ``dtype`` is faster.
+    """Return the time of a matrix product in ``dtype`` divided by its time in float32. Below 1, ``dtype`` is faster.
 
     Times each precision a few times after a warm-up and uses the fastest. This takes a tenth of a second if both are fast,
     and about a second if ``dtype`` is emulated.

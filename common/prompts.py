@@ -28,8 +28,8 @@ def prompt_name(prompts: dict[str, str | None] | None, task: str, task_type: str
 
     Args:
         prompts: The model's prompts; empty prompts do not count.
-        task: The task's name: ``STS17``.
-        task_type: Its type: ``STS``.
+        task: The task's name, such as ``STS17``.
+        task_type: The task's type, such as ``STS``.
         role: ``query`` or ``document`` in retrieval, None elsewhere.
     """
     order = [f"{task}-{role}", task, f"{task_type}-{role}", task_type, str(role)]

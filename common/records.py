@@ -42,7 +42,7 @@ PACKAGES = (
 
 @contextmanager
 def filename_in_errors(path: Path) -> Iterator[None]:
-    """Within this context, add the file's name to an OSError that lacks it, as that of a full disk does."""
+    """Within this context, add the file's name to an OSError that lacks it, such as the one for a full disk."""
     try:
         yield
     except OSError as error:
@@ -52,7 +52,7 @@ def filename_in_errors(path: Path) -> Iterator[None]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write ``text`` atomically, through a temporary file next to ``path``: a reader never sees a part of it."""
+    """Write ``text`` atomically, through a temporary file next to ``path``: readers never see a partial file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -69,7 +69,9 @@ def write_atomically(path: Path, text: str) -> None:
 
 @contextmanager
 def folder_atomically(path: Path, advice: str) -> Iterator[Path]:
-    """Yield a temporary folder that replaces ``path`` at the end, so that ``path`` is complete or absent.
+    """Yield the path of a temporary folder, which the caller creates.
+
+    At the end the folder replaces ``path``, so that ``path`` is always either complete or absent.
 
     Raises:
         RunError: The folder could not be written; the message ends with ``advice``.
@@ -88,17 +90,20 @@ def folder_atomically(path: Path, advice: str) -> Iterator[Path]:
 
 
 def quarantine(path: Path, why: str) -> None:
-    """Rename a corrupt file to ``<name>.corrupt`` with a warning. Its content is kept, and computed again."""
+    """Rename a corrupt file to ``<name>.corrupt`` with a warning. The caller computes its content again."""
     aside, number = path.with_name(f"{path.name}.corrupt"), 1
     while aside.exists():
         number += 1
         aside = path.with_name(f"{path.name}.corrupt-{number}")
     path.rename(aside)
-    logger.warning("%s is corrupt (%s): renamed to %s; its content is computed again", path, why, aside.name)
+    logger.warning("%s is corrupt (%s): renamed to %s; its content will be computed again", path, why, aside.name)
 
 
 def read_json_file(path: Path) -> dict[str, Any]:
-    """Read a JSON object that this project wrote. Returns an empty one if there is no file, or if it is corrupt (and quarantined)."""
+    """Read a JSON object that this project wrote. Returns an empty one if the file is missing or corrupt.
+
+    A corrupt file is quarantined.
+    """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(values, dict):
@@ -195,7 +200,7 @@ def hardware() -> dict[str, Any]:
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """Return the values of a ``run.json``, or None if it does not exist or cannot be read."""
+    """Return the values of a ``run.json``, or None if there is no file, or it is not a valid record."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -11,7 +11,7 @@ SECRET_NAME = r"(?:\w*[_-])?(?:token|password|passwd|secret|api_?key|access_?key
 IN_URL = re.compile(r"(\w://)[^/\s@'\"]+@")  # https://user:token@host
 OF_THE_HUB = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
 NAMED = re.compile(rf"\b({SECRET_NAME})=[^\s&'\"]+", re.IGNORECASE)  # ?token=..., WANDB_API_KEY=...
-SHORTEST = 8  # characters; a shorter value of an environment variable is treated as a switch
+SHORTEST = 8  # characters; a shorter value of an environment variable is treated as a switch, not a secret
 
 
 def redact(text: str) -> str:
@@ -23,7 +23,7 @@ def redact(text: str) -> str:
 
 
 def redact_values(value: Any, name: str = "") -> Any:
-    """Do the same for JSON values. Any value of a key such as ``hub_token`` is a secret."""
+    """Redact JSON values in the same way. Any string under a key such as ``hub_token`` is a secret."""
     if isinstance(value, dict):
         return {redact(str(key)): redact_values(inner, str(key)) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):

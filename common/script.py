@@ -13,7 +13,7 @@ OURS = ("__main__", "common", "training", "evaluation", "benchmarks")
 
 
 def set_up_logging() -> None:
-    """Log to standard error, and only warnings of the libraries. Standard output is only for the result."""
+    """Log to standard error; the libraries log only warnings and errors. Standard output is only for the result."""
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(_is_shown)
     level = os.environ.get("LOG_LEVEL", "INFO").upper()

@@ -1,4 +1,4 @@
-"""Prepares a model for batches of texts: adds a missing padding token, and limits texts to the tokens that it can encode."""
+"""Prepares a model for batches of texts: adds a missing padding token, and truncates texts to the length that it can encode."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ UNLIMITED = 10**9  # tokenizers without a limit report numbers far above this
 
 
 def prepare_text_inputs(model: SentenceTransformer, source: str, max_seq_length: int | None = None) -> None:
-    """Add a missing padding token, and limit texts to the tokens that the model can encode.
+    """Add a missing padding token, and truncate texts to the number of tokens that the model can encode.
 
     Args:
         model: The model; its tokenizers are changed in place, and saved with the model.
@@ -45,8 +45,8 @@ def prepare_text_inputs(model: SentenceTransformer, source: str, max_seq_length:
 def token_limit(transformer: nn.Module) -> int | None:
     """Return how many tokens a transformer can encode, from its position embeddings and its configuration.
 
-    Positions of the RoBERTa family start after the padding index, so that 514 rows serve 512 tokens; those of OPT and BART
-    start at an offset. Models with relative or rotary positions have no table; the limit is that of their configuration.
+    In the RoBERTa family, positions start after the padding index, so that 514 rows serve 512 tokens; in OPT and BART, they
+    start at an offset. Models with relative or rotary positions have no table; their limit is the one in the configuration.
 
     Args:
         transformer: A Transformer module of sentence-transformers.

@@ -24,7 +24,7 @@ from evaluation.utils.options import STS_TASKS, STSConfig
 
 
 def main(argv: list[str] | None = None) -> None:
-    # 1. The settings: flags over --config over configs/eval_config.json
+    # 1. The configuration: configs/eval_config.json, then --config, then the flags
     config = load_config(STSConfig, __doc__, argv)
     if not config.model_name:
         raise UsageError("--model_name is missing: set it to a model's Hub name or folder")

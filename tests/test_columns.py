@@ -136,7 +136,7 @@ LISTS = ("mnrl", [{"anchor": f"a{i}", "positive": [f"p{i}", f"q{i}"]} for i in r
 @pytest.mark.parametrize(
     ("data", "column", "value", "message", "removed"),
     [
-        (SOFT, "label", -1, "'label' must be a class number from 0, not -1", "1 without a label (missing or -1)"),
+        (SOFT, "label", -1, "'label' must be a non-negative integer, not -1", "1 without a label (missing or -1)"),
         (SOFT, "label", None, "'label' is missing", "1 without a label (missing or -1)"),
         (SOFT, "premise", None, "'sentence1' is missing", "1 without 'sentence1'"),
         (SOFT, "premise", " ", "'sentence1' is empty", "1 without 'sentence1'"),

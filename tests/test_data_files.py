@@ -205,7 +205,11 @@ def test_any_bytes_are_read_or_refused_in_one_line(tmp_path, hub, content, suffi
 def test_not_a_file_of_ours(tmp_path, hub):
     (tmp_path / "x.txt").write_text("a")
     (tmp_path / "folder.csv").mkdir()
-    for name, message in (("none.csv", "no such file"), ("x.txt", "ending must be one of"), ("folder.csv", "a folder")):
+    for name, message in (
+        ("none.csv", "no such file"),
+        ("x.txt", "not a supported format"),
+        ("folder.csv", "a folder"),
+    ):
         with pytest.raises(UsageError, match=message):
             read_rows(tmp_path / name)
 
@@ -277,8 +281,8 @@ def test_classes(tmp_path, hub):
     found = load_training_data(entry(write_rows(tmp_path / "x.csv", rows), "softmax"))
     assert found["label"][:] == [0, 2, 1]
     for labels, message in (
-        ((0, -1), "row 2: column 'label' must be a class number from 0"),
-        ((0, 0.5), "row 2: column 'label' must be a class number from 0"),
+        ((0, -1), "row 2: column 'label' must be a non-negative integer"),
+        ((0, 0.5), "row 2: column 'label' must be a non-negative integer"),
         ((0, "entailment"), "row 2: column 'label' must be"),
         ((1, 1), "every label is 1"),
         ((0, True), "row 2: column 'label' must be"),
@@ -501,16 +505,20 @@ def test_files_that_cannot_be_read_together(tmp_path, hub):
     (tmp_path / "broken/state.json").write_text("{}")
     for error, name, message in (
         (UsageError, "mixed", "files of several formats, .csv, .jsonl"),
-        (UsageError, "splits", r"files of several splits, test, train: give those of one, such as '.*/splits/train\*'"),
+        (
+            UsageError,
+            "splits",
+            r"files of several splits, test, train: give the files of one split, such as '.*/splits/train\*'",
+        ),
         (UsageError, "empty", "no file in a supported format: use .csv, .tsv, .json, .jsonl .* save_to_disk"),
         (UsageError, "none-*.csv", "no file matches"),
-        (UsageError, "x.csv.zip", r"the ending must be one of .csv, .tsv, .json, .jsonl \(also compressed"),
+        (UsageError, "x.csv.zip", r"not a supported format: use .csv, .tsv, .json, .jsonl \(also compressed"),
         (RunError, "other", "b.csv: the column 'score' is not in all of the files"),
         (RunError, "bad.csv.gz", "not a readable gzip file"),
         (RunError, "cut.csv.gz", "not a readable gzip file"),
         (RunError, "object.json", "line 1: not valid JSON"),
         (RunError, "numbers.json", "row 1: must be a JSON object"),
-        (RunError, "broken", "not a readable folder of save_to_disk"),
+        (RunError, "broken", "not a readable save_to_disk folder"),
     ):
         with pytest.raises(error, match=message) as raised:
             read_rows(tmp_path / name)

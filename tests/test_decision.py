@@ -308,7 +308,7 @@ def test_the_sentence_where_nothing_smaller_is_accepted_or_another_model_is_best
     )
     gained = option(256, "float32", -0.002, -0.001)
     text = answer.build(material([FULL, gained], gained, max_loss=0.005)).paragraphs[0]
-    assert "It loses nothing as measured (at most 0.00 with 95% confidence)" in text and "You accept 0.5 points" in text
+    assert "It shows no measured loss (at most 0.00 with 95% confidence)" in text and "You accept 0.5 points" in text
     small = option(64, "float32", 0.004, 0.008)
     paragraphs = answer.build(material([small, FULL], small, other=[option(768, "float32", 0.0, 0.0)])).paragraphs
     assert "instead of 3,072" in paragraphs[0] and "all 768 dimensions of me/best in float32" in paragraphs[0]

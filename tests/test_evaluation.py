@@ -29,6 +29,7 @@ from tests.helpers import ROOT, read_jsonl, read_summary, scored
 MTEB, STS = "evaluation/evaluate_mteb.py", "evaluation/evaluate_sts.py"
 DIMS = (64, 32, 16)
 FLAGS = ("--dims", *map(str, DIMS))
+QUICK = (*FLAGS, "--calibration_data", "none")
 SUBSETS = ("ar-ar", "en-ar", "en-en")
 COSINE = "cosine_spearman"
 
@@ -69,10 +70,10 @@ def plain_scores(model: Path | str, tasks: dict[str, list[str]], dims=DIMS) -> d
 
 
 @pytest.fixture(scope="module")
-def evaluated(cli, tiny_model, tmp_path_factory):
+def evaluated(warm, tiny_model, tmp_path_factory):
     """What the mandated command leaves behind."""
     folder = tmp_path_factory.mktemp("results")
-    done = cli(MTEB, "--model_name", tiny_model, *FLAGS, "--output_dir", folder)
+    done = warm(MTEB, "--model_name", tiny_model, *FLAGS, "--output_dir", folder)
     assert done.code == 0, done.err
     return folder, done
 
@@ -162,7 +163,7 @@ def test_each_model_gets_its_own_scores_in_one_folder(call, tiny_model, tmp_path
     """Two models on disk, and one that is trained further in place: no one is given another's scores."""
     first, second = copy_model(tiny_model, tmp_path / "a/m"), copy_model(tiny_model, tmp_path / "b/m", noise=0.1)
     out, tasks = tmp_path / "out", {"STS17": ["ar-ar"]}
-    flags = ("--tasks", "STS17", "--subsets", "ar-ar", *FLAGS, "--output_dir", out)
+    flags = ("--tasks", "STS17", "--subsets", "ar-ar", *QUICK, "--output_dir", out)
     done = call(MTEB, "--model_name", first, second, *flags)
     assert done.code == 0, done.err
     before = {identify(str(m)).revision: plain_scores(m, tasks) for m in (first, second)}
@@ -179,14 +180,14 @@ def test_each_model_gets_its_own_scores_in_one_folder(call, tiny_model, tmp_path
 
 
 def test_a_task_without_subsets(call, tiny_model, tmp_path):
-    done = call(MTEB, "--model_name", tiny_model, "--tasks", "STSBenchmark", *FLAGS, "--output_dir", tmp_path)
+    done = call(MTEB, "--model_name", tiny_model, "--tasks", "STSBenchmark", *QUICK, "--output_dir", tmp_path)
     assert done.code == 0, done.err
     expected = plain_scores(tiny_model, {"STSBenchmark": ["default"]})
     assert scores_of(tmp_path) == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_model_of_the_hub_is_filed_under_its_commit(call, hub, tmp_path):
-    of = ("--tasks", "STS17", "--subsets", "en-en", *FLAGS, "--output_dir", tmp_path)
+    of = ("--tasks", "STS17", "--subsets", "en-en", *QUICK, "--output_dir", tmp_path)
     done = call(MTEB, "--model_name", "tiny/sentence-bert", *of)
     assert done.code == 0, done.err
     table = read_summary(tmp_path)
@@ -198,7 +199,7 @@ def test_a_model_of_the_hub_is_filed_under_its_commit(call, hub, tmp_path):
 
 
 def test_precisions_are_kept_apart(call, tiny_model, tmp_path):
-    flags = ("--model_name", tiny_model, "--tasks", "STS17", "--subsets", "ar-ar", *FLAGS, "--output_dir", tmp_path)
+    flags = ("--model_name", tiny_model, "--tasks", "STS17", "--subsets", "ar-ar", *QUICK, "--output_dir", tmp_path)
     for dtype in ("float32", "bfloat16", "float32"):
         done = call(MTEB, *flags, "--dtype", dtype)
         assert done.code == 0, done.err
@@ -235,7 +236,7 @@ def test_four_similarities_equal_an_independent_computation(call, tiny_model, pa
         "STS22.v2": {"ar": scored(pairs, "ar-ar", slice(60, 110), 3 / 5, 1)},
         "STSBenchmark": {"default": scored(pairs, "en-en", slice(136, 176))},
     }[task]
-    done = call(STS, "--model_name", tiny_model, "--task", task, *FLAGS, "--output_dir", tmp_path)
+    done = call(STS, "--model_name", tiny_model, "--task", task, *QUICK, "--output_dir", tmp_path)
     assert done.code == 0, done.err
     table = read_summary(tmp_path)
     assert len(table) == len(rows) * len(DIMS)
@@ -256,7 +257,7 @@ def test_pairs_of_ones_own(call, tiny_model, pairs, tmp_path, suffix):
     else:
         frame.to_json(path, orient="records", lines=True, force_ascii=False)
     out = tmp_path / "out"
-    done = call(STS, "--model_name", tiny_model, "--data", path, *FLAGS, "--output_dir", out)
+    done = call(STS, "--model_name", tiny_model, "--data", path, *QUICK, "--output_dir", out)
     assert done.code == 0, done.err
     first, second, gold = embeddings_of(tiny_model, rows)
     for dim in DIMS:
@@ -280,7 +281,7 @@ def test_both_scripts_agree_and_fill_one_table(evaluated, call, tiny_model, tmp_
     folder, _ = evaluated
     both = tmp_path / "both"
     shutil.copytree(folder, both)
-    done = call(STS, "--model_name", tiny_model, "--task", "STS17", *FLAGS, "--output_dir", both)
+    done = call(STS, "--model_name", tiny_model, "--task", "STS17", *QUICK, "--output_dir", both)
     assert done.code == 0, done.err
     assert scores_of(both) == pytest.approx(scores_of(folder), abs=1e-6)
     table = read_summary(both)

@@ -238,7 +238,7 @@ def test_the_pairs_to_measure_int8_on(hub, pairs, tmp_path, caplog):
     }
     with hub.fail("/api/datasets/sentence-transformers/stsb", 404):
         assert load_scored_pairs(None) == {}
-    assert "the loss of int8 is not measured" in caplog.text
+    assert "the loss from int8 is not measured" in caplog.text
     assert "Not measured" in loss_table([])
 
 
@@ -267,7 +267,7 @@ def test_wrong_use_ends_in_one_line(trained, fails, tmp_path):
     fails(2, "--dim must be at least 1", EXPORT, trained, "--dim", "0")
     fails(2, "--format must be one of", EXPORT, trained, "--format", "gguf")
     fails(2, "--weights int8 is for --format onnx", EXPORT, trained, "--weights", "int8")
-    fails(2, "--data measures the loss of int8", EXPORT, trained, "--data", "pairs.csv")
+    fails(2, "--data measures the loss from int8", EXPORT, trained, "--data", "pairs.csv")
     (tmp_path / "there").mkdir()
     fails(2, f"{tmp_path / 'there'} exists", EXPORT, trained, "--dim", "8", "--output_dir", tmp_path / "there")
     fails(1, "no such folder", EXPORT, tmp_path / "nothing", "--dim", "8")

@@ -138,7 +138,7 @@ def test_with_the_hub_gone_the_cache_serves_and_the_run_says_so(hub, fails, call
 def test_names_that_would_leave_a_folder(name, hub):
     assert not HUB_NAME.fullmatch(name)
     before = len(hub.requests)
-    with pytest.raises(RunError, match="not a name"):
+    with pytest.raises(RunError, match="not the name"):
         load_hub_dataset(name, None, "train")
     assert len(hub.requests) == before
 
@@ -163,5 +163,5 @@ def test_a_cache_that_cannot_be_written_is_blamed_itself(monkeypatch, tmp_path, 
     Dataset.from_dict({"anchor": ["a", "b"], "positive": ["c", "d"]}).to_parquet(path)
     (tmp_path / "not-a-folder").write_text("")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "not-a-folder/cache")
-    with pytest.raises(RunError, match="the cache in .*not-a-folder/cache cannot be written.*HF_HOME"):
+    with pytest.raises(RunError, match="the cache in .*not-a-folder/cache cannot be written to.*HF_HOME"):
         load_hub_dataset("sentence-transformers/all-nli", "triplet", "test") if kind == "hub" else read_rows(path)

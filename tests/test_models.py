@@ -86,7 +86,7 @@ def test_a_model_that_takes_no_text_is_refused(model, tmp_path):
     path = folder / "sentence_bert_config.json"
     values = json.loads(path.read_text())
     path.write_text(json.dumps(values | {"modality_config": {"image": values["modality_config"]["text"]}}))
-    with pytest.raises(RunError, match=r"it takes no text \(image\): give an embedding model for text"):
+    with pytest.raises(RunError, match=r"its inputs are not text \(image\): give an embedding model for text"):
         load_model(str(folder))
 
 

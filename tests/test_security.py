@@ -191,7 +191,7 @@ def test_a_hub_that_gives_a_path_for_a_commit(hub, monkeypatch):
     from types import SimpleNamespace
 
     monkeypatch.setattr("huggingface_hub.HfApi.repo_info", lambda *_, **__: SimpleNamespace(sha="../../../etc"))
-    with pytest.raises(RunError, match="gives no commit"):
+    with pytest.raises(RunError, match="instead of a commit"):
         identify("tiny/sentence-bert")
 
 

@@ -118,7 +118,7 @@ def test_the_gradient_of_a_head_counts_too(fails, monkeypatch, groups, tmp_path,
     (tmp_path / "one.json").write_text(json.dumps({"datasets": {"kinds": {"path": str(kinds), "loss": "softmax"}}}))
     at = ("--config", tmp_path / "one.json", "--output_dir", tmp_path / "run")
     message = fails(1, "the gradient of kinds at step 1 is", HYBRID, *static_flags, *FLAGS, *at)
-    assert message.endswith("there is no checkpoint yet")
+    assert message.endswith("there is no complete checkpoint yet")
 
 
 def test_a_scaler_that_tries_too_large_a_scale_is_no_error(call, poison, monkeypatch, data, tiny_model, tmp_path):

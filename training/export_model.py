@@ -1,11 +1,12 @@
-"""Export a model at one dimension. The exported model gives normalised embeddings without any arguments.
+"""Export a model at one dimension. The exported model returns normalised embeddings without any arguments.
 
     python training/export_model.py output/my-model/final --dim 256
     python training/export_model.py MODEL --dim 256 --format onnx --output_dir output/my-model-onnx
     python training/export_model.py MODEL --dim 256 --format onnx --weights int8 --data my_pairs.csv
 
-The embeddings are the first --dim numbers of the model's own, normalised. A sentence-transformers folder needs no arguments and
-no remote code. An ONNX file needs onnxruntime and tokenizers, but not torch. The card in the folder has code to copy.
+The embeddings are the first --dim numbers of the original model's embeddings, normalised. A sentence-transformers folder needs
+no arguments and no remote code. An ONNX file needs onnxruntime and tokenizers, but not torch. The card in the folder shows the
+code to use it.
 The path of the folder is the last line of standard output.
 """
 
@@ -41,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
     from training.utils.export import dims_up_to, original_card_data, save_sentence_transformers
     from training.utils.export_card import export_card
 
-    # 2. The model, its dimension, and pairs to measure int8 on
+    # 2. The model, its dimension, and graded pairs to measure the loss of int8
     identity = identify(config.model_name)
     model = load_model(
         config.model_name,

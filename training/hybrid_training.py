@@ -4,7 +4,7 @@
     python training/hybrid_training.py --config configs/quickstart.json
     python training/hybrid_training.py MODEL --config my_mixture.json
 
-The key "datasets" of the configuration lists the data sets, with the loss of each and how often it is drawn. Every loss applies
+The key "datasets" of the configuration lists the data sets, each with its loss and how often it is drawn. Every loss applies
 at every dimension. A classification loss has a head for each dimension, which is not part of the final model. The path of the
 final model is the last line of standard output.
 """
@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
     checkpoint = prepare_run_folder(folder, config)
     set_seed(config.seed)
 
-    # 2. The data: the mixture, and dev and test sets; training rows that share a sentence with those are removed
+    # 2. The data: the mixture, and dev and test sets; training rows that share a sentence with a dev or test row are removed
     train_datasets = DatasetDict(
         {
             name: with_translations(
@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
     dims = fit_dims("--matryoshka_dims", config.matryoshka_dims, width, config.is_set("matryoshka_dims"))
     weights = fit_weights(config, dims)
 
-    # 5. The teachers' embeddings of the data sets for distillation
+    # 5. For the data sets with a distillation loss, the teacher's embeddings
     for name, entry in config.datasets.items():
         if "teacher" in LOSSES[entry.loss].keys:
             teacher = entry.teacher or config.model_name
@@ -120,7 +120,7 @@ def main(argv: list[str] | None = None) -> None:
     weights_of_sets = [entry.weight for entry in config.datasets.values()]
     mixing = config.multi_dataset_batch_sampler if None in weights_of_sets else weights_of_sets
 
-    # 9. The output directory: removes an earlier run if --overwrite_output_dir is set, then writes the run's record
+    # 9. The output directory: remove an earlier run if --overwrite_output_dir is set, then write the run's record
     entries = {name: (entry, train_datasets[name]) for name, entry in config.datasets.items()}
     record = make_record(folder, config, model, dims, entries, dev_sets | test_sets, leaks | {"dev_sets": dev_check})
     clear_run_folder(folder, config)
@@ -139,7 +139,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     result = trainer.train(resume_from_checkpoint=checkpoint)
 
-    # 11. Average the weights with those before training; rotate the embeddings for better prefixes
+    # 11. Average the trained and the initial weights; rotate the embeddings for better prefixes
     if start is not None:
         average_weights(trainer.model, start, config.start_share)
     if config.prefix_map and trainer.is_world_process_zero():

@@ -61,7 +61,8 @@ def main(argv: list[str] | None = None) -> None:
     checkpoint = prepare_run_folder(folder, config)
     set_seed(config.seed)
 
-    # 2. The data: triplets (or pairs), and dev and test sets; training rows that share a sentence with those are removed
+    # 2. The data: triplets (or pairs), and dev and test sets; training rows that share a sentence with a dev or test row are
+    # removed
     if config.train_data is not None:
         entry = DatasetEntry(config.train_data, "mnrl", columns=config.columns, scale=config.scale)
     else:
@@ -95,7 +96,7 @@ def main(argv: list[str] | None = None) -> None:
     prompts = choose_prompts(config, model, {entry.path: train_dataset})
     args = make_training_arguments(config, folder, precision, metric, prompts=prompts)
 
-    # 8. The output directory: removes an earlier run if --overwrite_output_dir is set, then writes the run's record
+    # 8. The output directory: remove an earlier run if --overwrite_output_dir is set, then write the run's record
     entries = {entry.path: (entry, train_dataset)}
     record = make_record(folder, config, model, dims, entries, dev_sets | test_sets, leaks | {"dev_sets": dev_check})
     clear_run_folder(folder, config)
@@ -113,7 +114,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     result = trainer.train(resume_from_checkpoint=checkpoint)
 
-    # 10. Average the weights with those before training; rotate the embeddings for better prefixes
+    # 10. Average the trained and the initial weights; rotate the embeddings for better prefixes
     if start is not None:
         average_weights(trainer.model, start, config.start_share)
     if config.prefix_map and trainer.is_world_process_zero():

@@ -1,4 +1,4 @@
-"""Mine hard negatives for pairs of an anchor and a positive, and write both to a Parquet file for training.
+"""Mine hard negatives for pairs of an anchor and a positive, and write pairs and negatives to a Parquet file for training.
 
     python training/mine_negatives.py sentence-transformers/all-MiniLM-L6-v2 --path sentence-transformers/all-nli --name pair
     python training/mine_negatives.py MODEL --path my_pairs.csv --output_file mined.parquet --num_negatives 2
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     from training.utils.mining import mine, report, role_prompts, write_parquet
     from training.utils.options import DatasetEntry
 
-    # 2. The pairs; those that share a sentence with a dev or test set are removed, so that none becomes a negative
+    # 2. The pairs; any that share a sentence with a dev or test set are removed, so that no such sentence becomes a negative
     entry = DatasetEntry(config.path, "mnrl", name=config.name, split=config.split, columns=config.columns)
     dataset = load_training_data(entry, config.max_train_samples, config.drop_unusable_rows)
     revision = dataset_revision(config.path, dataset)

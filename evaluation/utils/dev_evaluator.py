@@ -1,4 +1,4 @@
-"""Scores dev sets during training, at every dimension from one encoding: correlation on graded pairs, and translation retrieval."""
+"""Scores dev sets during training, at every dimension from one encoding: graded pairs by correlation, translations by retrieval."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PRIMARY_METRIC = "mean_score"
-ROWS = 1024  # rows compared with all others at a time
+ROWS = 1024  # embeddings compared at a time with all those in the other language
 
 
 class MatryoshkaEvaluator(BaseEvaluator):
-    """Scores a model on sets of graded pairs and of translations at every dimension.
+    """Scores a model at every dimension, on sets of graded pairs and on sets of translations.
 
-    The metrics have the names of sentence-transformers, ``<set>-<dim>_spearman_cosine`` for graded pairs and
-    ``<set>-<dim>_mean_accuracy`` for translations; ``primary_metric`` is their mean over the dimensions and the sets, with
+    The metrics are named as in sentence-transformers: ``<set>-<dim>_spearman_cosine`` for graded pairs and
+    ``<set>-<dim>_mean_accuracy`` for translations. ``primary_metric`` is their mean over the dimensions and the sets, with
     equal weight for each set.
 
     Args:
-        sets: Lists of equal length for each set: ``sentence1``, ``sentence2`` and ``score``, or the translations ``source``
-            and ``target``.
+        sets: For each set, lists of equal length: ``sentence1``, ``sentence2`` and ``score`` for graded pairs, or ``source``
+            and ``target`` for translations.
         dims: Dimensions to score at.
         batch_size: Texts in a forward pass.
     """
@@ -56,7 +56,7 @@ class MatryoshkaEvaluator(BaseEvaluator):
 
     @property
     def metrics(self) -> list[str]:
-        """Return the metrics that can choose the best checkpoint: the mean, and one for each set and dimension."""
+        """Return the metrics by which the best checkpoint can be chosen: the mean, and one for each set and dimension."""
         return [self.primary_metric, *(line.primary_metric for line in self._card.values())]
 
     def __call__(
@@ -123,8 +123,8 @@ def translation_accuracy(
     """Compute how often the nearest text in the other language is the translation (accuracy@1), as TranslationEvaluator does.
 
     Args:
-        first, second: Embeddings of the source texts and of their translations, shape ``[n, dim]``, the raw prefix.
-        source, target: The texts; an identical text of another row counts as correct.
+        first, second: Raw prefixes of the embeddings of the source texts and of their translations, shape ``[n, dim]``.
+        source, target: The texts; an identical text in another row counts as correct.
 
     Returns:
         ``src2trg_accuracy``, ``trg2src_accuracy`` and ``mean_accuracy``, each from 0 to 1.

@@ -1,4 +1,4 @@
-"""The main work of both evaluation scripts: scores each model at every dimension, analyses the scores, and writes the results."""
+"""Does the main work of both evaluation scripts: scores models at every dimension, analyses the scores, and writes the results."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def run_evaluation(config: EvalConfig, scorer: Scorer) -> None:
     """
     output_dir, phases = Path(config.output_dir), Phases()
 
-    # 1. The models, and whether their results exist already
+    # 1. The models, and whether their results already exist
     check_devices(config.device)
     compared = unique_identities([identify(name, config.max_seq_length, config.prompts) for name in config.model_name])
     baselines = (
@@ -127,7 +127,7 @@ def _report_unused_prompts(prompts: str | dict[str, str] | None, encoded_as: lis
 def _evaluate_model(
     config: EvalConfig, scorer: Scorer, identity: ModelIdentity, phases: Phases, baseline: bool
 ) -> tuple[ModelAnalysis, tuple[int, int]]:
-    """Score and analyse one model. Returns the analysis, and how many texts were encoded for scores and for calibration."""
+    """Score and analyse one model. Returns the analysis, and how many texts were encoded for scoring and for calibration."""
     scored_model = ScoredModel(identity, config.dtype)
     with phases.measure("models"):
         store = open_store(scored_model, config)
@@ -153,6 +153,6 @@ def _evaluate_model(
         identity.label,
         f"{store.encoded} texts encoded, {to_fit_on} of them for calibration"
         if store.encoded
-        else "all texts were encoded already",
+        else "all texts had already been encoded",
     )
     return analysis, (for_scores, to_fit_on)

@@ -17,7 +17,10 @@ class EvalConfig(Config):
 
     model_name: Annotated[list[str], Key("models to score (required): names on the Hub or folders on disk", path=True)]
     subsets: Annotated[
-        list[str], Key("subsets to score; a task that has none of these is scored on its default subsets")
+        list[str],
+        Key(
+            "subsets to score; a task with none of these is scored on the default subsets that it has, or else on all its subsets"
+        ),
     ]
     dims: Annotated[
         list[int],
@@ -41,7 +44,7 @@ class EvalConfig(Config):
     prompts: Annotated[
         str | dict[str, str] | None,
         Key(
-            "prompt to put before each text, in place of those stored in the model: a string, or a JSON object keyed by mteb task "
+            "prompt to put before each text, instead of the prompts stored in the model: a string, or a JSON object keyed by mteb task "
             'name or type, such as {"STS": "query: "} (for retrieval: "query" and "document")'
         ),
     ]

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 class Phases:
-    """Adds up the seconds of each phase. If a phase contains another, the time of the inner one counts only for the inner one.
+    """Adds up the seconds of each phase. Time spent in a nested phase counts only towards the nested phase.
 
     Attributes:
         seconds: Seconds by phase, in the order in which the phases first ended.
@@ -20,7 +20,7 @@ class Phases:
 
     @contextmanager
     def measure(self, phase: str) -> Iterator[None]:
-        """Add the time until the end of the ``with`` block to ``phase``, also when the block raises."""
+        """Add the time until the end of the ``with`` block to ``phase``, even if the block raises."""
         start, outer, self._inner = time.perf_counter(), self._inner, 0.0
         try:
             yield

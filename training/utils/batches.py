@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 SMALL = 8  # a batch with fewer than 1/8 of the requested rows is small
-DONORS = 4  # batches that may give rows to a small one
+DONORS = 4  # batches without a suitable row to try before a small batch stays small
 PAIR = ("anchor", "positive")
 MOST_BATCHES = 2**32  # a text's number is a multiple of this, so that text + batch is unique
 PROBES = 64  # batches, or rows of a batch, to try before moving on
@@ -87,8 +87,9 @@ def _by_row(texts: np.ndarray, wanted: np.ndarray) -> dict[int, tuple[int, ...]]
 class Packing:
     """Batches of at most ``size`` rows without conflicts.
 
-    A row goes into the first batch with room and without a conflict (first fit). The result is the same as carrying every row
-    that does not fit the current batch over to the next. The cost of a row does not depend on how often its texts repeat.
+    A row goes into the first batch with room and without a conflict (first fit). The result is the same as if every row
+    that does not fit the current batch were carried over to the next. The cost of a row does not depend on how often its texts
+    repeat.
 
     Attributes:
         batches: Lists of rows.
@@ -99,7 +100,7 @@ class Packing:
         self.texts, self.size = texts, size
         self.batches: list[list[int]] = []
         self.carried = 0
-        self._open = [0]  # for each batch itself if it has room, otherwise a later one; the last is a new batch
+        self._open = [0]  # for each batch: itself if it has room, otherwise a later one; the last entry is a new batch
         # text + batch for each text that is an anchor or positive in a batch, and for each negative there
         self._own: set[int] = set()
         self._negative: set[int] = set()
@@ -162,7 +163,7 @@ class Packing:
 
     def _take(self, row: int, batch: int) -> None:
         self.batches[batch].remove(row)
-        for text in self.texts.own.get(row, ()):  # several rows may share a negative
+        for text in self.texts.own.get(row, ()):  # negatives stay recorded: other rows of the batch may share them
             self._own.discard(text + batch)
 
     def fits(self, row: int, batch: int) -> bool:
@@ -253,8 +254,8 @@ class Epoch:
     Attributes:
         steps: The rows of each step, over all processes.
         carried: Number of rows that did not fit the step being filled and were carried over to a later one.
-        alone: Rows without a negative that no other row can share a batch with; not used.
-        uneven: Rows that cannot be divided equally among the processes; not used.
+        alone: Rows that have no negative and cannot share a batch with any other row; they are not used.
+        uneven: Rows that cannot be divided equally among the processes; they are not used.
     """
 
     steps: list[list[int]]
@@ -271,7 +272,7 @@ def pack(rows: list[int], texts: RepeatedTexts, size: int, parts: int, own_negat
         texts: The repeated texts, which make rows conflict.
         size: Rows of a step, over all processes.
         parts: Number of processes that share a step equally.
-        own_negatives: Whether rows have their own negatives, so that one can be alone in a step.
+        own_negatives: Whether rows have their own negatives, so that a row can be alone in a step.
     """
     packing = Packing(texts, size)
     packing.add(rows)
@@ -293,7 +294,10 @@ def chunk(rows: list[int], size: int, parts: int) -> Epoch:
 
 
 def split(steps: list[list[int]], count: int, parts: int, smallest: int) -> list[list[int]] | None:
-    """Split the largest steps in two until there are ``count``. Returns None if a part would have fewer than ``smallest`` rows."""
+    """Split the largest steps in two until there are ``count`` steps.
+
+    Returns None if a part would have fewer than ``smallest`` rows.
+    """
     if not steps:
         return None
     heap = [(-len(rows), number, rows) for number, rows in enumerate(steps)]

@@ -37,7 +37,7 @@ class Progress(ProgressCallback):
 
 
 class LossReport(TrainerCallback):
-    """Reports the mean loss since the last report at each dimension, and of each data set of a mixture."""
+    """Reports the mean loss since the last report, at each dimension and for each data set of a mixture."""
 
     def __init__(self) -> None:
         self._reset()
@@ -95,7 +95,7 @@ class LossReport(TrainerCallback):
             if key.startswith("loss_"):
                 name, _, dim = key.removeprefix("loss_").rpartition("_")
                 parts[name or dim] += (
-                    value  # only the sum over the dimensions of each data set; the trackers get all values
+                    value  # for a mixture, each data set's sum over the dimensions; the trackers get all values
                 )
         listed = ", ".join(f"{name}: {value:.3f}" for name, value in parts.items())
         logger.info("step %d of %d, loss %.4f (%s)", state.global_step, state.max_steps, logs["loss"], listed)
@@ -117,8 +117,8 @@ class DevReport(TrainerCallback):
 class EarlyStopping(TrainerCallback):
     """Ends training when the dev score has not risen for ``patience`` evaluations in a row.
 
-    The library's callback keeps its count in an attribute that checkpoints do not store. This one reads the history, which
-    every checkpoint stores, so that a resumed run ends at the same step.
+    The library's callback keeps a counter that a resumed run does not restore by default. This one reads the history, which is
+    always restored, so that a resumed run ends at the same step.
     """
 
     def __init__(self, patience: int):
@@ -156,7 +156,7 @@ class ResumedState(TrainerCallback):
             self.trainer.load_loss_report(checkpoint)
 
     def _find_best(self, state: TrainerState, folder: Path) -> None:
-        """Return the best checkpoint so far in the current output directory. Without it, only later checkpoints compete."""
+        """Find the best checkpoint so far in the current output directory. If it is unusable, only later checkpoints compete."""
         if state.best_global_step is None:
             return
         best = folder / f"checkpoint-{state.best_global_step}"
@@ -172,7 +172,7 @@ class FiniteCheck(TrainerCallback):
 
     def __init__(self, trainer: MatryoshkaTrainer):
         self.trainer = trainer
-        # of the current step: the loss, the data set's name, the inputs
+        # for each batch of the current step: the loss, the data set's name, the inputs
         self._batches: list[tuple[torch.Tensor, str | None, dict[str, Any]]] = []
 
     def add(self, loss: torch.Tensor, dataset_name: str | None, inputs: dict[str, Any]) -> None:
@@ -184,9 +184,8 @@ class FiniteCheck(TrainerCallback):
     ) -> None:
         norm = self.trainer.grad_norm
         numbers = [loss for loss, *_ in self._batches]
-        if (
-            getattr(self.trainer.accelerator, "scaler", None) is None
-        ):  # the scaler of fp16 occasionally tries too large a scale
+        # with fp16, infinite gradients are normal: the scaler occasionally tries too large a scale
+        if getattr(self.trainer.accelerator, "scaler", None) is None:
             heads = loss_parameters(
                 self.trainer.loss, self.trainer.model
             ).values()  # the norm does not include their gradients
@@ -200,7 +199,7 @@ class FiniteCheck(TrainerCallback):
         self._batches.clear()
 
     def _fail(self, norm: torch.Tensor | float, step: int) -> None:
-        """End the run with the message of the first process with a loss that is not finite, or of the first process."""
+        """End the run with the message of the first process whose loss is not finite; if there is none, of the first process."""
         wrong = [batch for batch in self._batches if not batch[0].isfinite()]
         loss, name, inputs = (wrong or self._batches)[0]
         of, several = f" of {name}" if name else "", not wrong and len(self._batches) > 1
@@ -248,7 +247,7 @@ class StopOnSignal(TrainerCallback):
             self._end_if_agreed()
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if not self._received and os.getpid() == self._process:  # the data loader's processes inherit this
+        if not self._received and os.getpid() == self._process:  # the data loader's processes inherit this handler
             logger.info("%s: saving a checkpoint after this step, then stopping", signal.Signals(number).name)
         self._received = number
         if (

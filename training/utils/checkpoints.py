@@ -35,7 +35,7 @@ def complete_checkpoints(folder: Path) -> list[Path]:
 def describe_last_checkpoint(folder: Path) -> str:
     """Describe the checkpoint to resume from, for an error message."""
     complete = complete_checkpoints(folder)
-    return f"the last complete checkpoint is {complete[-1]}" if complete else "there is no checkpoint yet"
+    return f"the last complete checkpoint is {complete[-1]}" if complete else "there is no complete checkpoint yet"
 
 
 def seal(checkpoint: Path) -> None:
@@ -109,7 +109,7 @@ def find_checkpoint(folder: Path, wanted: str) -> Path:
 
 
 def remove_incomplete(folder: Path) -> None:
-    """Remove incomplete checkpoints, so that none counts towards the limit in place of a complete one."""
+    """Remove incomplete checkpoints, so that they do not count towards ``save_total_limit``."""
     for path in checkpoints(folder):
         if reason := why_unusable(path, contents=False):
             logger.info("removing %s: %s", path, reason)

@@ -37,8 +37,8 @@ def map_columns(
     """Return the column for each role, ``{role: column}``, in the order of the roles.
 
     Raises:
-        UsageError: ``chosen`` names a role that the loss does not have.
-        RunError: A column is missing; the message lists those of the data set.
+        UsageError: ``chosen`` names a role that the loss does not have, or uses a column for two roles.
+        RunError: A column is missing; the message lists the columns of the data set.
     """
     listed = ", ".join(columns)
     if chosen is not None:
@@ -83,9 +83,8 @@ def select_columns(where: str, dataset: Dataset, entry: DatasetEntry) -> tuple[D
         roles |= {name: () for name in sorted(numbered, key=numbered.__getitem__)} | {"label": LABELS[1:]}
         optional |= {*numbered, "label"}
     mapped = map_columns(where, dataset.column_names, roles, entry.columns, optional)
-    if (
-        loss.contrastive and entry.columns is not None and "label" not in mapped
-    ):  # it says which rows are positive pairs
+    # a label says which rows are positive pairs
+    if loss.contrastive and entry.columns is not None and "label" not in mapped:
         for name in LABELS:
             if name in dataset.column_names and name not in mapped.values() and _are_binary(dataset[name][:]):
                 mapped["label"] = name
@@ -110,9 +109,9 @@ def _are_binary(labels: list[Any]) -> bool:
 def expand(where: str, dataset: Dataset, unused: list[str], refuse: bool) -> Dataset:
     """Turn lists of positives or negatives and labelled pairs into rows of ``anchor``, ``positive`` and negatives.
 
-    A list of positives becomes one row for each; a list of negatives becomes one column for each, empty where a row has fewer.
-    With a list of labels, the texts in the list ``positive`` labelled 1 are positives and those labelled 0 negatives. With one
-    label per row, rows labelled 0 are removed.
+    A list of positives becomes one row per positive; a list of negatives becomes one column per negative, empty where a row has
+    fewer. With a list of labels, the texts in the list ``positive`` that are labelled 1 are positives, and those labelled 0 are
+    negatives. With one label per row, rows labelled 0 are removed.
 
     Args:
         unused: The columns that are not read.
@@ -127,7 +126,7 @@ def expand(where: str, dataset: Dataset, unused: list[str], refuse: bool) -> Dat
         dataset = _keep_positive_pairs(where, dataset)
     if "positive" in lists and not labelled and (unread := {*LABELS, *SCORES} & set(unused)):
         raise RunError(
-            f"{where}: column 'positive' holds lists, and {sorted(unread)[0]!r} does not say which of their texts are positive: give a column 'labels' with 1 and 0, or a column of negatives"
+            f"{where}: column 'positive' holds lists, and {sorted(unread)[0]!r} does not say which of their texts are positive: add a column 'labels' with a 1 or 0 for each text, or a column of negatives"
         )
     negatives = [name for name in dataset.column_names if name.startswith("negative")]
     if not lists:
@@ -167,7 +166,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _new(table: dict[str, list[str]], negatives: list[list[str]]) -> Dataset:
-    """Give every row as many columns of negatives as the row with the most. Missing negatives are empty strings, because the
+    """Return a data set with as many columns of negatives as any row needs. Missing negatives are empty strings, because the
     model card of sentence-transformers needs a string in every column; :class:`training.utils.sampling.Collator` removes them.
     """
     from datasets import Dataset, Features, Value
@@ -213,7 +212,7 @@ def _keep_positive_pairs(where: str, dataset: Dataset) -> Dataset:
 
 
 def _join_negatives(where: str, dataset: Dataset, negatives: list[str]) -> Dataset:
-    """Rename the columns of negatives to ``negative_1``, ... A row's missing negatives come last and are empty."""
+    """Rename the columns of negatives to ``negative`` or ``negative_1``, ... A row's missing negatives come last and are empty."""
     if len(negatives) < 2:
         return dataset.rename_columns({name: "negative" for name in negatives if name != "negative"})
     blank = np.stack([find_blank(where, dataset, name) for name in negatives], axis=1)
@@ -265,7 +264,7 @@ def drop_unusable(where: str, dataset: Dataset, refuse: bool) -> Dataset:
         elif "positive" in dataset.column_names:
             problem = f"must be 1 (positive pair) or 0, not {value!r}"
         else:
-            problem = f"must be a class number from 0, not {value!r}"
+            problem = f"must be a non-negative integer, not {value!r}"
         raise RunError(f"{where}, row {row + 1}: column {name!r} {problem}{ADVICE}")
     described = ", ".join(
         f"{int(rows.sum())} without {'a label (missing or -1)' if name == 'label' else repr(name)}"
@@ -283,7 +282,7 @@ def _lacks_score(value: Any) -> bool:
 
 
 def _lacks_label(value: Any) -> bool:
-    """Return whether a label is missing: data sets use -1 if annotators disagreed (SNLI) or if labels are withheld (GLUE's tests)."""
+    """Return whether a label is missing: data sets use -1 if annotators disagreed (SNLI) or labels are withheld (GLUE's test sets)."""
     if _lacks_score(value):
         return True
     try:
@@ -305,12 +304,12 @@ def scale_scores(where: str, values: list[Any], entry: DatasetEntry) -> list[flo
 
 
 def class_numbers(where: str, values: list[Any]) -> list[int]:
-    """Convert labels to class numbers from 0."""
+    """Convert labels to class numbers, which are non-negative integers."""
     for row, value in enumerate(values, 1):
         label = number(where, row, "label", value)
         if isinstance(value, bool) or label != int(label) or label < 0:
-            raise RunError(f"{where}, row {row}: column 'label' must be a class number from 0, not {value!r}")
+            raise RunError(f"{where}, row {row}: column 'label' must be a non-negative integer, not {value!r}")
     labels = [int(float(value)) for value in values]
     if len(set(labels)) < 2:
-        raise RunError(f"{where}: every label is {labels[0]}; classification needs at least two")
+        raise RunError(f"{where}: every label is {labels[0]}; classification needs at least two classes")
     return labels

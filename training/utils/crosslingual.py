@@ -1,4 +1,4 @@
-"""Cross-lingual rows: replaces texts of a data set by their translations in parallel sentences.
+"""Cross-lingual rows: replaces texts of a data set with their translations from parallel sentences.
 
 For example, the parallel sentences of XNLI translate the premises and hypotheses of English NLI triplets. An English anchor with an
 Arabic positive and negative, or the reverse, teaches a model to compare meanings across languages. Translations alone only teach
@@ -23,13 +23,13 @@ NUMBERS = ("score", "label")
 
 
 def translate_rows(dataset: Dataset, translations: dict[str, str], which: list[str]) -> Dataset:
-    """Replace texts of a data set by their translations. Rows without the required translations are removed.
+    """Replace texts of a data set with their translations. Rows without the required translations are removed.
 
     Args:
         dataset: Texts in two or more columns; the first is compared with the others. Scores and labels do not change.
-        translations: Translations by text, without surrounding whitespace.
-        which: ``first`` (translate the first text), ``others`` (all but the first) or ``all``. The rows of several are
-            concatenated.
+        translations: The translation of each text; the keys have no surrounding whitespace.
+        which: One or more of ``first`` (translate the first text), ``others`` (all but the first) and ``all``. The rows of all
+            choices are concatenated.
 
     Raises:
         RunError: No row has the required translations.
@@ -68,7 +68,7 @@ def load_translations(spec: str) -> dict[str, str]:
 
 
 def with_translations(dataset: Dataset, entry: DatasetEntry) -> Dataset:
-    """Translate a data set as its entry says, if it says so."""
+    """Translate a data set if its entry has ``translations``; otherwise return it unchanged."""
     if entry.translations is None:
         return dataset
     try:

@@ -57,8 +57,8 @@ def load_training_data(
     entry: DatasetEntry, max_train_samples: int | None = None, drop_unusable_rows: bool = False
 ) -> Dataset:
     """Load a data set in the columns that its loss reads: ``anchor, positive`` and negatives (``negative``, or ``negative_1``, ...,
-    empty where a row has fewer) for ``mnrl`` and ``gist``, ``sentence1, sentence2, score`` with scores from 0 to 1 for
-    ``cosent``, ``angle`` and ``cosine``, ``sentence1, sentence2, label`` for ``softmax``, ``sentence[, translation]`` for
+    empty where a row has fewer) for ``mnrl`` and ``gist``; ``sentence1, sentence2, score`` with scores from 0 to 1 for
+    ``cosent``, ``angle`` and ``cosine``; ``sentence1, sentence2, label`` for ``softmax``; and ``sentence[, translation]`` for
     ``distill``, whose targets :func:`training.utils.teacher.add_targets` adds.
 
     Args:
@@ -118,7 +118,7 @@ def load_dev_sets(
     """Load the dev sets that choose a checkpoint, and the test splits of those that have one.
 
     Args:
-        names: ``auto`` (the STS set of ``language``), a language, a pair of languages, a file, or ``none``. A file holds scored
+        names: ``auto`` (the STS set of ``language``), a language, a pair of languages, a file, or ``none``. A file holds graded
             pairs (``sentence1``, ``sentence2``, ``score``) or translations (``english``, ``non_english``).
 
     Returns:

@@ -2,8 +2,8 @@
 
 A dev set is an entry of ``dev_data``: a known name, a file, or a data set on the Hub, written as ``path``, ``path:config`` or
 ``path:config:split``. It can also be an entry of ``dev_datasets`` in a --config file, which can map columns. All 250 pairs of STS17
-en-en are in the STS Benchmark, 125 of them in the split that chooses checkpoints. Therefore pairs of the test sets are removed
-here.
+en-en are in the STS Benchmark, 125 of them in the split that chooses checkpoints. Therefore pairs that are also in a test
+set are removed here from the dev sets.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ Sets = dict[str, dict[str, list[Any]]]
 
 
 def load_development_data(config: TrainingConfig, language: str) -> tuple[Sets, Sets, dict[str, Any]]:
-    """Load a run's dev sets without pairs of the test sets, its test sets, and the result of the check for the record.
+    """Load a run's dev sets, without pairs that are also test pairs, its test sets, and the counts for the run's record.
 
     Returns:
         The dev and test sets as :func:`training.utils.data_loading.load_dev_sets` returns them, and for each dev set the
-        number of pairs removed, and of pairs that share one sentence with a test set.
+        number of pairs removed, and of pairs that share a sentence with a test set.
 
     Raises:
-        UsageError, RunError: A set cannot be loaded, or too few pairs remain without those of the test sets.
+        UsageError, RunError: A set cannot be loaded, or too few pairs remain after the test pairs are removed.
     """
     named = [name for name in config.dev_data if not is_hub_spec(name)]
     specs = {label_of(name): parse_spec(name) for name in config.dev_data if is_hub_spec(name)}
@@ -89,7 +89,7 @@ def load_dev_dataset(entry: DevEntry) -> dict[str, list[Any]]:
     """Load graded pairs (``sentence1``, ``sentence2``, ``score``) or translations (``source``, ``target``) from the Hub or a file.
 
     Raises:
-        UsageError, RunError: It cannot be loaded, or has the columns of neither; the message lists its columns.
+        UsageError, RunError: The data set cannot be loaded, or its columns fit neither kind; the message lists them.
     """
     from pathlib import Path
 
@@ -126,15 +126,15 @@ def benchmark_pairs() -> Sets:
 
 
 def without_test_pairs(dev: Sets, tests: Sets) -> tuple[Sets, dict[str, Any]]:
-    """Remove dev pairs that are test pairs, in either order, after normalisation.
+    """Remove dev pairs that are also test pairs, in either order, after normalisation.
 
-    Pairs that share one sentence with a test set are counted and kept.
+    Other pairs that share a sentence with a test set are counted and kept.
 
     Returns:
         The dev sets, and ``{set: {"rows": ..., "test_pairs_removed": {test set: n}, "share_a_sentence": n}}``.
 
     Raises:
-        RunError: Fewer than three pairs remain.
+        RunError: Fewer than three pairs of a dev set remain.
     """
     pairs_of: dict[frozenset[str], list[str]] = {}
     sentences: set[str] = set()
@@ -160,7 +160,7 @@ def without_test_pairs(dev: Sets, tests: Sets) -> tuple[Sets, dict[str, Any]]:
         record[name] = {"rows": len(keep), "test_pairs_removed": removed, "share_a_sentence": shared}
         if removed or shared:
             logger.info(
-                "dev set %s: removed %d of %d pairs that are test pairs (%s); %d others share one sentence with a test set",
+                "dev set %s: %d of %d pairs are also test pairs and are removed (%s); %d others share a sentence with a test set",
                 name, len(pairs) - len(keep), len(pairs), ", ".join(f"{n} of {t}" for t, n in removed.items()), shared,
             )  # fmt: skip
     return kept, record

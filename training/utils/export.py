@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# of a Dense module: element-wise functions, so that the first rows give the first numbers
+# element-wise activation functions of a Dense module: with these, its first rows give the first numbers of the embedding
 ELEMENTWISE = (
     "Identity",
     "Tanh",
@@ -50,7 +50,7 @@ def normalise(vectors: np.ndarray) -> np.ndarray:
 
 
 def cut(model: SentenceTransformer, dim: int) -> SentenceTransformer:
-    """Return a model whose embeddings are the first ``dim`` numbers of those of ``model``, normalised.
+    """Return a model whose embeddings are the first ``dim`` numbers of ``model``'s embeddings, normalised.
 
     Normalising before truncation does not change the normalised prefix, so a ``Normalize`` at the end moves after the
     truncation. A ``Dense`` at the end keeps its first rows, and a table of static embeddings its first columns. Any other
@@ -80,13 +80,13 @@ def cut(model: SentenceTransformer, dim: int) -> SentenceTransformer:
 
 
 def dims_up_to(model: SentenceTransformer, dim: int) -> list[int]:
-    """Return the Matryoshka dimensions up to ``dim``; none if the model does not state any."""
+    """Return ``dim`` and the model's smaller Matryoshka dimensions, largest first; an empty list if the model states none."""
     trained_for = get_matryoshka_dimensions(model)
     return sorted({dim, *(smaller for smaller in trained_for if smaller < dim)}, reverse=True) if trained_for else []
 
 
 def _cut_last(module: nn.Module, dim: int) -> nn.Module | None:
-    """Return a copy of ``module`` that outputs only the first ``dim`` numbers, if it can be truncated itself."""
+    """Return a copy of ``module`` that outputs only the first ``dim`` numbers, or None if it cannot be truncated."""
     from sentence_transformers.sentence_transformer.modules import Dense, StaticEmbedding
 
     if type(module) is StaticEmbedding:
@@ -108,7 +108,7 @@ def _cut_last(module: nn.Module, dim: int) -> nn.Module | None:
 
 
 def save_sentence_transformers(model: SentenceTransformer, folder: Path, identity: ModelIdentity, dim: int) -> None:
-    """Save ``model`` truncated to ``dim`` into ``folder``, load it from there, and compare its embeddings with those of ``model``.
+    """Save ``model``, truncated to ``dim``, in ``folder``, load it again, and compare its embeddings with the original's.
 
     Raises:
         RunError: The model needs its own Python code, or the exported embeddings differ from those of ``model``.
@@ -150,7 +150,7 @@ def original_card_data(identity: ModelIdentity) -> dict:
         revision = None if Path(identity.source).is_dir() else identity.commit
         path = load_file_path(identity.source, "README.md", revision=revision)
         return {} if path is None else ModelCard.load(path, ignore_metadata_errors=True).data.to_dict()
-    except Exception as error:  # the Hub and the parser of unknown YAML can raise anything
+    except Exception as error:  # the Hub and the YAML parser can raise anything
         logger.warning("the card of %s cannot be read (%s): its licence and languages are not copied",
                        identity.source, one_line(error, 100))  # fmt: skip
         return {}

@@ -1,4 +1,4 @@
-"""The card of an exported model: what it is, how to use it, how it was made, and the loss of quantisation."""
+"""The card of an exported model: what it is, how to use it, how it was made, and the loss from quantisation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MADE_WITH = ("torch", "transformers", "sentence-transformers", "tokenizers")
 
 @dataclass(frozen=True)
 class Loss:
-    """The loss of int8 on one set of graded pairs: Spearman × 100, and the 95% interval of the difference."""
+    """The loss from int8 on one set of graded pairs: Spearman × 100, and the 95% interval of the difference."""
 
     name: str
     pairs: int
@@ -41,7 +41,7 @@ def export_card(
     Args:
         original: The metadata of the original model's card.
         dims: The remaining Matryoshka dimensions, largest first; empty if the model states none.
-        losses: The losses of int8; empty for float32, and if there were no pairs to measure them on.
+        losses: The losses from int8; empty for float32, and if there were no pairs to measure them on.
     """
     from huggingface_hub import ModelCardData
 
@@ -66,11 +66,9 @@ def export_card(
     )
     parts += ["## Usage", ONNX_USAGE.replace("DIM", str(dim)) if onnx else st_usage(dim, dims)]
     if config.weights == INT8:
-        parts += ["## The loss of int8", loss_table(losses)]
+        parts += ["## The loss from int8", loss_table(losses)]
     made_with = ", ".join(f"{name} {version}" for name, version in versions().items() if name in MADE_WITH)
-    source = (
-        identity.name if on_hub else "MODEL"
-    )  # the card may be uploaded, so it must not contain a path of this machine
+    source = identity.name if on_hub else "MODEL"  # the card may be uploaded, so it must not contain a local path
     command = (
         f"python training/export_model.py {source} --dim {dim} --format {config.format} --weights {config.weights}"
     )

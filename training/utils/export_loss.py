@@ -1,4 +1,4 @@
-"""Measures the loss of int8 weights on graded pairs."""
+"""Measures the loss from int8 weights on graded pairs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def load_scored_pairs(data: str | None) -> dict[str, dict[str, list[Any]]]:
     try:
         dataset = load_hub_dataset(STS["en"].path, None, STS["en"].dev)
     except RunError as error:
-        logger.warning("%s; the loss of int8 is not measured (--data FILE measures it on your own pairs)", error)
+        logger.warning("%s; the loss from int8 is not measured (--data FILE measures it on your own pairs)", error)
         return {}
     return {"STS-B validation": {column: list(dataset[column]) for column in ("sentence1", "sentence2", "score")}}
 

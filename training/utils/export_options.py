@@ -41,7 +41,7 @@ class ExportConfig(Config):
     data: Annotated[
         str | None,
         Key(
-            "graded pairs to measure the loss of int8 on: CSV, TSV, JSONL or Parquet with sentence1, sentence2 and score; "
+            "graded pairs to measure the loss from int8 on: CSV, TSV, JSONL or Parquet with sentence1, sentence2 and score; "
             "by default the validation set of STS-B, if the Hub can be reached",
             path=True,
         ),
@@ -64,7 +64,7 @@ def check_export(config: ExportConfig) -> None:
     if config.weights == INT8 and config.format != ONNX:
         raise UsageError("--weights int8 is for --format onnx: sentence-transformers computes in floating point")
     if config.data is not None and config.weights != INT8:
-        raise UsageError("--data measures the loss of int8: it needs --format onnx --weights int8")
+        raise UsageError("--data measures the loss from int8: it needs --format onnx --weights int8")
 
 
 def output_folder(config: ExportConfig, model_name: str, dim: int) -> Path:

@@ -41,7 +41,7 @@ def finish(
     """
     if trainer.state.global_step < trainer.state.max_steps and not trainer.control.should_training_stop:
         raise RunError(
-            f"training ended at step {trainer.state.global_step} of {trainer.state.max_steps}: the data ran out of batches"
+            f"training ended at step {trainer.state.global_step} of {trainer.state.max_steps}: there were no more batches"
         )
     if not trainer.is_world_process_zero():
         return

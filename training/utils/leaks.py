@@ -1,7 +1,7 @@
 """Finds training rows that share sentences with the dev and test sets, and counts, reports and removes them.
 
-The English sentences of STS17 come from SNLI, and the splits of the STS Benchmark share many sentences. A model that has seen a
-test's sentences in training is not measured by that test.
+The English sentences of STS17 come from SNLI, and the splits of the STS Benchmark share many sentences. A test score
+says little about a model that has seen the test's sentences in training.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ logger = logging.getLogger(__name__)
 
 # The usual Arabic test sets, by their names in mteb, and their subsets
 BENCHMARK = {"STS17": ["ar-ar", "en-ar", "en-en"], "STS22.v2": ["ar"], "STSBenchmark": []}
-ROWS = 65_536  # texts looked up at a time
+ROWS = 65_536  # rows looked up at a time
 # punctuation, whitespace, the tatweel, and accents and vowel signs after decomposition
 NO_LETTER = re.compile("[\\W_\u0640]+")
 
 
 def normalise(text: str) -> str:
-    """Normalise a text so that spelling variants compare equal: only letters and digits, in lower case, without accents, Arabic
-    vowel signs and tatweel, with all forms of alef unified. A text without letters or digits is returned unchanged.
+    """Normalise a text so that spelling variants compare equal: keep only letters and digits, in lower case, without accents,
+    Arabic vowel signs or tatweel, and unify all forms of alef. A text without letters or digits is only stripped.
     """
     # NFKD separates accents from letters and the hamza from the alef, and decomposes ligatures and full-width characters;
     # the alef with wasla has no decomposition
@@ -55,7 +55,8 @@ def drop_leaks(
         keep: Only count and report the rows.
 
     Returns:
-        The data sets, and for the record the number of rows that share a sentence, by data set and dev or test set.
+        The data sets, and for the run's record: whether the rows were kept, their number by data set and by dev or test set, and
+        the sets that could not be checked.
 
     Raises:
         RunError: Fewer than two rows of a data set remain.
@@ -95,7 +96,7 @@ def drop_leaks(
             kept[name] = dataset.select((~leaks).nonzero()[0])
             if len(kept[name]) < 2:
                 raise RunError(
-                    f"{name}: {len(kept[name])} rows remain without those that share sentences with the dev and test sets; --keep_leaks keeps them"
+                    f"{name}: {len(kept[name])} rows remain after removing rows that share sentences with the dev and test sets; --keep_leaks keeps them"
                 )
     return kept, {"kept": keep, "rows": counts, "not_checked": unchecked}
 
@@ -111,7 +112,7 @@ def find_leaks(
         names: All set names, in the order of the counts.
 
     Returns:
-        A mask of shape ``[rows]``, and the number of rows that share a text with each set, without zeros.
+        A mask of shape ``[rows]``, and for each set that shares a text with any row, the number of such rows.
     """
     import numpy as np
 

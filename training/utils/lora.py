@@ -1,7 +1,7 @@
 """LoRA: trains two low-rank matrices for each linear layer, and freezes the layer itself (Hu et al., 2021,
 https://arxiv.org/abs/2106.09685).
 
-The adapter is peft's. A checkpoint contains only the adapter; at the end of the run it is merged into the weights.
+The adapter comes from peft. A checkpoint contains only the adapter; at the end of the run it is merged into the weights.
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ def add_lora(model: SentenceTransformer, config: TrainingConfig) -> None:
         adapter = wrap(transformer, lora)
     except ValueError as error:
         known = ", ".join(sorted(_names_of_linear_layers(transformer.auto_model)))
-        raise RunError(f"--lora_target_modules: {one_line(error, 120)}; the model has {known}") from None
+        raise RunError(
+            f"--lora_target_modules: {one_line(error, 120)}; the model's linear layers are {known}"
+        ) from None
     trained, total = adapter.get_nb_trainable_parameters()
     logger.info(
         "LoRA of rank %d: %d of %d parameters are trained (%.2f%%)", lora.r, trained, total, 100 * trained / total
@@ -73,13 +75,13 @@ def layer_pattern(transformer: nn.Module) -> str:
     names = sorted(_names_of_linear_layers(transformer, repeated=True))
     if not names:
         raise RunError(
-            f"no linear layers are known for {type(transformer).__name__}: name them with --lora_target_modules"
+            f"no linear layers were found in the blocks of {type(transformer).__name__}: name them with --lora_target_modules"
         )
     return rf".*\.\d+\.(.*\.)?({'|'.join(map(re.escape, names))})"
 
 
 def _names_of_linear_layers(transformer: nn.Module, repeated: bool = False) -> set[str]:
-    """Return the last parts of the layers' names: ``query``, ``o_proj``."""
+    """Return the last parts of the layers' names, such as ``query``; with ``repeated``, only of layers in numbered blocks."""
     from torch import nn
     from transformers.pytorch_utils import Conv1D  # GPT-2's
 

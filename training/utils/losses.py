@@ -81,7 +81,7 @@ class LossInputs:
 
     @property
     def gather(self) -> bool:
-        """Whether other processes train too, whose rows are also negatives."""
+        """Whether other processes also train; their rows are then negatives too."""
         return get_world_size() > 1
 
 
@@ -135,11 +135,11 @@ def build_angle(inputs: LossInputs) -> nn.Module:
 
 def _log_rows_compared(inputs: LossInputs) -> None:
     if inputs.gather:
-        logger.info("%s: the %s loss compares the rows of one process only", inputs.entry.path, inputs.entry.loss)
+        logger.info("%s: the %s loss compares only rows of the same process", inputs.entry.path, inputs.entry.loss)
 
 
 def build_cosine(inputs: LossInputs) -> nn.Module:
-    """CosineSimilarityLoss: the squared difference of cosine similarity and score."""
+    """CosineSimilarityLoss: the squared difference between the cosine similarity and the score."""
     return st.CosineSimilarityLoss(inputs.model)
 
 
@@ -153,9 +153,9 @@ def build_softmax(inputs: LossInputs) -> dict[int, nn.Module]:
 
 
 def build_distill(inputs: LossInputs) -> nn.Module:
-    """EmbedDistillLoss: pulls embeddings of a sentence and its translation towards the teacher's embedding of the sentence (Kim
-    et al., 2023, https://arxiv.org/abs/2301.12005; Reimers and Gurevych, 2020, https://arxiv.org/abs/2004.09813), and each prefix
-    towards the teacher's prefix. With the target ``similarities``, every prefix learns the teacher's similarities at full width:
+    """EmbedDistillLoss: pulls the embeddings of a sentence and its translation towards the teacher's embedding of the sentence
+    (Kim et al., 2023, https://arxiv.org/abs/2301.12005; Reimers and Gurevych, 2020, https://arxiv.org/abs/2004.09813), and each
+    prefix towards the teacher's prefix. With the target ``similarities``, every prefix learns the teacher's similarities at full width:
     see :class:`SimilarityDistillLoss`.
     """
     if inputs.entry.target == "similarities":
@@ -218,7 +218,7 @@ def fit_weights(config: TrainingConfig, dims: list[int]) -> list[float] | None:
 
 
 def loss_parameters(loss: nn.Module | dict[str, nn.Module], model: nn.Module) -> dict[str, Tensor]:
-    """Return the parameters of the losses that are not the model's, by name; checkpoints must store these too."""
+    """Return the losses' own parameters, which do not belong to the model, by name; checkpoints must store these too."""
     losses = loss if isinstance(loss, dict) else {"loss": loss}
     own = {id(parameter) for parameter in model.parameters()}
     return {

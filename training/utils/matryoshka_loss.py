@@ -36,7 +36,7 @@ class MatryoshkaLoss(st.MatryoshkaLoss):
         self_distillation_weight: Weight of the self-distillation loss at all dimensions below the width; 0 turns it off.
 
     Raises:
-        ValueError: A dimension is not positive or above the width, or the weights do not match.
+        ValueError: A dimension is below 1 or above the width, or the weights do not match.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class MatryoshkaLoss(st.MatryoshkaLoss):
             labels: The wrapped loss's labels: scores or classes of shape ``[batch]``, or target embeddings of shape
                 ``[batch, width]`` or ``[batch, columns, width]``, which are truncated to each dimension.
         """
-        if self.uses_gradient_cache:  # embeds in mini-batches itself, twice
+        if self.uses_gradient_cache:  # GradCache itself embeds each mini-batch, twice
             return super().forward(sentence_features, labels)
         features = list(sentence_features)
         embeddings = embed(self.model, features)
@@ -110,7 +110,7 @@ class MatryoshkaLoss(st.MatryoshkaLoss):
         return calculate
 
     def _recorded(self, calculate_loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """Return a function that computes the wrapped loss from cached embeddings, whose width identifies the dimension."""
+        """Return a function that computes the wrapped loss from cached embeddings, and keeps it for the log by their width."""
         weights = dict(zip(self.matryoshka_dims, self.matryoshka_weights, strict=True))
 
         def calculate(reps: list[list[Tensor]], *args: Any, **kwargs: Any) -> Tensor:
@@ -134,7 +134,7 @@ class MatryoshkaLoss(st.MatryoshkaLoss):
 
 
 def self_distillation(embeddings: Tensor, dims: Sequence[int], weights: Sequence[float]) -> Tensor:
-    """Compute the self-distillation loss, a scalar: the similarities of each prefix learn those at full width.
+    """Compute the self-distillation loss, a scalar: it pulls the similarities of each prefix towards those at full width.
 
     The softmax of a text's cosine similarities with all other texts of the batch, times 20, is a distribution. The loss is the
     Kullback-Leibler divergence of the prefix's distribution from that at full width (without gradient), averaged over the texts
@@ -149,7 +149,7 @@ def self_distillation(embeddings: Tensor, dims: Sequence[int], weights: Sequence
     def log_probabilities(prefix: Tensor) -> Tensor:  # [texts, texts - 1]
         prefix = F.normalize(prefix.float(), dim=-1)
         texts = len(prefix)
-        # remove the diagonal: in flat order, `texts` other numbers follow each of its numbers; a mask would synchronise a GPU
+        # remove the diagonal: in the flat matrix, `texts` other numbers follow each diagonal entry; a mask would wait for the GPU
         others = (prefix @ prefix.T).flatten()[1:].view(texts - 1, texts + 1)[:, :-1].reshape(texts, texts - 1)
         return (SELF_DISTILLATION_SCALE * others).log_softmax(dim=-1)
 

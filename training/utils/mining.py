@@ -27,7 +27,8 @@ logger = logging.getLogger(__name__)
 DOCUMENT_PROMPTS = (DOCUMENT, "passage", "corpus")
 SIMILARITIES = 2**26  # similarities computed at a time: 256 MiB in float32
 ROWS = 2**16  # pairs that a guide scores at a time
-MOST_POSITIVES = 100  # per anchor; the library keeps this many additional candidates for every anchor
+# per anchor; the library finds as many extra candidates for every anchor as any anchor has positives
+MOST_POSITIVES = 100
 
 
 class Guide:
@@ -64,7 +65,7 @@ class Guide:
 def role_prompts(model: SentenceTransformer) -> dict[str, str]:
     """Return the prompts for anchors and candidates: the model's prompts for a ``query`` and for a ``document``.
 
-    If one is missing, it is the model's default prompt, unless that is the query prompt; documents then get none.
+    The model's default prompt replaces a missing one. Documents never get the query prompt: if it is the default, they get none.
     """
     default = model.default_prompt_name
     query = model.prompts.get(QUERY) or model.prompts.get(default) or ""
@@ -77,7 +78,7 @@ def role_prompts(model: SentenceTransformer) -> dict[str, str]:
 def mine(
     dataset: Dataset, model: SentenceTransformer, config: MiningConfig, guide: SentenceTransformer | None = None
 ) -> tuple[dict[str, list[str | None]], dict[str, Any]]:
-    """Find negatives for pairs among the positives of all pairs.
+    """Find negatives for each pair among the positives of all pairs.
 
     An anchor, its positives and the anchors that it is a positive of never become its negatives, whatever their spelling (case,
     punctuation, accents: see :func:`training.utils.leaks.normalise`). If an anchor has several positives, the margins apply to
@@ -132,7 +133,7 @@ def distinct_pairs(dataset: Dataset) -> dict[tuple[str, str], tuple[str, str]]:
 
 
 def refused_texts(pairs: Iterable[tuple[str, str]]) -> dict[str, set[str]]:
-    """Return for each anchor the further texts that cannot be its negatives: itself, and the anchors that it is a positive of."""
+    """Return, for each anchor, itself and the anchors whose positive it is: besides its positives, these cannot be its negatives."""
     refused: dict[str, set[str]] = defaultdict(set)
     for anchor, positive in pairs:
         refused[anchor].add(anchor)
@@ -159,7 +160,7 @@ def find_candidates(
     counts = Counter(anchor for anchor, _ in pairs)
     if too_many := {anchor for anchor, count in counts.items() if count > MOST_POSITIVES}:
         logger.warning(
-            "%d anchors have more than %d positives, so that other texts are probably positives too: no negatives mined for them",
+            "%d anchors have more than %d positives, so other texts are probably positives too: no negatives are mined for them",
             len(too_many),
             MOST_POSITIVES,
         )
@@ -171,7 +172,7 @@ def find_candidates(
     most_refused = max(len(refused[anchor] & among_texts) for anchor in anchors)
     prompts = role_prompts(model)
     model.similarity_fn_name = "cosine"
-    random.seed(config.seed)  # the library's random generators
+    random.seed(config.seed)  # the library samples with Python's global generator
     mined = mine_hard_negatives(
         Dataset.from_dict(dict(zip(["anchor", "positive"], map(list, zip(*used, strict=True)), strict=True))),
         model,

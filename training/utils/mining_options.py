@@ -76,7 +76,7 @@ class MiningConfig(Config):
     prompts: Annotated[
         str | dict[str, str] | None,
         Key(
-            "prompt to put before each text, in place of those stored in the model: a string, or an object such as "
+            "prompt to put before each text, instead of the prompts stored in the model: a string, or an object such as "
             '{"query": "query: ", "document": "passage: "} (anchors are queries); a guide uses its own'
         ),
     ]

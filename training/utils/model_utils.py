@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# columns of training data with a sentence, and with another of the same meaning
+# pairs of columns whose sentences have the same meaning
 SAME_MEANING = (("anchor", "positive"), ("sentence", "translation"))
 
 
@@ -111,11 +111,11 @@ def is_static(model: SentenceTransformer) -> bool:
 
 
 def choose_precision(wanted: str, model: SentenceTransformer) -> torch.dtype:
-    """Return the data type of the matrix products in training for ``--precision``.
+    """Return the data type that ``--precision`` selects for matrix products in training.
 
-    ``auto`` chooses bfloat16 if the processor has instructions for it and is faster with them, float16 on older GPUs, and
-    float32 otherwise and for static embeddings, which have no matrix products. Weights and evaluation remain in float32. If the
-    chosen precision is slow on this processor, the log says by how much.
+    ``auto`` chooses bfloat16 if the GPU supports it, or if the CPU has instructions for it and is faster with them; float16 on
+    older GPUs; and float32 otherwise and for static embeddings, which have no matrix products. Weights and evaluation remain in
+    float32. If bfloat16 was requested and is slower than float32 on this CPU, the log says by how much.
 
     Raises:
         RunError: The hardware does not support the precision.

@@ -1,4 +1,4 @@
-"""Exports a model to one ONNX file that gives normalised embeddings of one dimension, with its tokenizer."""
+"""Exports a model, truncated to a given dimension, to one ONNX file that returns normalised embeddings; adds its tokenizer."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 MODEL, TOKENIZER, PROMPTS = "model.onnx", "tokenizer.json", "prompts.json"
 INPUTS, OUTPUT = ("input_ids", "attention_mask"), "embeddings"
 NO_LIMIT = 10**6  # tokens; transformers writes a huge number if a tokenizer has no limit
-LARGEST = 2**31 - 2**20  # bytes of weights that fit into one ONNX file
+LARGEST = 2**31 - 2**20  # the most bytes of weights that fit into one ONNX file
 
 
 def require_packages() -> None:
@@ -54,7 +54,7 @@ class Embedder(nn.Module):
 
 
 class StaticMean(nn.Module):
-    """Static embeddings of padded texts. EmbeddingBag takes concatenated texts, without a batch dimension to export."""
+    """Averages static embeddings over padded texts. EmbeddingBag takes concatenated texts, which have no batch dimension to export."""
 
     def __init__(self, weight: Tensor):
         super().__init__()
@@ -85,7 +85,7 @@ def save_onnx(model: SentenceTransformer, folder: Path, identity: ModelIdentity,
     size = sum(parameter.numel() * 4 for parameter in model.parameters())
     if size > LARGEST:
         raise RunError(
-            f"model {identity.source} has {size / 2**30:.1f} GiB of weights, and an ONNX file can hold 2 GiB: use --format sentence-transformers"
+            f"model {identity.source} has {size / 2**30:.1f} GiB of weights, but an ONNX file can hold at most 2 GiB: use --format sentence-transformers"
         )
     (folder / TOKENIZER).write_text(tokenizer, encoding="utf-8")
     (folder / PROMPTS).write_text(json.dumps(prompts, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
@@ -101,14 +101,13 @@ def portable_tokenizer(model: SentenceTransformer, identity: ModelIdentity) -> s
     if is_static(model):
         tokenizer = Tokenizer.from_str(json.dumps(json.loads(original.to_str()) | {"post_processor": None}))
         tokenizer.no_truncation()
-        tokenizer.enable_padding(
-            pad_id=0, pad_token=tokenizer.id_to_token(0)
-        )  # any token serves, because the mask hides it
+        # any token will do, because the mask hides it
+        tokenizer.enable_padding(pad_id=0, pad_token=tokenizer.id_to_token(0))
         return tokenizer.to_str(pretty=True)
     backend = getattr(original, "backend_tokenizer", None)
     if not isinstance(backend, Tokenizer):
         raise RunError(
-            f"model {identity.source} cannot be exported to ONNX: its tokenizer is not one of the tokenizers library"
+            f"model {identity.source} cannot be exported to ONNX: its tokenizer does not come from the tokenizers library"
         )
     tokenizer = Tokenizer.from_str(backend.to_str())
     limit = model.max_seq_length
@@ -126,7 +125,7 @@ def portable_tokenizer(model: SentenceTransformer, identity: ModelIdentity) -> s
 
 
 def export_graph(model: SentenceTransformer, path: Path, identity: ModelIdentity, dim: int) -> None:
-    """Write the ONNX file: inputs ``input_ids`` and ``attention_mask``, output ``embeddings``; any batch and length."""
+    """Write the ONNX file: inputs ``input_ids`` and ``attention_mask``, output ``embeddings``; any batch size, any length up to the limit."""
     parts = list(model.children())
     if is_static(model):
         parts[0] = StaticMean(parts[0].embedding.weight.detach().float())
@@ -151,7 +150,7 @@ def export_graph(model: SentenceTransformer, path: Path, identity: ModelIdentity
                 verbose=False,
             )
         strip(path)
-    except Exception as error:  # the exporter raises a dozen classes, some with reports of many lines
+    except Exception as error:  # the exporter raises a dozen exception classes, some with messages of many lines
         logger.debug("traceback:", exc_info=True)
         reason = one_line(error.__cause__ or error, 160)
         kind = type(getattr(model[0], "auto_model", model[0])).__name__
@@ -162,7 +161,7 @@ def export_graph(model: SentenceTransformer, path: Path, identity: ModelIdentity
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence warnings of the exporter and the quantiser that do not concern the user."""
+    """Silence the warnings of the exporter and the quantiser, which do not concern the user."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -174,7 +173,7 @@ def quiet() -> Iterator[None]:
 
 
 def strip(path: Path) -> None:
-    """Remove the exporter's notes from an ONNX file, because they contain paths of this machine."""
+    """Remove the exporter's notes from an ONNX file, because they contain paths on this machine."""
     import onnx
 
     model = onnx.load(path)
@@ -209,7 +208,7 @@ def quantise(path: Path) -> None:
 
 
 class OnnxModel:
-    """Embeds texts with an exported folder, using only onnxruntime and tokenizers."""
+    """Embeds texts with an exported model, using only onnxruntime and tokenizers."""
 
     def __init__(self, folder: Path):
         import onnxruntime

@@ -25,8 +25,8 @@ class Loss:
         required: The columns that the loss reads, in this order, each with the other names it has in public data sets.
         optional: Further columns that the loss reads if a data set has them.
         keys: The keys of :class:`DatasetEntry` that it supports, in addition to those that every loss supports.
-        contrastive: The other rows of a batch are negatives. Therefore no text may occur twice in a batch, and
-            ``--mini_batch_size`` can embed the batch in parts.
+        contrastive: Whether the other rows of a batch are negatives. If so, no two rows of a batch may be false negatives of
+            each other, and ``--mini_batch_size`` can embed the batch in parts.
     """
 
     required: dict[str, tuple[str, ...]]
@@ -65,7 +65,7 @@ def losses_with(key: str) -> list[str]:
 
 @dataclass
 class DevEntry:
-    """A dev set: where it is, and what its columns are."""
+    """A dev set: its location and its columns."""
 
     path: Annotated[str, Key("a data set on the Hub, or a file", path=True)]
     name: Annotated[str | None, Key("the data set's configuration on the Hub")] = None
@@ -164,7 +164,7 @@ class TrainingConfig(Config):
     align_vocabulary: Annotated[
         bool,
         Key(
-            "initialise the word pieces that --extend_vocabulary adds from their translations in the training data; pieces without a translation, from their letters"
+            "initialise the word pieces that --extend_vocabulary adds from their translations in the training data; pieces without a translation are initialised from their letters"
         ),
     ]
     prune_vocabulary: Annotated[
@@ -227,7 +227,7 @@ class TrainingConfig(Config):
     dev_data: Annotated[
         list[str],
         Key(
-            "dev sets for choosing the best checkpoint, one or more of: en or ar (graded pairs), en-ar (translation retrieval), a file of graded pairs or of translations, a Hub data set as path:config:split; or auto (the --language; en for a mixture); or none; pairs that are also in a test set are removed",
+            "dev sets for choosing the best checkpoint, one or more of: en or ar (graded pairs), en-ar (translation retrieval), a file of graded pairs or of translations, a Hub data set as path:config:split; or auto (the dev set of --language; en for a mixture); or none; pairs that are also in a test set are removed",
             path=True,
         ),
     ]
@@ -376,5 +376,7 @@ class HybridConfig(TrainingConfig):
 
 
 def loading_options(config: TrainingConfig) -> dict[str, bool]:
-    """Return the permissions for loading every model of the run, guides and teachers included, as keywords of :func:`load_model`."""
+    """Return the permissions for loading every model of the run, guides and teachers included, as keyword arguments of
+    :func:`load_model`.
+    """
     return {"trust_remote_code": config.trust_remote_code, "allow_pickle": config.allow_pickle}

@@ -1,8 +1,8 @@
 """Rotates the embeddings after training, so that their prefixes better preserve the similarities at full width.
 
-An orthogonal map does not change similarities at full width, but it changes those of a prefix, because it decides which directions
-the prefix spans. The map is learnt on the embeddings of training texts, computed once, in a minute or two on a CPU. Principal
-axes would keep the most variance; this map minimises the error of the similarities themselves.
+An orthogonal map does not change similarities at full width, but it changes the similarities of a prefix, because it decides which
+directions the prefix spans. The map is learnt on embeddings of training texts, which are computed once. Learning takes a minute
+or two on a CPU. Principal axes would keep the most variance; this map minimises the error of the similarities themselves.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class PrefixMap:
 
     Attributes:
         rotation: Shape ``[width, width]``; an embedding ``x`` becomes ``x @ rotation``.
-        errors_before, errors_after: For each dimension below the width, the root mean squared difference of its
-            similarities from those at full width, weighted as in :func:`similarity_errors`.
+        errors_before, errors_after: For each dimension below the width, the root mean squared difference between the
+            similarities at that dimension and at full width, weighted as in :func:`similarity_errors`.
     """
 
     rotation: Tensor
@@ -52,12 +52,12 @@ def similarity_errors(embeddings: Tensor, dims: Sequence[int]) -> list[Tensor]:
     """Return for each dimension the weighted mean squared difference between the prefix's cosine similarities and those at full width.
 
     Search and grading depend on the similarities of related texts, but most pairs of texts are unrelated. Therefore each pair
-    is weighted by how far its similarity at full width is above the mean: by the logistic function of 2(z - 1), where z is the
-    number of standard deviations.
+    is weighted by how far its similarity at full width is above the mean: the weight is the logistic function of 2(z - 1), where
+    z is the distance from the mean in standard deviations.
 
     Args:
         embeddings: Shape ``[texts, width]``.
-        dims: The prefixes.
+        dims: The dimensions of the prefixes.
     """
     full = F.normalize(embeddings, dim=-1)
     target = full @ full.T
@@ -81,8 +81,8 @@ def learn_prefix_map(
 ) -> PrefixMap:
     """Learn the rotation that minimises the weighted sum of :func:`similarity_errors` over the dimensions.
 
-    Within the span of each prefix the axes are then aligned with the principal ones, largest first, so that dimensions between
-    two of ``dims`` work well too.
+    Between each two successive dimensions, the axes are then aligned with the principal axes of the span between them, largest
+    first, so that dimensions between two of ``dims`` work well too.
 
     Args:
         embeddings: Embeddings of training texts, shape ``[texts, width]``. Neighbouring rows may be similar (a text and its
@@ -133,7 +133,7 @@ def learn_prefix_map(
 
 
 def _order_axes(embeddings: Tensor, rotation: Tensor, ends: list[int]) -> Tensor:
-    """Align the axes between two dimensions with the principal ones there, largest first."""
+    """Align the axes between each two successive dimensions with the principal axes of their span, largest first."""
     rotated = embeddings @ rotation
     blocks = []
     for start, end in zip([0, *ends], ends, strict=False):
@@ -152,17 +152,17 @@ def add_prefix_map(
 ) -> PrefixMap | None:
     """Learn a map on the model's embeddings of training texts, and add it to the model if it helps.
 
-    A transformer gets a ``Dense`` module without bias and activation, after pooling and before normalisation. In static
+    A transformer gets a ``Dense`` module without bias or activation, after pooling and before normalisation. In static
     embeddings, the map is folded into the table.
 
     Args:
-        datasets: The training data, of which at most ``MAX_TEXTS`` texts are used, the same fraction of each data set.
+        datasets: The training data. At most ``MAX_TEXTS`` texts are used, from rows drawn at random over all data sets.
 
     Returns:
-        The map, or None if it would increase the summed error of the prefixes on held-out texts.
+        The map, or None if it does not reduce the summed error of the prefixes on held-out texts.
 
     Raises:
-        RunError: As :func:`learn_prefix_map`, or the model has no pooling module.
+        RunError: As in :func:`learn_prefix_map`, or the model has no pooling module.
     """
     rows = sample_texts(datasets, MAX_TEXTS, seed)
     embeddings = model.encode(rows, batch_size=64, show_progress_bar=False, convert_to_tensor=True).float().cpu()
@@ -179,7 +179,7 @@ def add_prefix_map(
 
 
 def sample_texts(datasets: Iterable[Dataset], limit: int, seed: int) -> list[str]:
-    """Collect at most ``limit`` texts from complete rows. The texts of a row, which are similar, stay together."""
+    """Collect at most ``limit`` different texts from rows in random order. The texts of a row, which are similar, stay together."""
     texts_of_rows = []
     for dataset in datasets:
         columns = [

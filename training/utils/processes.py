@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def get_world_size() -> int:
-    """Return the number of processes, from torchrun's environment: the process group may not exist yet."""
+    """Return the number of processes, from torchrun's environment, because the process group may not exist yet."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -39,7 +39,7 @@ def largest_over_processes(number: float) -> float:
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """Return the values of all processes, in their order. All processes must call this."""
+    """Return the values of all processes, in the order of their ranks. All processes must call this."""
     if get_world_size() == 1:
         return [value]
     import torch

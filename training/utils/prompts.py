@@ -1,4 +1,4 @@
-"""The prompts of a training run: checks them against the data, and saves them in the model."""
+"""Checks the prompts of a training run against the data, and stores them in the model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def choose_prompts(
 ) -> str | dict[str, Any] | None:
     """Return the prompts to train with, and store them in ``model``, for the dev scores and the saved model.
 
-    If ``prompts`` is not set, this is the model's default prompt, because encoding adds it to every text.
+    If ``prompts`` is not set, the model's default prompt is returned, because encoding adds it to every text.
 
     Args:
         datasets: The data sets by their names in the mixture; a single data set by any name.
@@ -33,7 +33,7 @@ def choose_prompts(
         The argument ``prompts`` of ``SentenceTransformerTrainingArguments``.
 
     Raises:
-        UsageError: ``prompts`` names neither a data set nor a column.
+        UsageError: A key of ``prompts`` names neither a data set nor a column, or a prompt is not a string.
     """
     if config.prompts is None:
         return _own_default(model)
@@ -65,7 +65,7 @@ def _text_columns(dataset: Dataset) -> list[str]:
 
 
 def _by_dataset(prompts: str | dict[str, Any], columns: dict[str, list[str]]) -> dict[str, dict[str, str]]:
-    """Return the prompt of each column of each data set that has one."""
+    """Return, for each data set, the prompt of each column that has one."""
     if isinstance(prompts, str):
         return {name: dict.fromkeys(names, prompts) for name, names in columns.items()}
     if len(columns) > 1 and any(key in columns for key in prompts):
@@ -81,7 +81,7 @@ def _by_dataset(prompts: str | dict[str, Any], columns: dict[str, list[str]]) ->
 
 
 def _by_column(where: str, prompts: Any, columns: list[str], known: list[str]) -> dict[str, str]:
-    """Return the prompt of each of ``columns``. ``negative`` also stands for negative_1, negative_2 and so on."""
+    """Return the prompt of each column that has one. The key ``negative`` also stands for negative_1, negative_2 and so on."""
     if isinstance(prompts, str):
         return dict.fromkeys(columns, prompts)
     if not isinstance(prompts, dict):
@@ -99,7 +99,8 @@ def _by_column(where: str, prompts: Any, columns: list[str], known: list[str]) -
 def _save(model: SentenceTransformer, by_dataset: dict[str, dict[str, str]], columns: dict[str, list[str]]) -> None:
     """Store the prompts in the model: the first column's as the query and default prompt, the second's as the document prompt.
 
-    If the data sets differ, each prompt is stored under its data set's name, and there is no default.
+    If the first columns of the data sets have different prompts, each of these is stored under its data set's name, there is no
+    default, and the other columns' prompts are not stored.
     """
 
     def prompts_of_column(index: int) -> dict[str, str]:
@@ -111,7 +112,7 @@ def _save(model: SentenceTransformer, by_dataset: dict[str, dict[str, str]], col
         model.default_prompt_name = None
         logger.warning(
             "the data sets have different prompts: the model stores each under its data set's name, without a default, "
-            "so that dev scores use no prompt"
+            "so the dev scores use no prompt"
         )
         return
     query = next(iter(queries.values()))

@@ -1,8 +1,8 @@
-"""Prunes the vocabulary to the pieces that the training texts use, and those that keep all other text readable.
+"""Prunes the vocabulary to the pieces that the training texts use, plus the single characters that keep other text readable.
 
 Most parameters of a small multilingual model are the vectors of a vocabulary for a hundred languages: 96 of the 118 million of
-multilingual-e5-small. A text whose pieces all remain is segmented as before, and its embedding is bit-identical. A text with removed
-pieces is segmented into smaller ones. (Abdaoui et al., Load What You Need, 2020, https://arxiv.org/abs/2010.05609,
+multilingual-e5-small. A text whose pieces all remain is segmented as before, and its embedding is bit-identical. A text that used
+removed pieces is segmented into smaller pieces. (Abdaoui et al., Load What You Need, 2020, https://arxiv.org/abs/2010.05609,
 reduce multilingual BERT in this way.)
 """
 
@@ -51,10 +51,11 @@ class Pruning:
 def prune_vocabulary(model: SentenceTransformer, texts: Iterable[str], keep_characters: bool = True) -> Pruning:
     """Remove the pieces that no text needs from the model's vocabulary, with their vectors.
 
-    These pieces remain: those used by ``texts``; those used by the single words of ``texts``, as written, in lower case,
-    capitalised and in capitals; all special and added tokens; single-character pieces; and the Unigram piece of lowest score,
-    because the score of an unknown character is the lowest score minus a constant. Segmentation chooses the best (Unigram) or
-    the longest (WordPiece) of the available pieces, so a segmentation into remaining pieces does not change.
+    The following pieces remain: the pieces of ``texts``; the pieces of each word of ``texts`` on its own, as written, in lower
+    case, capitalised and in capitals; all special and added tokens; by default, single-character pieces; and the Unigram piece
+    with the lowest score, because the score of an unknown character is the lowest score minus a constant. Segmentation chooses
+    the best (Unigram) or the longest (WordPiece) of the available pieces, so a segmentation into remaining pieces does not
+    change.
 
     Args:
         model: A transformer with a Unigram or WordPiece tokenizer; it is changed in place.
@@ -112,7 +113,7 @@ def prune_vocabulary(model: SentenceTransformer, texts: Iterable[str], keep_char
 
 
 def used_ids(tokenizer: Tokenizer, texts: Iterable[str]) -> set[int]:
-    """Return the ids of the pieces in ``texts`` and in their single words: as written, in lower case, capitalised, in capitals."""
+    """Return the ids of the pieces in ``texts`` and in each of their words: as written, in lower case, capitalised, in capitals."""
     used: set[int] = set()
     words: set[str] = set()
 

@@ -1,4 +1,4 @@
-"""The output directory of a run: its record, what it saves, and how it treats an earlier run."""
+"""The output directory of a run: the run's record, the saved models, and the checks for an earlier run."""
 
 from __future__ import annotations
 
@@ -65,7 +65,8 @@ def prepare_run_folder(folder: Path, config: TrainingConfig) -> Path | None:
         The checkpoint to resume from, or None for a fresh start.
 
     Raises:
-        RunError: The folder contains a finished or unfinished run, and no flag says what to do with it.
+        RunError: The folder contains a finished or unfinished run, and no flag says what to do with it; the path is a file; the
+            folder contains a ``checkpoint-*`` that is not a checkpoint; or the run cannot be resumed.
     """
     if folder.exists() and not folder.is_dir():
         raise RunError(f"--output_dir {folder} is a file")
@@ -77,7 +78,7 @@ def prepare_run_folder(folder: Path, config: TrainingConfig) -> Path | None:
     if config.resume_from_checkpoint is not None:
         if (folder / FINAL).exists():
             raise RunError(
-                f"{folder} contains a finished run: there is nothing to resume; --overwrite_output_dir starts it again"
+                f"{folder} contains a finished run: there is nothing to resume; to start it again, use --overwrite_output_dir without --resume_from_checkpoint"
             )
         checkpoint = find_checkpoint(folder, config.resume_from_checkpoint)
         check_same_settings(checkpoint.parent / RECORD, config)
@@ -148,7 +149,7 @@ def make_record(
     """Create the record of the facts known before training, without writing it.
 
     Raises:
-        RunError: The run is resumed with other data, dimensions or processes.
+        RunError: The run is resumed with other data, other dimensions or another number of processes.
     """
     record = RunRecord(
         folder / RECORD,
@@ -189,7 +190,7 @@ def _describe(config: TrainingConfig, entry: DatasetEntry, dataset: Dataset) -> 
 def clear_run_folder(folder: Path, config: TrainingConfig) -> None:
     """Remove incomplete files of a killed run and, with ``--overwrite_output_dir``, all files of an earlier run.
 
-    Files with other names stay.
+    Files that runs do not write are kept.
     """
     if not is_first_process():
         return
@@ -215,7 +216,7 @@ def clear_run_folder(folder: Path, config: TrainingConfig) -> None:
 
 
 def write_beginning(record: RunRecord, model: SentenceTransformer, config: TrainingConfig) -> None:
-    """Write the record. A static model is also saved untrained, as a baseline."""
+    """Write the record. A new static model is also saved untrained, as a baseline."""
     if not is_first_process():
         return
     folder = record.path.parent

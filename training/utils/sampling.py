@@ -19,16 +19,16 @@ from training.utils.batches import PAIR, Epoch, RepeatedTexts, chunk, negative_c
 logger = logging.getLogger(__name__)
 
 PROPORTIONAL, ROUND_ROBIN = "proportional", "round_robin"
-SHUFFLES = 5  # orders to try for an epoch, which must not need more steps than the first
+SHUFFLES = 5  # orders to try for an epoch, because no epoch may need more steps than the first
 
 
 class GlobalBatchSampler(Sampler[list[int]]):
     """Draws every row of a data set once per epoch, in steps that the processes share.
 
     The rows of a step, at most ``batch_size`` times ``processes``, are drawn together and divided into batches of equal size, one
-    for each process. If the data set has anchors and positives, its loss has in-batch negatives: then no two rows of a step
-    conflict (see :mod:`training.utils.batches`), and all have the same number of negatives. Repeated texts do not affect other
-    losses, which get ordinary shuffled batches.
+    for each process. If the data set has anchors and positives, its loss has in-batch negatives: in this case no two rows of a step
+    conflict (see :mod:`training.utils.batches`), and all have the same number of negatives. Repeated texts do no harm to
+    other losses, which get ordinary shuffled batches.
 
     All epochs have as many steps as the first, because the trainer asks for the number only once. The order of an epoch depends
     only on ``seed`` and the epoch.
@@ -136,7 +136,7 @@ class GlobalBatchSampler(Sampler[list[int]]):
         rows = len(self.dataset)
         if epoch.carried:
             logger.info(
-                "%s%d rows in %d steps an epoch (%d if no texts were shared): %d rows are carried over to a later step, since one of their texts is an anchor or a positive of the step being filled",
+                "%s%d rows in %d steps an epoch (%d if no texts were shared): %d rows are carried over to a later step, because they share a text with the step being filled",
                 self.where,
                 rows,
                 self.count,
@@ -191,10 +191,10 @@ class MixtureBatchSampler(Sampler[list[int]]):
     Args:
         dataset: The data sets, concatenated.
         batch_samplers: The sampler of each.
-        turns: ``"proportional"`` to the data sets' sizes, until all are used up; ``"round_robin"``, until the smallest is used
-            up; or a weight for each data set: each step draws a data set at random by weight. With weights, an epoch has as
-            many steps as all data sets together. A data set that runs out starts again in another order, so that the
-            smallest does not end the epoch.
+        turns: How the data sets take turns. ``"proportional"``: in proportion to their sizes, until all are used up.
+            ``"round_robin"``: one after another, until the smallest is used up. A weight for each data set: each step draws a
+            data set at random, by weight. With weights, an epoch has as many steps as all data sets together, and a data set
+            that runs out starts again in another order, so that the smallest does not end the epoch.
         seed: Seed of the order.
     """
 

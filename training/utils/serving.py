@@ -3,7 +3,7 @@
 - vLLM accepts ``dimensions`` in an embedding request if ``config.json`` has ``matryoshka_dimensions``
   (https://docs.vllm.ai, "Matryoshka Embeddings").
 - vLLM and text-embeddings-inference read the modules and the pooling in the format of sentence-transformers before version 6.
-  They do not recognise the newer names, and without the pooling they fall back to one that the model was not trained with.
+  They do not recognise the newer names. If they find no pooling, they fall back to a pooling that the model was not trained with.
   sentence-transformers reads both formats.
 """
 
@@ -40,7 +40,7 @@ def get_matryoshka_dimensions(model: SentenceTransformer) -> list[int]:
 
 
 def set_matryoshka_dimensions(model: SentenceTransformer, dims: Sequence[int]) -> None:
-    """Set the dimensions that ``config.json`` will state when the model is saved; without dimensions it states none.
+    """Set the dimensions that ``config.json`` will state when the model is saved; none if ``dims`` is empty.
 
     Static embeddings have no ``config.json``, and no server loads them.
     """
@@ -61,7 +61,7 @@ def save_servable(model: SentenceTransformer, folder: Path, dims: Sequence[int])
     """Save a trained model so that servers can load it, with a card that explains how to use fewer dimensions.
 
     Args:
-        dims: The dimensions that it was trained for, the full width first; empty for an untrained model.
+        dims: The dimensions that the model was trained for, the full width first; empty for an untrained model.
     """
     set_matryoshka_dimensions(model, dims)
     if dims:
@@ -76,7 +76,7 @@ def save_servable(model: SentenceTransformer, folder: Path, dims: Sequence[int])
 
 
 def write_known_names(folder: Path) -> None:
-    """Rewrite ``modules.json`` and the modules' settings in a saved model's folder to the format that servers know.
+    """Rewrite ``modules.json`` and the modules' settings in a saved model's folder in the format that servers know.
 
     The embeddings do not change. Modules and settings without an older form stay as they are.
     """

@@ -1,8 +1,8 @@
 """Distillation of similarities: every prefix learns the teacher's similarities at full width.
 
-Distilling embeddings makes a prefix imitate the teacher's prefix, including what that has lost by truncation. Similarities do not
-depend on a dimension: those at the teacher's full width can be the target of every prefix, and the teacher may have any width
-(Park et al., Relational Knowledge Distillation, 2019, https://arxiv.org/abs/1904.05068).
+Distilling embeddings makes a prefix imitate the teacher's prefix, including what the teacher's prefix has lost by truncation. A
+similarity is a single number at any width. Therefore the teacher's similarities at full width can be the target of every prefix,
+and the teacher may have any width (Park et al., Relational Knowledge Distillation, 2019, https://arxiv.org/abs/1904.05068).
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ FACTOR = 3.0
 class SimilarityDistillLoss(nn.Module):
     """Three times 1 - r, where r is Pearson's correlation of the student's and the teacher's similarities in a batch.
 
-    All texts of the batch, sentences and translations, are compared with all others. A translation has the teacher's embedding
-    of its sentence. Therefore the target similarity of a sentence and its translation is 1, and that of two sentences also applies
-    to their translations. A correlation depends on the order and spacing of the similarities, not on their range: a model whose
-    similarities are between 0.7 and 1 can keep them there.
+    Each text of the batch, whether a sentence or a translation, is compared with every other. A translation gets the teacher's
+    embedding of its sentence. Therefore the target similarity of a sentence and its translation is 1, and the target similarity of
+    two sentences also applies to their translations. A correlation depends on the order and spacing of the similarities, not on
+    their range: a model whose similarities are between 0.7 and 1 can keep them there.
 
     Args:
         model: The model to train.

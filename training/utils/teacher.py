@@ -16,22 +16,22 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-ROWS = 4096  # texts embedded between two writes to disk; sorted by length, so larger is faster
+ROWS = 4096  # texts embedded between two writes to disk; encode sorts them by length, so larger is faster
 BATCH = 64
 
 
 def add_targets(dataset: Dataset, teacher: str, width: int | None, **loading_options: bool) -> Dataset:
     """Add the teacher's embeddings of the column ``sentence`` as the column ``label``.
 
-    The translations have the same targets, so that both move to the teacher's embedding of the sentence (Reimers and Gurevych,
-    2020, https://arxiv.org/abs/2004.09813). The embeddings are stored in the datasets cache under a hash of the rows and the
-    teacher's revision, so that later and resumed runs reuse them. They are read from disk, not held in memory.
+    A translation has the same target as its sentence, so that both move towards the teacher's embedding of the sentence
+    (Reimers and Gurevych, 2020, https://arxiv.org/abs/2004.09813). The embeddings are stored in the datasets cache under a hash of
+    the rows and the teacher's revision, so that later and resumed runs reuse them. They are read from disk, not held in memory.
 
     Args:
         dataset: Rows with a text ``sentence``.
         teacher: A model's name on the Hub, or its folder.
-        width: Width of the student's embeddings; None if only similarities are distilled, so that the teacher may have
-            a different one.
+        width: Width of the student's embeddings; None if only similarities are distilled, because the teacher may then have
+            another width.
         **loading_options: ``trust_remote_code`` and ``allow_pickle`` of :func:`load_model`.
 
     Returns:

@@ -50,7 +50,7 @@ LOG_STATE = "log_state.json"
 #   _get_grad_norm    callbacks do not get the norm, and a clipped gradient does not show that it was infinite
 #   _save_checkpoint  removes older checkpoints before the event at which a callback could seal the new one
 #   _load_best_model  logs a failure and continues with the last weights
-#   _load_from_checkpoint  loads adapters like transformers, which needs a version of peft that is not published
+#   _load_from_checkpoint  loads adapters through transformers, which needs a version of peft that is not published
 # Called or read but not overridden: _tr_loss, _globalstep_last_logged.
 PRIVATE_OVERRIDES = {
     "_run_epoch": {"epoch"},
@@ -62,12 +62,12 @@ PRIVATE_OVERRIDES = {
 
 
 class MatryoshkaTrainer(SentenceTransformerTrainer):
-    """Trains a Matryoshka model. In addition, it
+    """Trains a Matryoshka model. In addition to what the library's trainer does, it
 
     - keeps the parameters of the losses (classification heads), and the loss since the last report, in every checkpoint;
     - seals a checkpoint when it is complete, and only then removes an older one;
-    - draws every row once an epoch, in batches without rows that are false negatives of each other, over all processes, and
-      each step from one data set (see :class:`GlobalBatchSampler` and :class:`MixtureBatchSampler`);
+    - draws the rows of a step, over all processes, from one data set, without false negatives, and draws every row of a data set
+      once before repeating any (see :class:`GlobalBatchSampler` and :class:`MixtureBatchSampler`);
     - ends with an error if the best checkpoint cannot be loaded, where the library would continue with the last weights.
 
     The callbacks are in :mod:`training.utils.callbacks`.
@@ -80,7 +80,7 @@ class MatryoshkaTrainer(SentenceTransformerTrainer):
     Attributes:
         resumed_from: The checkpoint that the run was resumed from, or None.
         resumed_at_step: The step of that checkpoint.
-        grad_norm: The norm of the model's gradients before the next optimizer step.
+        grad_norm: The norm of the model's gradients before clipping, at the latest optimizer step.
     """
 
     data_collator_class = Collator
@@ -138,10 +138,10 @@ class MatryoshkaTrainer(SentenceTransformerTrainer):
 
     def _run_epoch(self, **kwargs: Any) -> None:
         ended_early = self.early_stopping is not None and self.early_stopping.is_due(self.args, self.state)
-        if ended_early or self.state.global_step >= self.state.max_steps:  # the run ended after its last step
+        if ended_early or self.state.global_step >= self.state.max_steps:  # the checkpoint is from the end of training
             self.control.should_training_stop = True
             return
-        # accelerate does not pass the epoch to the sampler of several processes when it skips batches of a resumed epoch
+        # with several processes, accelerate does not pass the epoch to the sampler when it skips batches of a resumed epoch
         self._sampler.set_epoch(kwargs["epoch"])
         super()._run_epoch(**kwargs)
 
@@ -210,7 +210,7 @@ class MatryoshkaTrainer(SentenceTransformerTrainer):
             save_file(tensors, checkpoint / LOSS_STATE)
 
     def load_loss_parameters(self, checkpoint: Path) -> None:
-        """Load the parameters of the losses that are not the model's from a checkpoint."""
+        """Load from a checkpoint the parameters of the losses that are not part of the model."""
         parameters = loss_parameters(self.loss, self.model)
         if parameters:
             saved = load_file(checkpoint / LOSS_STATE)
@@ -219,7 +219,7 @@ class MatryoshkaTrainer(SentenceTransformerTrainer):
                     parameter.copy_(saved[name])
 
     def load_loss_report(self, checkpoint: Path) -> None:
-        """Restore the sums of the losses since the last report before a checkpoint."""
+        """Restore from a checkpoint the sums of the losses since the last report."""
         loss, self._globalstep_last_logged = self.loss_report.load(checkpoint / LOG_STATE, self.args.device)
         self._tr_loss += loss
 

@@ -22,7 +22,7 @@ from training.utils.options import TrainingConfig
 logger = logging.getLogger(__name__)
 
 GPU_LOADERS = 2  # processes that tokenise batches ahead of a GPU
-# keys of ours that the trainer must not see: with them, it would upload checkpoints during training
+# our own keys that are not copied to the trainer: with the Hub keys, it would upload checkpoints during training
 NOT_FOR_TRAINER = {"output_dir", "resume_from_checkpoint", "push_to_hub", "hub_model_id", "hub_private_repo"}
 # arguments of the library that have no effect here, and why
 WITHOUT_EFFECT = {
@@ -35,7 +35,7 @@ REFUSALS = (ValueError, TypeError, KeyError, ImportError, NotImplementedError, A
 
 
 def check_training_arguments(config: TrainingConfig, folder: Path) -> None:
-    """Check the training arguments before any data is loaded, with an optimizer and a scheduler for a model of one weight.
+    """Check the training arguments before any data is loaded, by creating an optimizer and a scheduler for a tiny model.
 
     The libraries check some of them only when training starts, after minutes of loading.
 
@@ -91,7 +91,7 @@ def make_training_arguments(
     """Return the training arguments of a configuration.
 
     Args:
-        metric: The evaluator's metric that chooses the best checkpoint, or None without a dev set.
+        metric: The evaluator's metric that decides which checkpoint is best, or None without a dev set.
 
     Raises:
         UsageError: ``training_arguments`` has a key that is unknown, is a key of the configuration itself, or has no effect.
@@ -116,7 +116,7 @@ def make_training_arguments(
     trackers = get_available_reporting_integrations()
     if config.report_to not in ("none", "all", *trackers):
         raise UsageError(
-            f"--report_to {config.report_to}: this tracker is not installed; choose {', '.join(['none', 'all', *trackers])}"
+            f"--report_to {config.report_to}: this tracker is not installed; choose from {', '.join(['none', 'all', *trackers])}"
         )
     same_name = {key: getattr(config, key) for key in (own & known.keys()) - NOT_FOR_TRAINER}
     values = same_name | {

@@ -32,8 +32,8 @@ def upload(folder: Path, name: str, private: bool) -> str:
         The address of the commit.
 
     Raises:
-        RunError: The upload failed, and the message has the command that completes it. Or the repository is public, but
-            the model should be private.
+        RunError: The upload failed; the message has the command that completes it. Also raised if ``private`` is set but the
+            repository exists and is public.
     """
     from huggingface_hub import HfApi
 

@@ -1,8 +1,8 @@
 """Adapts a tokenizer to another script: normalises Arabic, and adds word pieces for words that it splits into letters.
 
 The tokenizer of an English model splits Arabic into single letters, which makes sentences long and hard to learn. Here the words of
-the training texts become word pieces. If the training data has translations, the vector of a new piece is initialised from those of
-its translations, so that the model understands part of the new language before the first step.
+the training texts become word pieces. If the training data has translations, the vector of a new piece is initialised from the
+vectors of its translations, so that the model understands part of the new language before the first step.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ ROUNDS = 8  # iterations of expectation maximisation
 
 
 def normalize_arabic(model: SentenceTransformer) -> None:
-    """Make the model's tokenizer remove Arabic diacritics and the tatweel, replace every form of alef by the bare alef and alef
-    maqsura by ya, and replace presentation forms (letters and ligatures in old software and PDF files) by ordinary letters.
+    """Make the model's tokenizer remove Arabic diacritics and the tatweel, replace every form of alef with the bare alef and alef
+    maqsura with ya, and replace presentation forms (letters and ligatures in old software and PDF files) with ordinary letters.
 
-    The rules become part of the tokenizer and are saved with the model, so that training and use agree.
+    The rules become part of the tokenizer and are saved with the model, so that training and inference agree.
 
     Raises:
         RunError: The tokenizer is not one of the ``tokenizers`` library.
@@ -55,7 +55,7 @@ def normalize_arabic(model: SentenceTransformer) -> None:
 
 
 def presentation_forms() -> dict[str, str]:
-    """Return the letters of each Arabic presentation form and ligature (their NFKC), without marks and the tatweel."""
+    """Return the letters of each Arabic presentation form and ligature (their NFKC form), without marks or the tatweel."""
     forms = {}
     for first, last in PRESENTATION_FORMS:
         for form in map(chr, range(first, last + 1)):
@@ -66,11 +66,11 @@ def presentation_forms() -> dict[str, str]:
 
 
 def character_table(replacements: dict[str, str]) -> bytes:
-    """Encode replacements of single characters for the ``Precompiled`` normalizer: SentencePiece's ``precompiled_charsmap``.
+    """Encode replacements of single characters for the ``Precompiled`` normalizer, as SentencePiece's ``precompiled_charsmap``.
 
-    It replaces all characters in one pass; hundreds of ``Replace`` normalizers would take hundreds of passes. The format is the
-    size of a trie in bytes, the trie as a double array of 32-bit units (https://github.com/s-yata/darts-clone), and the
-    replacements, each terminated by a zero byte.
+    This normalizer replaces all characters in one pass; hundreds of ``Replace`` normalizers would take hundreds of passes. The
+    format has three parts: the size of a trie in bytes; the trie, as a double array of 32-bit units
+    (https://github.com/s-yata/darts-clone); and the replacements, each terminated by a zero byte.
     """
     paths = {character.encode(): index for index, character in enumerate(replacements)}
     texts = [text.encode() + b"\0" for text in replacements.values()]
@@ -101,13 +101,14 @@ def extend_vocabulary(
 ) -> int:
     """Add word pieces, with vectors, for the words of ``texts`` that the tokenizer splits into single letters.
 
-    The vector of a new piece is the mean of those of the pieces that it is aligned with in the translations among ``pairs`` (see
-    :func:`align`), weighted by the alignment. Without an alignment, it is the mean of the pieces that the tokenizer split it
-    into. Text that the tokenizer already splits into words keeps its tokens. Minixhofer et al. (WECHSEL, 2022,
-    https://arxiv.org/abs/2112.06598) initialise new rows from translations, with static embeddings and a dictionary.
+    The vector of a new piece is the mean of the vectors of the pieces that it is aligned with in the translations among ``pairs``
+    (see :func:`align`), weighted by the alignment and scaled to the usual length. Without an alignment, it is the mean of the
+    vectors of the pieces that the tokenizer split it into. Text that the tokenizer already splits into words keeps its tokens.
+    Minixhofer et al. (WECHSEL, 2022, https://arxiv.org/abs/2112.06598) initialise new rows from translations, with static
+    embeddings and a dictionary.
 
     Args:
-        size: The largest number of word pieces.
+        size: The largest number of word pieces to add.
         pairs: Pairs of sentences. A pair is treated as a translation if exactly one side has words split into letters.
 
     Returns:
@@ -127,7 +128,7 @@ def extend_vocabulary(
         )
     before = _unpadded(backend)
     in_letters = words_in_letters(before)
-    # added tokens become part of the vocabulary; otherwise loading would renumber them, after the new pieces
+    # added tokens become part of the vocabulary; otherwise loading would renumber them to follow the new pieces
     vocabulary = state["model"]["vocab"] = backend.get_vocab(with_added_tokens=True)
     old = len(vocabulary)
     for piece in learn_pieces((" ".join(words) for text in texts if (words := in_letters(text))), size):
@@ -158,7 +159,7 @@ def extend_vocabulary(
             start[aligned] = mean * (length / np.linalg.norm(mean, axis=1, keepdims=True))
         weights[old:] = torch.from_numpy(start)
     logger.info(
-        "vocabulary: %d word pieces and %d new ones; %d of the new ones are initialised from their translations, in %d sentence pairs",
+        "vocabulary: %d word pieces and %d new ones; %d of the new ones are initialised from their translations in %d sentence pairs",
         old,
         len(added),
         aligned.sum(),
@@ -197,11 +198,11 @@ def words_in_letters(tokenizer: Tokenizer) -> Callable[[str], list[str]]:
 def learn_pieces(words: Iterable[str], size: int) -> list[str]:
     """Learn word pieces for the words of some texts, deterministically.
 
-    Uses byte-pair encoding with a mark before each word, and converts the result to WordPiece's mark for continuations. The
-    trainer of WordPiece itself numbers its pieces at random.
+    Uses byte-pair encoding with a mark before each word, and converts the pieces to the notation of WordPiece, which marks
+    continuations instead. The trainer of WordPiece itself is not used, because it numbers its pieces at random.
 
     Args:
-        words: Texts of words with spaces between them.
+        words: Strings of one or more words, separated by spaces.
         size: The largest number of pieces.
     """
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -216,16 +217,17 @@ def learn_pieces(words: Iterable[str], size: int) -> list[str]:
 
 
 def align(tokenizer: Tokenizer, pairs: list[tuple[str, str]]):
-    """Estimate how likely each token translates each other one: IBM Model 1 (Brown et al., 1993, https://aclanthology.org/J93-2003).
+    """Estimate how likely each token is to translate each other token: IBM Model 1 (Brown et al., 1993, https://aclanthology.org/J93-2003).
 
     Expectation maximisation computes the expected counts of a token ``e`` of the first sentence being generated by ``f`` of the
-    second. They give p(e | f) and p(f | e), whose geometric mean is large only if both are.
+    second. These counts give p(e | f) and p(f | e), whose geometric mean is large only if both are.
 
     Args:
         pairs: A sentence and its translation.
 
     Returns:
-        A sparse matrix of shape ``[vocabulary, vocabulary]``: rows are tokens ``f`` of the second sentences, columns ``e``.
+        The geometric means, a sparse matrix of shape ``[vocabulary, vocabulary]``: rows are tokens ``f`` of the second
+        sentences, columns ``e``.
     """
     from scipy.sparse import csr_matrix
 
@@ -265,7 +267,7 @@ def _backend(model: SentenceTransformer, flag: str) -> Tokenizer:
 
 
 def _save_as_it_is(model: SentenceTransformer) -> None:
-    """Replace the model's tokenizer with one that is loaded as saved; transformers rebuilds BERT's from its vocabulary only."""
+    """Replace the model's tokenizer with one that loads exactly as saved; transformers rebuilds BERT's from its vocabulary alone."""
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = model.tokenizer

@@ -1,4 +1,4 @@
-"""Averages the weights before and after training: this keeps most of what was learnt, and loses less of what was known.
+"""Averages the weights before and after training: the model keeps most of what it learnt, and forgets less of what it knew.
 
 Wortsman et al., Robust fine-tuning of zero-shot models, 2022, https://arxiv.org/abs/2109.01903.
 """
@@ -23,7 +23,7 @@ def copy_weights(model: SentenceTransformer) -> dict[str, Tensor]:
 
 
 def average_weights(model: SentenceTransformer, start: dict[str, Tensor], share: float) -> None:
-    """Replace the model's parameters with ``share`` times the start's plus ``1 - share`` times its own.
+    """Replace each parameter of the model with ``share`` times its value in ``start`` plus ``1 - share`` times its current value.
 
     Args:
         start: The result of :func:`copy_weights` before training.
@@ -32,4 +32,4 @@ def average_weights(model: SentenceTransformer, start: dict[str, Tensor], share:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.lerp_(start[name].to(parameter), share)
-    logger.info("weights: %g of those before training, %g of those after", share, 1 - share)
+    logger.info("averaged weights: %g of the weights before training, %g of the trained weights", share, 1 - share)

@@ -13,7 +13,7 @@ from common.errors import RunError, UsageError
 
 logger = logging.getLogger(__name__)
 
-LIMIT = 10_000  # number of texts
+LIMIT = 10_000  # largest number of texts
 SKIPPED_COLUMNS = ("topic", "subset", "label")
 
 

@@ -1,4 +1,4 @@
-"""Measures costs of an embedding: the time to encode a text, and to search vectors of each size."""
+"""Measures the costs of an embedding: the time to encode a text, and the time to search vectors of each size."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 TEXTS = 64  # texts encoded to time a model
 FEW_TEXTS = 4  # texts encoded first; if these are slow, only they are timed
-REPEATS = 5  # the largest number of repetitions; the median counts
+REPEATS = 5  # the largest number of repetitions; the median is reported
 SECONDS = 0.3  # limit after which a measurement is not repeated
 VECTORS = 20_000  # vectors searched; fewer for a wide model
 NUMBERS = 2**24  # limit for all vectors together: 64 MiB
@@ -24,7 +24,7 @@ NEIGHBOURS = 10
 
 @dataclass(frozen=True)
 class SearchTimes:
-    """Milliseconds to find the ten nearest of ``vectors`` to a query, one query at a time, by dimension and precision."""
+    """Milliseconds to find a query's ten nearest among ``vectors`` vectors, one query at a time, by dimension and precision."""
 
     vectors: int = 0
     ms: dict[tuple[int, str], float] = field(default_factory=dict)
@@ -33,7 +33,7 @@ class SearchTimes:
 def encode_ms(model: SentenceTransformer, texts: Collection[str], batch_size: int) -> float | None:
     """Measure the milliseconds to encode a text, in batches of at most ``batch_size``; None without texts.
 
-    Takes less than a second, or twice the time of four texts.
+    Takes less than a second, or twice the time to encode four texts.
     """
     chosen = sorted(texts)
     chosen = chosen[:: max(1, len(chosen) // TEXTS)][:TEXTS]

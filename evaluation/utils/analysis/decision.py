@@ -40,7 +40,7 @@ class Option:
     Attributes:
         score: The mean score over the counted sets.
         loss: The loss of the mean score, with the bounds that decide.
-        of_sets: The loss of each set, with bounds of 95% confidence.
+        of_sets: The loss on each set, with bounds at 95% confidence.
         tried: Whether the fixed sequence reached this option.
         accepted: Whether the fixed sequence reached this option and accepted its loss.
     """
@@ -85,7 +85,7 @@ class Decision:
 
 
 def decide(analyses: Sequence[ModelAnalysis], max_loss: float) -> Decision:
-    """Set each model's options and its recommended option, and choose the smallest recommended one.
+    """Set each model's options and its recommended option, and choose the smallest of the recommended ones.
 
     A baseline model gets options for comparison, but is never recommended.
 
@@ -101,7 +101,7 @@ def decide(analyses: Sequence[ModelAnalysis], max_loss: float) -> Decision:
     too_low = [key for key in common if key not in sets]
     if not sets:
         return Decision(tolerance, too_low=too_low)
-    # otherwise the models would have different resamples, and their scores would not be paired
+    # sets are resampled jointly only if they have the same groups in all models; otherwise the scores would not be paired
     joint = all(analysis.shared == compared[0].shared for analysis in compared)
     best = max(compared, key=lambda analysis: analysis.mean(sets, analysis.width, joint=joint).value)
     for analysis in analyses:

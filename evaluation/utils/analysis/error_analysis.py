@@ -1,4 +1,4 @@
-"""Shows where truncation hurts: the distance from the gold order of pairs, by score band, length and dimension."""
+"""Shows where truncation hurts: how far pairs are from their gold order, by score band, length and dimension."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ QUARTERS = ("shortest quarter", "second quarter", "third quarter", "longest quar
 
 
 def rank_shares(values: np.ndarray) -> np.ndarray:
-    """Return ranks as percentages of the pairs, shape ``[n]``."""
+    """Return ranks as percentages of the number of pairs, shape ``[n]``."""
     return 100 * rankdata(values) / len(values)
 
 
 def _bands(gold: np.ndarray) -> dict[str, np.ndarray]:
-    """Group the pairs by gold score: by label, or into at most four bands of equal width."""
+    """Group the pairs by gold score: by value if there are at most three, otherwise into four bands of equal width."""
     labels = np.unique(gold)
     if len(labels) <= 3:
         return {f"score {label:g}": gold == label for label in labels}
@@ -41,8 +41,8 @@ def _lengths(pairs: PairSet) -> dict[str, np.ndarray]:
 def rank_errors(pairs: PairSet, dims: list[int]) -> list[dict[str, Any]]:
     """Return rows ``task, subset, group, value, pairs, dim, error``.
 
-    ``error`` is the mean distance of a pair's rank by similarity from its rank by gold score, in percent of the pairs
-    (33 would be a random order).
+    ``error`` is the mean distance of a pair's rank by similarity from its rank by gold score, as a percentage of the
+    number of pairs (33 for a random order).
     """
     gold = rank_shares(pairs.gold)
     groups = {
@@ -66,7 +66,7 @@ def rank_errors(pairs: PairSet, dims: list[int]) -> list[dict[str, Any]]:
 def pairs_that_move(pairs: PairSet, dim: int) -> list[dict[str, Any]]:
     """Return the pairs whose similarity rank changes most from the full width to ``dim`` dimensions, largest change first.
 
-    Ranks are percentages of the pairs; 100 is the most similar.
+    Ranks are percentages of the number of pairs; 100 is the most similar pair.
     """
     full = rank_shares(pairs.similarity(pairs.first, pairs.second))
     cut = rank_shares(pairs.similarity(pairs.first[:, :dim], pairs.second[:, :dim]))

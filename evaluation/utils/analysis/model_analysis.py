@@ -40,11 +40,11 @@ class ModelAnalysis:
         languages: The ISO 639-3 codes of the texts of each task and subset.
         estimates: Estimates of each task and subset with an interval, by dimension and precision.
         shared: The tasks and subsets that share pairs, in groups.
-        joint_estimates: Like ``estimates``, for the sets in ``shared``, on resamples of the pairs of their group.
+        joint_estimates: Like ``estimates``, for the sets in ``shared``, on joint resamples of all pairs in their group.
         encode_ms: Milliseconds to encode a text, if measured.
         options: The loss of each dimension and precision; ``recommended`` is the smallest whose loss is acceptable, if any.
             :func:`evaluation.utils.analysis.decision.decide` sets both.
-        baselines, shortlists, errors, moved: Rows of the modules of these names.
+        baselines, shortlists, errors, moved: Rows of the modules ``baselines``, ``shortlist`` and ``error_analysis``.
     """
 
     identity: ModelIdentity
@@ -198,7 +198,7 @@ def _rounded(*numbers: float) -> list[float]:
 
 
 def compare_with_first(analyses: list[ModelAnalysis]) -> None:
-    """Compare each further model with the first at equal dimensions, and their full widths with each other."""
+    """Compare each other model with the first, at equal dimensions and full width with full width."""
     first = analyses[0]
     for analysis in analyses[1:]:
         for row in analysis.scored_rows:

@@ -1,7 +1,7 @@
 """Published scores on STS17, STS22 and STS22.v2, and the rank of a score among them.
 
 ``evaluation/published_results.csv`` holds the cosine Spearman correlation of 56 models on the Arabic and English subsets of
-STS17, STS22 and STS22.v2. Source ``mteb-results`` is https://github.com/embeddings-benchmark/results (CC0) at commit f4cc6c8,
+STS17, STS22 and STS22.v2. The source ``mteb-results`` is https://github.com/embeddings-benchmark/results (CC0) at commit f4cc6c8,
 file ``results/<model with / as __>/<revision>/<task>.json``; ``model-card`` is the model's page on the Hugging Face Hub.
 """
 

@@ -29,7 +29,7 @@ class Quantizer:
         return quantize_embeddings(np.asarray(embeddings[:, :dim]), stored, ranges=self.ranges[:, :dim])
 
     def restore(self, quantized: np.ndarray) -> np.ndarray:
-        """Convert int8 to float32: the middle of each step."""
+        """Convert int8 to float32, to the middle of each quantisation step."""
         start, end = self.ranges[:, : quantized.shape[1]]
         return (start + (quantized.astype(np.float32) + 128.5) * (end - start) / 255).astype(np.float32)
 

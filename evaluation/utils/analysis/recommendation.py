@@ -26,7 +26,7 @@ Bound = Callable[[int, str], float]  # the upper bound of the loss at a dimensio
 
 
 def retention(score: float, full: float) -> float:
-    """Return the share of the full-width score; NaN if that is below 0.3."""
+    """Return a score as a share of the full-width score; NaN if the full-width score is below 0.3."""
     return score / full if full >= MIN_SCORE else float("nan")
 
 
@@ -49,8 +49,8 @@ def least_lost(loss: Estimate, error: float = ERROR) -> float:
 
 
 def error_of_step(models: int) -> float:
-    """Return the error of each step if several models are compared: half of the total for the dimensions, half for the
-    precisions."""
+    """Return the error rate of each step: half of the total for the dimensions and half for the precisions, each divided
+    equally between the compared models."""
     return ERROR / 2 / models
 
 

@@ -26,7 +26,7 @@ def search(queries: np.ndarray, corpus: np.ndarray, k: int, dim: int, quantizer:
 
     Args:
         queries, corpus: Shapes ``[q, width]`` and ``[n, width]``; the corpus may be a memory map: it is read in blocks.
-        quantizer: Search binary vectors by Hamming distance instead of float32 ones by cosine.
+        quantizer: If given, search binary vectors by Hamming distance instead of float32 ones by cosine.
         own: The row that is the query itself and must not be returned, shape ``[q]``; -1 for none.
 
     Returns:
@@ -59,12 +59,12 @@ def shortlist_rows(queries: np.ndarray, corpus: np.ndarray, own: np.ndarray, dim
                    name: str = "") -> list[dict]:  # fmt: skip
     """Measure how much of the full search's result each shortlist recalls, and how many bytes it reads.
 
-    Rescoring at full width orders the shortlist as the full search does, so the recall after it is the share of the full
-    search's ten nearest that are in the shortlist.
+    Rescoring at full width orders the shortlist as the full search does, so recall after rescoring is the share of the
+    full search's ten nearest that are in the shortlist.
 
     Returns:
-        Rows ``dim, precision, k, recall, bytes, saving``: ``bytes`` are read for one query from an index of a million
-        vectors: all short vectors, then ``k`` full ones; ``saving`` is the full search's bytes divided by ``bytes``.
+        Rows ``dim, precision, k, recall, bytes, saving``: ``bytes`` is what one query reads from an index of a million
+        vectors (all short vectors, then ``k`` full ones); ``saving`` is the full search's bytes divided by ``bytes``.
     """
     width = corpus.shape[1]
     top = min(TOP, len(corpus) - 1)

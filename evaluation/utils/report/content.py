@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Table:
-    """A table with text cells. The first ``text_columns`` columns are words, the others numbers; rows in ``picked`` are highlighted."""
+    """A table of strings. The first ``text_columns`` columns hold text, the others numbers; rows in ``picked`` are highlighted."""
 
     columns: list[str]
     rows: list[list[str]]
@@ -19,7 +19,7 @@ class Table:
 
 @dataclass
 class Plot:
-    """A plot. ``name`` describes it in words; ``file`` is set when it is written to a file."""
+    """A plot. ``name`` describes it in words; ``file`` is set when the plot is written to a file."""
 
     name: str
     svg: str
@@ -28,9 +28,9 @@ class Plot:
 
 @dataclass
 class Section:
-    """A section: paragraphs, then plots, then tables. The paragraphs numbered in ``leads`` are highlighted.
+    """A section: paragraphs, then plots, then tables. The paragraphs whose indices are in ``leads`` are highlighted.
 
-    ``id`` names the section in links and in the file names of its plots; the list of sections sets it.
+    ``id`` names the section in links and in the file names of its plots; it is set when the sections are built.
     """
 
     title: str

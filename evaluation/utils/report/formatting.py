@@ -16,7 +16,7 @@ EMPHASIS = {character: "\\" + character for character in "\\*_`]"}
 
 
 def escape_markdown(text: str, keep_emphasis: bool = False) -> str:
-    """Escape text for Markdown, also in tables.
+    """Escape text for Markdown, including table cells.
 
     Args:
         keep_emphasis: Do not escape ``_``, ``*`` and similar characters, for a table that is also read in a terminal.

@@ -18,10 +18,10 @@ class Material:
     """The material from which the sections of a report are built.
 
     Attributes:
-        models: The models with a score. The first is the one that others are compared with.
-        table: The summary's rows of this run that have a score.
+        models: The models with a score. The others are compared with the first.
+        table: The rows of the summary that belong to this run and have a score.
         decision: What to deploy.
-        search: Search times at each dimension and precision, on this ``hardware``.
+        search: Search times at each dimension and precision, measured on ``hardware``.
         unscored: A sentence for each model and test set without a score.
         calibration: The data on which PCA and the quantisation ranges were fitted.
         provenance: How the run was made: command, versions, revisions.

@@ -1,5 +1,5 @@
-"""Updates a model's README: the scores of each dimension in the ``model-index`` metadata of the Hugging Face Hub, and the recommended
-dimension."""
+"""Updates a model's README.md: the scores at each dimension, in the Hugging Face Hub's ``model-index`` metadata, and the
+recommended dimension."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ def update_model_card(
 
     Args:
         folder: The model's folder.
-        name: The model's name, if the card does not state one.
+        name: The model's name, used if the card does not state one.
         rows: The model's rows that have a score.
-        hub_datasets: The Hub data set of each task; for a task without one, its name.
+        hub_datasets: The Hub data set of each task. For a task that is not in it, the card states the task's name.
         recommended: The dimension to recommend, if any.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Writes ``errors.html``: the pairs whose rank truncation changes most. It is a separate file because it quotes the test sets."""
+"""Writes ``errors.html``: the pairs that truncation moves most in rank. It is a separate file because it quotes the test sets."""
 
 from __future__ import annotations
 

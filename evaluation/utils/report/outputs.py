@@ -1,4 +1,4 @@
-"""Writes all files of an evaluation's output folder, and checks whether they exist already."""
+"""Writes all files in an evaluation's output directory, and checks whether they already exist."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def run_fingerprint(config: dict[str, Any], identities: list[ModelIdentity], *fi
 
 
 def is_done(output_dir: Path, fingerprint: str) -> bool:
-    """Return whether the folder has the complete, unchanged results of this run. Corrupt files are set aside."""
+    """Return whether the output directory has the complete, unchanged results of this run. Corrupt files are set aside."""
     if not output_dir.is_dir():
         return False
     with FileLock(output_dir / ".outputs.lock"):
@@ -83,15 +83,15 @@ def write_outputs(
 ) -> str:
     """Update ``summary.csv``; write the table, the plot, the report and the tables behind it; and finish the record.
 
-    Several processes may do this in one folder: each writes all its files before the next one starts.
+    Several processes may do this in one output directory: each writes all its files before the next one starts.
 
     Args:
         analyses: The analysis of each model; the other models are compared with the first.
         decision: The decision on what to deploy.
         search: Search times.
         calibration: The data on which PCA and the quantisation ranges were fitted.
-        record: The record of the run, which this completes.
-        phases: The time that the run took so far, by phase; the report adds its own.
+        record: The record of the run; this function finishes it.
+        phases: The time that the run has taken so far, by phase; the time for the report is added.
         warning: A sentence for the table and the report.
         **facts: Further values for the record.
 
@@ -134,7 +134,7 @@ def _write_outputs(
         ]
         if content:
             write_atomically(output_dir / name, pd.DataFrame(content).to_csv(index=False))
-        else:  # otherwise an earlier run's file would be next to this report
+        else:  # otherwise an earlier run's file would remain next to this report
             (output_dir / name).unlink(missing_ok=True)
 
     material = Material(
@@ -206,7 +206,7 @@ def _error_rows(analysis: ModelAnalysis) -> list[dict[str, Any]]:
     return analysis.errors
 
 
-# The tables behind the report: the rows of a model in each file
+# The tables behind the report: each file, and the function that returns a model's rows in it
 TABLES: dict[str, Callable[[ModelAnalysis], list[dict[str, Any]]]] = {
     "baselines.csv": _baseline_rows,
     "precision.csv": _precision_rows,

@@ -108,7 +108,7 @@ def draw_scores(axis: Any, title: str, lines: dict[str, Line], dims: list[int], 
     """Plot score against dimension with intervals, one line for each model.
 
     Args:
-        lines: The points of each model; a model without points still takes a number, so that each model
+        lines: The points of each model; a model without points still takes up a colour, so that each model
             has the same colour in all plots.
         dims: The dimensions of the axis.
     """
@@ -124,8 +124,8 @@ def draw_scores(axis: Any, title: str, lines: dict[str, Line], dims: list[int], 
 
 
 def score_plot(title: str, lines: dict[str, Line], ylabel: str, published: dict[str, float] | None = None) -> str:
-    """Plot the scores on one test set, as SVG. ``published`` scores of other models are drawn if they are within the
-    range."""
+    """Plot the scores on one test set, as SVG. Scores in ``published``, of other models, are drawn if they
+    are within the plot's range."""
     with _figure(5, 3.4) as (figure, axes, svg):
         axis = axes[0]
         dims = sorted({point[0] for points in lines.values() for point in points})

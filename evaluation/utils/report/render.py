@@ -1,4 +1,4 @@
-"""``report.html``, a single file with the plots inside, and ``report.md`` with the same content.
+"""Writes ``report.html``, a single file that contains the plots, and ``report.md`` with the same content.
 
 The content comes from ``sections/``; this module only writes it.
 """
@@ -17,7 +17,7 @@ TEMPLATES = Path(__file__).resolve().parents[2] / "templates"
 
 
 def render(template: str, **content: object) -> str:
-    """Load a template of ``evaluation/templates``, with escaping for its output format."""
+    """Render a template from ``evaluation/templates``, with escaping for its output format."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     html = template.endswith(".html.j2")
@@ -43,7 +43,7 @@ def write_report(
     """Write ``report.html`` and ``report.md``, and the plots that ``report.md`` shows, under ``plots/``.
 
     Args:
-        section_ids: All section ids: an earlier report's plots in these sections are removed.
+        section_ids: The ids of all sections. An earlier report's plots of these sections are removed.
     """
     for old in (output_dir / "plots").glob("*.svg"):
         if re.fullmatch(rf"({'|'.join(section_ids)})-\d+\.svg", old.name):

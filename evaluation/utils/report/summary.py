@@ -31,7 +31,7 @@ def update_summary(path: Path, rows: Iterable[ScoreRow]) -> pd.DataFrame:
     An existing row gets the new values and, if the data is the same, keeps its other values. All other rows stay. Several
     processes may do this at once.
 
-    A file that is not a summary, or a corrupt one, is set aside.
+    A file that is not a summary, or is corrupt, is set aside.
 
     Returns:
         The complete summary.

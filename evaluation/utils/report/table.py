@@ -64,7 +64,7 @@ def write_table(path: Path, table: pd.DataFrame, warning: str = "") -> str:
         table: Rows of the summary; some may have no score.
 
     Returns:
-        The table, with the reasons for missing scores, without heading and legend.
+        The table, with the reasons for missing scores, but without the heading and the legend.
     """
     text = markdown_table(table) + "".join(f"\n{plain(line)}\n" for line in unscored_lines(table))
     scored = table[table["score"].notna()]

@@ -1,7 +1,7 @@
 """Every text is encoded once, at full width; each dimension is a view of the result.
 
 The embeddings of a model are stored in one file, which is memory-mapped: a large corpus does not fill the memory, and an interrupted
-evaluation continues where it stopped.
+evaluation resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-CHUNK = 1024  # texts between two writes: the most that an interruption can lose and that memory holds
-VIEW_FROM = 4096  # texts; fewer are copied out of the file, so that the caller can modify them
+CHUNK = 1024  # texts between two writes: at most this many are in memory, or lost in an interruption
+VIEW_FROM = 4096  # texts; up to this many embeddings are copied out of the file, so that the caller can modify them
 DIGEST = "S16"  # 16 bytes per text
-ENTRY = np.dtype([("text", DIGEST), ("row", "<u8")])  # and 8 per embedding, to detect a corrupt one
+ENTRY = np.dtype([("text", DIGEST), ("row", "<u8")])  # and 8 bytes per embedding, to detect corrupt ones
 PROGRESS_FROM = 500  # texts
 
 
@@ -44,7 +44,7 @@ def cache_folder(output_dir: Path, scored_model: ScoredModel) -> Path:
 
 
 class Rows:
-    """Maps texts to rows of the file, with 16 bytes and a number for each text of any length."""
+    """Maps texts to rows of the file. Each text takes 16 bytes and a row number, whatever its length."""
 
     def __init__(self, digests: np.ndarray):
         self.order = np.argsort(digests, kind="stable")
@@ -54,7 +54,7 @@ class Rows:
         return len(self.sorted)
 
     def find(self, digests: np.ndarray) -> np.ndarray:
-        """Return the row of each digest; -1 for a digest that the file does not have."""
+        """Return the row of each digest; -1 for a digest that is not in the file."""
         if not len(self):
             return np.full(len(digests), -1)
         place = np.minimum(np.searchsorted(self.sorted, digests), len(self) - 1)
@@ -62,21 +62,21 @@ class Rows:
 
 
 class EmbeddingStore:
-    """Full-width embeddings of texts, encoded at most once for each prompt. As a context manager, it ends its processes on exit.
+    """Full-width embeddings of texts, encoded at most once for each prompt. As a context manager, it stops its processes on exit.
 
     Args:
         model: The model that encodes.
-        folder: The folder of the embeddings, which must belong to only this model, revision and precision
+        folder: The folder of the embeddings. No other model, revision or precision may use it
             (see :func:`cache_folder`).
         batch_size: Texts in a forward pass.
         devices: Devices to encode on, each with its own process if there are several; by default the model's device.
 
     Attributes:
-        width: Numbers in an embedding.
-        encoded: Texts encoded so far.
-        phases: Collects the seconds of ``encoding``. The caller may replace it by its own.
+        width: Number of dimensions of an embedding.
+        encoded: Number of texts encoded so far.
+        phases: Adds up the seconds of the phase ``encoding``. The caller may replace it with its own.
 
-    Each way of encoding (query, document or neither, and the prompt) has a file of rows with ``width`` float32 numbers each,
+    Each combination of role (query, document or neither) and prompt has a file of rows, each with ``width`` float32 numbers,
     and a file with the digests of the texts and rows, in the same order. Rows without a digest, which an interruption can leave,
     are overwritten. If a row does not match its digest, both files are set aside.
     """
@@ -103,7 +103,7 @@ class EmbeddingStore:
             self._pool = None
 
     def clear(self) -> None:
-        """Remove all embeddings, also from disk."""
+        """Remove all embeddings, including those on disk."""
         for names in self.folder.glob("*.digests"):
             with FileLock(names.with_suffix(".lock")):
                 names.unlink(missing_ok=True)
@@ -117,13 +117,13 @@ class EmbeddingStore:
 
         Args:
             texts: ``n`` texts; iterated twice if some are new, and never held in memory all at once.
-            dim: Numbers to keep of each embedding; all of them by default.
-            prompt: The prompt before each text; by default the model's own.
+            dim: Number of leading dimensions to keep; all of them by default.
+            prompt: The prompt to put before each text; by default the model's own.
             role: ``"query"``, ``"document"`` or None, for models that encode these differently.
 
         Returns:
-            Float32 array of shape ``[n, dim]``. Many texts with consecutive rows in the file are not copied; the
-            result is then a read-only view of the file.
+            Float32 array of shape ``[n, dim]``. If there are many texts, with consecutive rows in the file, it is a read-only
+            view of the file instead of a copy.
 
         Raises:
             RunError: The model gives embeddings that are not finite.
@@ -168,7 +168,7 @@ class EmbeddingStore:
         return self._rows[key][1]
 
     def _is_intact(self, path: Path, entries: np.ndarray, checked: int) -> bool:
-        """Return whether each row of the file, from the row ``checked`` on, matches its digest."""
+        """Return whether each row of the file, from row ``checked`` on, matches its digest."""
         if len(entries) <= checked:
             return True
         stored = np.memmap(path, dtype=np.float32, mode="r", shape=(len(entries), self.width))

@@ -1,4 +1,4 @@
-"""The encoder that mteb evaluates: it returns the first ``dim`` numbers of embeddings that are encoded once."""
+"""The encoder that mteb evaluates: it returns the first ``dim`` dimensions of embeddings; each text is encoded only once."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class _Texts:
 
 
 class TruncatedEncoder(AbsEncoder):
-    """An encoder for mteb that gives the raw prefix of each embedding, as ``SentenceTransformer(truncate_dim=dim)`` does.
+    """An encoder for mteb that returns the raw prefix of each embedding, as ``SentenceTransformer(truncate_dim=dim)`` does.
 
     mteb files results by name, revision and experiment. The dimension is part of the experiment, so that no model or dimension
     ever gets another's score.
@@ -78,7 +78,7 @@ class TruncatedEncoder(AbsEncoder):
         return None if name is None else self.model.prompts[name], role
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Tensor:
-        """Return a tensor of shape ``[n1, n2]``, computed in blocks of columns, so that the corpus is normalised without a copy."""
+        """Return a tensor of shape ``[n1, n2]``, computed in blocks of columns, so that only a block of the corpus is copied."""
         import torch
 
         blocks = [

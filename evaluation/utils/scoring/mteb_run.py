@@ -78,7 +78,7 @@ class MTEBRun:
         return rows
 
     def query_estimates(self, task: Any) -> Estimates:
-        """Estimate the main score of each subset of a retrieval task at each dimension. Other tasks give nothing."""
+        """Estimate the main score of each subset of a retrieval task at each dimension. Empty for other tasks."""
         return query_estimates(task.metadata.name, {dim: self._queries_file(task, dim) for dim in self.dims})
 
     def _queries_file(self, task: Any, dim: int) -> Path:
@@ -90,7 +90,7 @@ class MTEBRun:
         return FileLock(path.with_name(f".{path.name}.lock"))
 
     def _evaluate(self, task: Any, dim: int) -> Any:
-        """Return mteb's result of a task at a dimension, from its files if it exists there."""
+        """Return mteb's result for a task at a dimension, read from its files if they have it."""
         query_scores = record_query_scores(task) if is_retrieval(task) else {}
         _rewind(task)
         encoder = self.encoder(dim)
@@ -140,7 +140,7 @@ class MTEBRun:
         return self._row(task, subset, split, dim, note=reason, dataset_revision=task.metadata.dataset.get("revision"))
 
     def _rows(self, task: Any, dim: int, result: Any) -> list[ScoreRow]:
-        """The rows of mteb's result, which may hold other subsets and splits too."""
+        """Return the rows of mteb's result. It may contain further subsets and splits, which are skipped."""
         rows: list[ScoreRow] = []
         for split, entries in result.scores.items():
             for entry in entries if split in task.eval_splits else ():
@@ -167,7 +167,7 @@ class MTEBRun:
 
 
 def _rewind(task: Any) -> None:
-    """Set a task's random state back: clustering draws its samples from it, and each dimension is to get the same ones."""
+    """Reset a task's random state: clustering draws its samples from it, and every dimension must get the same samples."""
     if not hasattr(task, "random_state_at_first"):
         task.random_state_at_first = copy.deepcopy((task.rng_state, task.np_rng))
     task.rng_state, task.np_rng = copy.deepcopy(task.random_state_at_first)

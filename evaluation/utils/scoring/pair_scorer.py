@@ -140,7 +140,7 @@ class PairScorer:
 
 
 def write_result(path: Path, result: dict[str, Any]) -> None:
-    """Write a result file, and keep its results on other subsets of the same data. Several processes may do this at once."""
+    """Write a result file, keeping its results on other subsets of the same data. Several processes may do this at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.lock")):
         known = read_json_file(path)

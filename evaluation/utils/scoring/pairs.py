@@ -1,4 +1,4 @@
-"""Scored pairs from a task or a user's file, with their embeddings."""
+"""Graded or classified pairs from a task, or graded ones from a user's file, with their embeddings."""
 
 from __future__ import annotations
 
@@ -45,16 +45,16 @@ class PairSet:
 
     @property
     def sample(self) -> str:
-        """The name of the resamples. It is the same for all models and dimensions, so that they are compared on the same resamples."""
+        """The name that, with the seed, determines the resamples: all models and dimensions are compared on the same ones."""
         return f"{self.task} {self.subset}"
 
     def statistic(self, similarities: Sequence[np.ndarray]) -> Statistic:
-        """Return the statistic for the bootstrap, on ``k`` columns of similarities of shape ``[n]``."""
+        """Return the statistic for the bootstrap, for ``k`` columns of similarities, each of shape ``[n]``."""
         return (spearman if self.kind == "spearman" else average_precision)(self.gold, similarities)
 
     def similarity(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        """Return the similarities of the pairs' embeddings, shape ``[n]``: cosine for graded pairs; for labels, whichever of
-        the four scores highest, as in mteb's ``max_ap``."""
+        """Return the similarities of the pairs' embeddings, shape ``[n]``: cosine for graded pairs; for classified pairs,
+        whichever of the four similarities scores highest, as in mteb's ``max_ap``."""
         similarities = pairwise_similarities(first, second)
         if self.kind == "spearman":
             return similarities["cosine"]
@@ -62,7 +62,7 @@ class PairSet:
         return list(similarities.values())[int(np.argmax(scores))]
 
     def score(self, first: np.ndarray, second: np.ndarray) -> float:
-        """Return the main score of embeddings of the pairs, from -1 (or 0) to 1; NaN if it is undefined."""
+        """Return the main score of the pairs' embeddings, from -1 (or 0) to 1; NaN if it is undefined."""
         return float(self.statistic([self.similarity(first, second)])(np.ones((len(self.gold), 1)))[0, 0])
 
 
@@ -81,7 +81,7 @@ def languages_of_name(subset: str) -> tuple[str, ...]:
 def load_pairs(
     task_name: str | None, data: str | None, wanted: list[str], defaults: list[str], explicit: bool
 ) -> tuple[str, dict[str, dict[str, list[Any]]], str]:
-    """Load the scored pairs of an mteb STS task or a user's file. A correlation may be undefined for their scores; this is not checked here.
+    """Load the graded pairs of an mteb STS task or a user's file. Whether their correlation is defined is not checked here.
 
     Args:
         explicit: Whether the user named the subsets ``wanted``; a missing subset is then an error.

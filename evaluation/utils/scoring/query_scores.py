@@ -17,7 +17,7 @@ from evaluation.utils.scoring.task_data import label_of, split_data
 if TYPE_CHECKING:
     from evaluation.utils.scoring.mteb_encoder import TruncatedEncoder
 
-# mteb's name of each measure, and the name in pytrec_eval, which computes it for each query
+# mteb's name for each measure, and its name in pytrec_eval, which computes it for each query
 MEASURES = {
     "ndcg_at": "ndcg_cut",
     "map_at": "map_cut",
@@ -55,13 +55,13 @@ def record_query_scores(task: Any) -> dict[str, dict[str, float]]:
 
 
 def _measure_of_queries(metric: str) -> str | None:
-    """Return pytrec_eval's name of a measure: ``ndcg_cut_10`` for ``ndcg_at_10``; None if it is not defined per query."""
+    """Return pytrec_eval's name for a measure: ``ndcg_cut_10`` for ``ndcg_at_10``; None if it is not defined per query."""
     kind, _, k = metric.rpartition("_")
     return f"{MEASURES[kind]}_{k}" if kind in MEASURES else None
 
 
 def save_query_scores(path: Path, query_scores: dict[str, dict[str, float]], overwrite: bool) -> None:
-    """Add the scores of subsets to a file, and keep those of other subsets, unless ``overwrite``."""
+    """Write the query scores of subsets to a file. It keeps the scores of other subsets, unless ``overwrite`` is true."""
     known = {} if overwrite else read_json_file(path)
     write_atomically(path, json.dumps(known | query_scores))
 
@@ -73,8 +73,8 @@ def query_estimates(task_name: str, files: dict[int, Path]) -> Estimates:
         files: The file of :func:`save_query_scores` for each dimension, the full width first.
 
     Returns:
-        The estimates; none for other tasks, which have no files, and none if the main score is not the mean of the queries'
-        scores.
+        The estimates. Empty for other tasks, and if the main score is not the mean of the queries' scores: these have no files.
+        Subsets with fewer than three queries, or without the same queries at every dimension, are omitted.
     """
     estimates: Estimates = {}
     if not all(path.exists() for path in files.values()):

@@ -14,9 +14,9 @@ DEFAULT_SUBSET = "default"  # the Hub's name for the data of a task without subs
 
 @dataclass(frozen=True)
 class ScoredModel:
-    """Identifies the scored model: everything under which embeddings and scores are filed, except the dimension.
+    """Identifies the scored model: everything, except the dimension, that determines where embeddings and scores are stored.
 
-    Settings that change embeddings (now the precision) belong here, so that results of different settings never mix.
+    Settings that change embeddings (currently only the precision) belong here, so that results of different settings never mix.
 
     Attributes:
         dtype: The precision of the weights and the forward pass.

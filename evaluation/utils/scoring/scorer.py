@@ -21,10 +21,10 @@ class ModelScores:
 
     Attributes:
         rows: One for each task, subset and dimension, with or without a score.
-        pairs: The sets of scored pairs that have a score at every dimension, with full-width embeddings.
+        pairs: The sets of graded or classified pairs that have a score at every dimension, with full-width embeddings.
         query_estimates: The estimates of retrieval tasks.
         corpora: Name, queries and corpus of retrieval tasks, for measuring shortlists.
-        test_texts: Texts of the test sets, on which nothing may be fitted.
+        test_texts: Texts of the pairs in the test sets, on which nothing may be fitted.
     """
 
     rows: list[ScoreRow]
@@ -39,7 +39,7 @@ class Scorer(Protocol):
 
     Attributes:
         data_files: Hashes of the user's files that the scores depend on.
-        result_files: A description of the files that the scorer writes into the output folder.
+        result_files: A description of the files that the scorer writes to the output directory.
         warning: A sentence to show next to the scores, or nothing.
     """
 
@@ -68,5 +68,5 @@ class Scorer(Protocol):
         ...
 
     def hub_datasets(self) -> dict[str, str]:
-        """Return the Hub data set of each task, for model cards; for a task without one, its name."""
+        """Return the Hub data set of each task, for model cards. For a task that is not in it, a card states the task's name."""
         ...

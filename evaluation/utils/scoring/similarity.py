@@ -1,7 +1,7 @@
 """Four similarities of sentence pairs, and their correlations with gold scores.
 
-A Matryoshka embedding's prefix is the smaller embedding (Kusupati et al., 2022, https://arxiv.org/abs/2205.13147), so one
-encode at full width serves every dimension. Similarities are computed on the raw prefix, as with ``truncate_dim``.
+A Matryoshka embedding's prefix is the smaller embedding (Kusupati et al., 2022, https://arxiv.org/abs/2205.13147), so
+encoding once, at full width, serves every dimension. Similarities are computed on the raw prefix, as with ``truncate_dim``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ METRICS = tuple(f"{name}_{correlation}" for name in SIMILARITIES for correlation
 
 
 def pairwise_similarities(first: np.ndarray, second: np.ndarray) -> dict[str, np.ndarray]:
-    """Compute the similarity of each row of ``first`` with the same row of ``second``. Distances are negated.
+    """Compute the similarity of each row of ``first`` with the corresponding row of ``second``. Distances are negated.
 
     Args:
         first, second: Arrays of shape ``[n, dim]``, not normalised.
@@ -41,7 +41,7 @@ def sts_scores(first: np.ndarray, second: np.ndarray, gold: Sequence[float]) -> 
     """Compute the Spearman and Pearson correlations of each similarity with the gold scores.
 
     Args:
-        first, second: Embeddings of the pairs' sentences, shape ``[n, dim]``, the raw prefix.
+        first, second: Raw prefixes of the embeddings of the pairs' sentences, shape ``[n, dim]``.
         gold: The ``n`` gold scores.
 
     Returns:

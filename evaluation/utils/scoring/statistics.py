@@ -1,8 +1,8 @@
 """Paired bootstrap intervals and p-values, in NumPy and SciPy.
 
 The intervals are bias-corrected and accelerated (Efron, 1987, https://doi.org/10.1080/01621459.1987.10478410), and each
-resample is ranked again. On bivariate normal data (n = 250) their coverage of the true Spearman correlation is the stated level;
-resampling the ranks of the full data would cover it too rarely (``benchmarks/eval_coverage.py`` measures both).
+resample is ranked again. On bivariate normal data (n = 250) they cover the true Spearman correlation at the stated level;
+resampling the ranks of the full data would give intervals that cover it too rarely (``benchmarks/eval_coverage.py`` measures both).
 
 Resampled values of two models or dimensions can be subtracted, because each resample has the same items for all of them.
 """
@@ -136,8 +136,8 @@ def bootstrap(
         statistic: Takes weights of shape ``[items, m]`` (how often each item occurs in each of ``m`` resamples), and returns
             ``[k, m]`` numbers: ``k`` scores (of dimensions, models) on each resample.
         items: Number of items: pairs, or queries.
-        seed, sample: Equal values of both and of ``items`` give equal resamples, so that calls for several models are paired.
-            Another sample (task and subset) gives independent resamples.
+        seed, sample: The same ``seed``, ``sample`` and ``items`` give the same resamples, so that calls for several models are
+            paired. Another ``sample`` (task and subset) gives independent resamples.
         groups: The largest number of groups in the jackknife, which estimates the acceleration.
 
     Returns:

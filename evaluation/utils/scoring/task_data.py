@@ -30,7 +30,7 @@ def languages_of(task: Any, subset: str) -> tuple[str, ...]:
 
 
 def label_of(task: Any, subset: str, split: str) -> str:
-    """Return the summary's name of a subset: with the split if the task has several."""
+    """Return a subset's name in the summary, with the split if the task has several."""
     return subset if len(task.eval_splits) == 1 else f"{subset}/{split}"
 
 
@@ -99,7 +99,7 @@ def encode_pairs(tasks: list[Any], encoder: TruncatedEncoder) -> None:
 
 
 def why_unscored(task: Any, encoder: TruncatedEncoder) -> dict[str, str]:
-    """Return the subsets of a pair task whose main score is undefined at the encoder's dimension, with the reason."""
+    """Return the subsets on which a pair task's main score is undefined at the encoder's dimension, with the reason."""
     reasons: dict[str, str] = {}
     for pairs in task_pairs(task):
         reason = why_undefined(pairs.gold)

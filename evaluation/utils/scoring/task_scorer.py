@@ -35,7 +35,7 @@ class TaskScorer:
         self.tasks = choose_tasks(names, config.benchmark, config.languages, config.subsets, default_subsets)
         if config.is_set("subsets"):
             check_subsets(config.subsets, self.tasks)
-            for task in self.tasks:  # also those of a benchmark or a language
+            for task in self.tasks:  # including the tasks of a benchmark or a language
                 task.hf_subsets = choose_subsets(config.subsets, [], list(task.hf_subsets))
         for task in self.tasks:
             load_task_data(task)

@@ -58,8 +58,8 @@ def choose_tasks(
 
     Args:
         names: Task names; empty with a benchmark, or with only languages (then every task that has them).
-        benchmark: All tasks of this benchmark.
-        languages: ISO 639-3 codes (``ara``, ``eng``): only subsets with one of these. Without languages, ``subsets`` decides.
+        benchmark: Score all text tasks of this benchmark.
+        languages: ISO 639-3 codes (``ara``, ``eng``): of the chosen subsets, score only those in one of these; all if empty.
         subsets, default_subsets: See :func:`choose_subsets`.
 
     Raises:
@@ -116,7 +116,7 @@ def _text_tasks(candidates: list[Any]) -> list[Any]:
 
 
 def _restrict(task: Any, languages: list[str]) -> bool:
-    """Keep a task's subsets with one of the languages. Returns whether any remain."""
+    """Keep only a task's subsets in one of the languages. Returns whether any remain."""
     wanted = {language.split("-")[0] for language in languages}
     languages_of_subset = task.metadata.hf_subsets_to_langscripts
     task.hf_subsets = [

@@ -37,7 +37,7 @@ def build(material: Material) -> Section:
 
 
 def points(value: float) -> str:
-    """Format a score or loss in points; 1 point is a hundredth."""
+    """Format a score or loss in points; 1 point is 0.01."""
     return number(value if abs(value) >= 0.00005 else 0.0)
 
 
@@ -81,7 +81,7 @@ def _sentence(material: Material) -> str:
 def _lost(loss: Loss) -> str:
     most = f"at most {points(max(0.0, loss.most))} with 95% confidence"
     if loss.value < 0.00005:
-        return f"It loses nothing as measured ({most})"
+        return f"It shows no measured loss ({most})"
     return f"It loses {points(loss.value)} points ({most})"
 
 
@@ -111,7 +111,7 @@ def _why_not_smaller(material: Material) -> str:
 
 def _refusal(option: Option, tolerance: float) -> str:
     loss = option.loss
-    text = f"{_option(option)} lose{'' if loss.value > 0 else ' nothing as measured'}"
+    text = f"{_option(option)} {'lose' if loss.value > 0 else 'show no measured loss'}"
     if loss.value > 0:
         text += f" {points(loss.value)} points"
     if loss.value > tolerance:

@@ -35,7 +35,7 @@ def build(material: Material) -> Section | None:
             for method in methods
         ]
         lines = {
-            method: [(dim, *[100 * means[method, dim]] * 3) for dim in model.dims]  # tasks without an interval
+            method: [(dim, *[100 * means[method, dim]] * 3) for dim in model.dims]  # low = high = mean: no intervals
             for method in methods
         }
         section.plots.append(Plot(f"{label}: baselines", plots.score_plot(label, lines, "mean score × 100")))
@@ -50,7 +50,7 @@ def build(material: Material) -> Section | None:
     if not section.tables:
         return None
     section.paragraphs.append(
-        "Matryoshka training orders the dimensions, so that the first ones (prefix) can be used alone. For comparison, methods that "
+        "Matryoshka training orders the dimensions, so that the first ones (prefix) can be used alone. The other methods "
         f"need no such training: principal components (PCA, centred, fitted on {material.calibration}, not on the test sets), a random "
         f"projection, and randomly chosen dimensions (means of {DRAWS} draws). In brackets: retention, relative to the full-width "
         "embedding."

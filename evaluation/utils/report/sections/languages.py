@@ -29,7 +29,7 @@ def build(material: Material) -> Section | None:
 
 
 def _gaps(model: ModelAnalysis, task: str, languages: dict[str, tuple[str, ...]], caption: str) -> Table:
-    """Return the scores of a task's subsets, and the gap between any two that share a language."""
+    """Return the scores of a task's subsets, and the gap between any two that share a language or are both monolingual."""
     at = {(subset, dim): model.estimates[task, subset][dim, "float32"] for subset in languages for dim in model.dims}
     rows = [[subset, *(_cell(at[subset, dim]) for dim in model.dims)] for subset in languages]
     monolingual_first = sorted(languages, key=lambda subset: (len(languages[subset]), subset))

@@ -1,4 +1,4 @@
-"""Shows the difference between each further model and the first, at each dimension."""
+"""Shows the difference between each other model and the first, at each dimension."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def build(material: Material) -> Section | None:
 
 
 def _nearest(row: ScoreRow, label: str) -> Table:
-    """Return the best published scores of a test set and those nearest to a row's score, with the row's score among them."""
+    """Return the published scores of :func:`neighbours` for a row's test set and score, with the row's own score among them."""
     near = neighbours(row.task, row.subset, row.score)
     scores = [(r.cosine_spearman, r.model, r.source) for r in near.itertuples() if r.model != row.model]
     scores = sorted([*scores, (row.score, f"→ {label}, measured here", "this run")], reverse=True)

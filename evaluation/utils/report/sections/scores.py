@@ -39,7 +39,7 @@ def build(material: Material) -> Section:
 
 
 def _rows_by_model(material: Material, panel: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Return the rows of a test set by the label of the model."""
+    """Return the rows of a test set, by model label."""
     rows = {
         material.label(model): panel[
             (panel["model"] == model.identity.name) & (panel["revision"] == model.identity.revision)

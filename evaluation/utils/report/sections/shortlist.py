@@ -1,4 +1,4 @@
-"""Search with short vectors and rescoring with full ones: recall, and bytes read."""
+"""Shows the recall, and the bytes read, of searching with short vectors and rescoring with full ones."""
 
 from __future__ import annotations
 
