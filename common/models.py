@@ -141,15 +141,14 @@ def _with_base(identity: ModelIdentity, files: ModelFiles) -> ModelIdentity:
         raise RunError(f"model {identity.source} is an adapter, and its base model cannot be loaded: {error}") from None
     except RecursionError:
         raise RunError(f"model {identity.source}: adapters name each other as their base model") from None
-    if re.fullmatch("[0-9a-f]{40}", revision or "") and not Path(name).is_dir():
-        base_identity = replace(base_identity, commit=revision)
-    elif revision not in (None, "main"):
-        logger.warning(
-            "%s names the base model %s at %r, which is not a commit: its main branch is used",
-            identity.source,
-            name,
-            revision,
-        )
+    if revision not in (None, "main") and not Path(name).is_dir():  # a folder has no revisions
+        if re.fullmatch("[0-9a-f]{40}", revision):
+            base_identity = replace(base_identity, commit=revision)
+        else:
+            logger.warning(
+                "%s names the base model %s at %r, which is not a commit: its main branch is used",
+                identity.source, name, revision,
+            )  # fmt: skip
     return replace(identity, base=base_identity)
 
 

@@ -157,6 +157,14 @@ def test_an_adapter_is_evaluated_under_its_revision_and_its_base(run, base, data
     assert adapted["revision"].endswith(f"-on-{identify(str(base)).commit}")
 
 
+@pytest.mark.parametrize("revision", ["main", "v2", "0" * 40])
+def test_a_base_in_a_folder_has_no_revision(run, base, tmp_path, caplog, revision):
+    adapter = shutil.copytree(run / "final-adapter", tmp_path / "adapter")
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"revision": revision}))
+    assert identify(str(adapter)).base.commit == identify(str(base)).commit and not caplog.text
+
+
 def test_an_adapter_on_the_hub(hub, run, base):
     """Its base is on the Hub too, and both commits are part of its identity."""
     shutil.copytree(base, hub.root / "models/stranger/base")

@@ -282,7 +282,7 @@ def _lacks_score(value: Any) -> bool:
 
 
 def _lacks_label(value: Any) -> bool:
-    """Return whether a label is missing: data sets use -1 if annotators disagreed (SNLI) or labels are withheld (GLUE's test sets)."""
+    """Return whether a label is missing: data sets use -1 if annotators disagreed (SNLI) or labels are withheld (GLUE tests)."""
     if _lacks_score(value):
         return True
     try:

@@ -159,9 +159,10 @@ def without_test_pairs(dev: Sets, tests: Sets) -> tuple[Sets, dict[str, Any]]:
         kept[name] = {column: [values[row] for row in keep] for column, values in rows.items()}
         record[name] = {"rows": len(keep), "test_pairs_removed": removed, "share_a_sentence": shared}
         if removed or shared:
+            by_set = f" ({', '.join(f'{number} of {test}' for test, number in removed.items())})" if removed else ""
             logger.info(
-                "dev set %s: %d of %d pairs are also test pairs and are removed (%s); %d others share a sentence with a test set",
-                name, len(pairs) - len(keep), len(pairs), ", ".join(f"{n} of {t}" for t, n in removed.items()), shared,
+                "dev set %s: %d of %d pairs are also test pairs and are removed%s; %d others share a sentence with a test set",
+                name, len(pairs) - len(keep), len(pairs), by_set, shared,
             )  # fmt: skip
     return kept, record
 

@@ -155,8 +155,8 @@ def build_softmax(inputs: LossInputs) -> dict[int, nn.Module]:
 def build_distill(inputs: LossInputs) -> nn.Module:
     """EmbedDistillLoss: pulls the embeddings of a sentence and its translation towards the teacher's embedding of the sentence
     (Kim et al., 2023, https://arxiv.org/abs/2301.12005; Reimers and Gurevych, 2020, https://arxiv.org/abs/2004.09813), and each
-    prefix towards the teacher's prefix. With the target ``similarities``, every prefix learns the teacher's similarities at full width:
-    see :class:`SimilarityDistillLoss`.
+    prefix towards the teacher's prefix. With the target ``similarities``, every prefix learns the teacher's similarities at full
+    width: see :class:`SimilarityDistillLoss`.
     """
     if inputs.entry.target == "similarities":
         return SimilarityDistillLoss(inputs.model)

@@ -133,7 +133,7 @@ def distinct_pairs(dataset: Dataset) -> dict[tuple[str, str], tuple[str, str]]:
 
 
 def refused_texts(pairs: Iterable[tuple[str, str]]) -> dict[str, set[str]]:
-    """Return, for each anchor, itself and the anchors whose positive it is: besides its positives, these cannot be its negatives."""
+    """Return the texts, besides its positives, that cannot be an anchor's negatives: itself and the anchors whose positive it is."""
     refused: dict[str, set[str]] = defaultdict(set)
     for anchor, positive in pairs:
         refused[anchor].add(anchor)
