@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -91,14 +92,20 @@ def kept_plot(path: Path, rows: dict, scores: Scores, dims: tuple[int, ...]) -> 
     _save(figure, panel, path)
 
 
-def agreement(per_seed: dict[str, list[dict[str, Any]]], runs: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Return the dev mean, the mean over the reserved sets and the mean on STS17, × 100, for each seed of each trained row."""
+def agreement(
+    per_seed: dict[str, list[dict[str, Any]]], runs: dict[str, list[dict[str, Any]]], dims: tuple[int, ...]
+) -> list[dict[str, Any]]:
+    """Return the dev mean, the mean over the reserved sets and the mean on STS17, × 100, for each seed of each trained row.
+
+    Models whose dev mean is not over all of ``dims``, such as those trained at full width only, are not comparable and are omitted.
+    """
     lines = []
     for name, summaries in runs.items():
         for summary, single in zip(summaries, per_seed[name], strict=True):
             dev = (summary["scores"] or {}).get("dev_mean_score")
             reserved = [value for subset in RESERVED for value in single.get(subset, {}).values()]
-            if dev is not None and reserved:
+            dev_dims = set(re.findall(r"-(\d+)_", " ".join(summary["scores"] or {})))
+            if dev is not None and reserved and dev_dims == {str(dim) for dim in dims}:
                 test = list(single["mean"].values())
                 lines.append(
                     {

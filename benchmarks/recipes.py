@@ -118,7 +118,7 @@ def main(argv: list[str] | None = None) -> None:
     write_atomically(options.output_dir / "headline.md", headline(rows, scores))
     write_atomically(options.output_dir / "dimensions.md", every_dimension(rows, scores))
     write_atomically(options.output_dir / "dev.md", dev_table(every, runs))
-    points = agreement(per_seed, runs)
+    points = agreement(per_seed, runs, DIMS)
     write_atomically(options.output_dir / "agreement.md", agreement_text(points, every))
     dimensions_plot(options.output_dir / "recipes.png", rows, as_json(scores), SUBSETS, DIMS)
     headline_plot(options.output_dir / "headline.png", rows, as_json(scores), SUBSETS, DIMS)
@@ -298,7 +298,7 @@ def headline(rows: dict, scores: Scores) -> str:
         for name, values in PUBLISHED.items()
     ]
     for name, row in rows.items():
-        if "of" in row and not row.get("plot"):
+        if not row.get("plot"):
             continue
         cells = [f"{100 * scores[name][subset][i].value:.1f}" for subset in SUBSETS for i in (0, -1)]
         lines.append([row["label"], *cells, share_kept(scores[name])])
