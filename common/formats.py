@@ -169,10 +169,8 @@ def _read_file(path: Path) -> Dataset:
         }
         try:
             rows = readers[str(suffix_of(path)).removesuffix(".gz")](path)
-        except UnicodeDecodeError as error:
-            raise RunError(
-                f"{path}: not UTF-8 text (byte {error.start} of the block being read is {error.object[error.start : error.start + 1]!r})"
-            ) from None
+        except UnicodeDecodeError:
+            raise RunError(_not_utf8(path)) from None
         except (gzip.BadGzipFile, zlib.error, EOFError) as error:
             raise RunError(f"{path}: not a readable gzip file ({one_line(error, 120)})") from None
         try:
@@ -232,6 +230,19 @@ def _read_saved(path: Path) -> Dataset:
 def _open(path: Path, **options: Any) -> IO[str]:
     options = {"encoding": "utf-8-sig"} | options
     return gzip.open(path, "rt", **options) if path.suffix.lower() == ".gz" else path.open(**options)
+
+
+def _not_utf8(path: Path) -> str:
+    """Return the message about the first line of a file that is not UTF-8."""
+    with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                return (
+                    f"{path}, line {number}: not UTF-8 text (byte 0x{line[error.start]:02x}); convert the file to UTF-8"
+                )
+    return f"{path}: not UTF-8 text; convert the file to UTF-8"
 
 
 def read_csv(path: Path, delimiter: str = ",") -> list[dict[str, str]]:
