@@ -64,7 +64,7 @@ class Result:
 
 
 def load_tasks() -> tuple[list[str], dict[str, Task]]:
-    """The corpus, without duplicates, and the tasks by name."""
+    """Load the corpus, without duplicates, and the tasks by name."""
     from common.data_files import load_hub_dataset
 
     corpus: dict[str, None] = {}
@@ -93,7 +93,7 @@ def load_tasks() -> tuple[list[str], dict[str, Task]]:
 
 
 def encode(model_name: str, texts: list[str], folder: Path) -> np.ndarray:
-    """Normalised full-width embeddings, float32, shape ``[texts, width]``; read from ``folder`` if they are stored there."""
+    """Return normalised full-width embeddings, float32, shape ``[texts, width]``; read from ``folder`` if they are stored there."""
     import numpy as np
 
     from common.models import identify, load_model
@@ -111,7 +111,7 @@ def encode(model_name: str, texts: list[str], folder: Path) -> np.ndarray:
 
 
 def exact(queries: np.ndarray, corpus: np.ndarray, count: int) -> np.ndarray:
-    """The positions of the ``count`` nearest vectors by cosine, nearest first, without an index."""
+    """Return the positions of the ``count`` nearest vectors by cosine, nearest first, without an index."""
     import numpy as np
 
     nearest = np.empty((len(queries), count), dtype=np.int64)
