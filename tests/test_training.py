@@ -6,8 +6,6 @@ import json
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +15,6 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
 from tests.helpers import HYBRID, NLI, ROOT, finished, last_state, record_of, triplets, weights_of, write
-from training.utils.run_folder import lock_run_folder, unlock_run_folder
 
 DEFAULT_DIMS = [768, 512, 256, 128, 64]
 ARABERT = "aubmindlab/bert-base-arabertv02"
@@ -352,20 +349,6 @@ def test_a_mistake_costs_no_earlier_run(fails, english, tmp_path, rows):
     fails(1, "no column for 'anchor'", NLI, "--train_data", write(tmp_path / "x.csv", [{"a": "b"}] * 3), *at)
     fails(2, "dimension 1024 is above", NLI, "--matryoshka_dims", "1024", *at)
     assert (folder / "final/model.safetensors").exists() and record_of(folder)["status"] == "finished"
-
-
-def test_two_runs_never_share_a_folder(fails, english, tmp_path, monkeypatch):
-    """The lock is that of another process; its end, even by a kill, releases it."""
-    monkeypatch.setattr("training.utils.run_folder.LOCK_WAIT", 0)
-    folder = shutil.copytree(english[1], tmp_path / "run")
-    hold = f"import filelock; lock = filelock.FileLock({str(folder / '.lock')!r}); lock.acquire(); print(1, flush=True); input()"
-    with subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
-        assert other.stdout.readline() == b"1\n"
-        fails(1, "another process is training in this folder", NLI, "--output_dir", folder, "--overwrite_output_dir")
-        assert (folder / "final/model.safetensors").exists() and record_of(folder)["status"] == "finished"
-        other.kill()
-    lock_run_folder(folder)
-    unlock_run_folder()
 
 
 def test_the_same_command_trains_the_same_model(call, tmp_path, rows, tiny_model):

@@ -28,7 +28,6 @@ from training.utils.serving import save_servable
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from filelock import BaseFileLock
     from sentence_transformers import SentenceTransformer
 
 logger = logging.getLogger(__name__)
@@ -38,8 +37,6 @@ ADAPTER = "final-adapter"
 UNTRAINED = "untrained"
 RECORD = "run.json"
 PARTIAL = ".partial"
-LOCK = ".lock"
-LOCK_WAIT = 10  # seconds; the data-loading processes of a killed run hold its lock until they notice that it is gone
 # keys that a resumed run may change, because the weights do not depend on them
 MAY_CHANGE = {
     "output_dir",
@@ -62,15 +59,14 @@ def run_folder(config: TrainingConfig, script: str) -> Path:
 
 
 def prepare_run_folder(folder: Path, config: TrainingConfig) -> Path | None:
-    """Check that no earlier run would be lost, lock the folder, and find the checkpoint to resume from. Removes nothing.
+    """Check that no earlier run would be lost, and find the checkpoint to resume from. Removes nothing.
 
     Returns:
         The checkpoint to resume from, or None for a fresh start.
 
     Raises:
         RunError: The folder contains a finished or unfinished run, and no flag says what to do with it; the path is a file; the
-            folder contains a ``checkpoint-*`` that is not a checkpoint; the run cannot be resumed; or another process is
-            training in the folder.
+            folder contains a ``checkpoint-*`` that is not a checkpoint; or the run cannot be resumed.
     """
     if folder.exists() and not folder.is_dir():
         raise RunError(f"--output_dir {folder} is a file")
@@ -86,7 +82,6 @@ def prepare_run_folder(folder: Path, config: TrainingConfig) -> Path | None:
             )
         checkpoint = find_checkpoint(folder, config.resume_from_checkpoint)
         check_same_settings(checkpoint.parent / RECORD, config)
-        lock_run_folder(folder)
         return checkpoint
     if config.overwrite_output_dir:
         pass  # clear_run_folder removes it later, when this run is certain to start
@@ -103,40 +98,7 @@ def prepare_run_folder(folder: Path, config: TrainingConfig) -> Path | None:
             f"{folder} contains a run that ended before its first complete checkpoint: start it again with --overwrite_output_dir"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    lock_run_folder(folder)
     return None
-
-
-_locks: list[BaseFileLock] = []  # the lock of this process's run
-
-
-def lock_run_folder(folder: Path) -> None:
-    """Reserve the folder for this process until it ends.
-
-    Raises:
-        RunError: Another process holds the folder.
-    """
-    from filelock import FileLock, Timeout
-
-    if not is_first_process():
-        return
-    unlock_run_folder()
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(timeout=LOCK_WAIT)
-    except Timeout:
-        raise RunError(
-            f"{folder}: another process is training in this folder: wait for it to end, or choose another --output_dir"
-        ) from None
-    except NotImplementedError:
-        logger.warning("%s: this file system has no locks: start only one run in this folder at a time", folder)
-    _locks.append(lock)
-
-
-def unlock_run_folder() -> None:
-    """Release the lock of :func:`lock_run_folder`, if this process holds one. The end of the process does the same."""
-    while _locks:
-        _locks.pop().release()
 
 
 def check_same_settings(path: Path, config: TrainingConfig) -> None:
