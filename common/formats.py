@@ -204,7 +204,9 @@ def _read_parquet(path: Path) -> Dataset | None:
 
     with _not_readable(path, "Parquet file"):
         empty = pq.read_metadata(path).num_rows == 0  # from_parquet cannot read an empty table
-        return None if empty else Dataset.from_parquet(str(path), keep_in_memory=False)
+        return (
+            None if empty else Dataset.from_parquet(glob.escape(str(path)), keep_in_memory=False)
+        )  # it expands patterns
 
 
 def _read_saved(path: Path) -> Dataset:

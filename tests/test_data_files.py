@@ -158,6 +158,12 @@ def test_a_truncated_parquet_file(tmp_path, hub):
         read_rows(path)
 
 
+def test_a_parquet_file_whose_name_is_a_pattern(tmp_path, hub):
+    for name, rows in (("mined1.parquet", ROWS[:1]), ("mined[1].parquet", ROWS)):
+        write_rows(tmp_path / name, rows)
+    assert len(read_rows(tmp_path / "mined[1].parquet")) == len(ROWS) > 1
+
+
 def test_a_parquet_file_without_rows(tmp_path, hub):
     import pyarrow as pa
     import pyarrow.parquet as pq
