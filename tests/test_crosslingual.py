@@ -35,6 +35,14 @@ def test_scores_stay():
     assert rows_of(translate_rows(dataset, WORDS, ["others"])) == [("a", "ب", 0.5)]
 
 
+def test_rows_with_fewer_negatives_stay():
+    rows = Dataset.from_dict(
+        {"anchor": ["a", "a"], "positive": ["b", "b"], "negative_1": ["c", "c"], "negative_2": ["d", ""]}
+    )
+    translated = translate_rows(rows, {text: text.upper() for text in "abcd"}, ["all"])
+    assert translated["negative_2"][:] == ["D", ""] and translated["negative_1"][:] == ["C", "C"]
+
+
 def test_no_translation_at_all_is_an_error():
     with pytest.raises(RunError, match="no row has a translation"):
         translate_rows(Dataset.from_dict(ROWS), {}, ["first"])

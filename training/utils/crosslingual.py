@@ -40,6 +40,7 @@ def translate_rows(dataset: Dataset, translations: dict[str, str], which: list[s
     texts = [column for column in columns if column not in NUMBERS]
     replaced = {"first": texts[:1], "others": texts[1:], "all": texts}
     rows: dict[str, list[Any]] = {column: [] for column in columns}
+    translations = translations | {"": ""}  # the padding of rows with fewer negatives
     for choice in which:
         for row in dataset:
             changed = {column: translations.get(row[column].strip()) for column in replaced[choice]}
