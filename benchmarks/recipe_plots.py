@@ -92,12 +92,10 @@ def kept_plot(path: Path, rows: dict, scores: Scores, dims: tuple[int, ...]) -> 
     _save(figure, panel, path)
 
 
-def agreement(
-    per_seed: dict[str, list[dict[str, Any]]], runs: dict[str, list[dict[str, Any]]], dims: tuple[int, ...]
-) -> list[dict[str, Any]]:
+def agreement(per_seed: dict[str, list[dict[str, Any]]], runs: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """Return the dev mean, the mean over the reserved sets and the mean on STS17, × 100, for each seed of each trained row.
 
-    Models whose dev mean is not over all of ``dims``, such as those trained at full width only, are not comparable and are omitted.
+    Models whose dev mean is not over the dimensions of the test, such as those trained at full width only, are omitted.
     """
     lines = []
     for name, summaries in runs.items():
@@ -105,7 +103,7 @@ def agreement(
             dev = (summary["scores"] or {}).get("dev_mean_score")
             reserved = [value for subset in RESERVED for value in single.get(subset, {}).values()]
             dev_dims = set(re.findall(r"-(\d+)_", " ".join(summary["scores"] or {})))
-            if dev is not None and reserved and dev_dims == {str(dim) for dim in dims}:
+            if dev is not None and reserved and dev_dims == set(single["mean"]):
                 test = list(single["mean"].values())
                 lines.append(
                     {

@@ -118,7 +118,7 @@ def main(argv: list[str] | None = None) -> None:
     write_atomically(options.output_dir / "headline.md", headline(rows, scores))
     write_atomically(options.output_dir / "dimensions.md", every_dimension(rows, scores))
     write_atomically(options.output_dir / "dev.md", dev_table(every, runs))
-    points = agreement(per_seed, runs, DIMS)
+    points = agreement(per_seed, runs)
     write_atomically(options.output_dir / "agreement.md", agreement_text(points, every))
     dimensions_plot(options.output_dir / "recipes.png", rows, as_json(scores), SUBSETS, DIMS)
     headline_plot(options.output_dir / "headline.png", rows, as_json(scores), SUBSETS, DIMS)

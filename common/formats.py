@@ -203,10 +203,9 @@ def _read_parquet(path: Path) -> Dataset | None:
     from datasets import Dataset
 
     with _not_readable(path, "Parquet file"):
-        empty = pq.read_metadata(path).num_rows == 0  # from_parquet cannot read an empty table
-        return (
-            None if empty else Dataset.from_parquet(glob.escape(str(path)), keep_in_memory=False)
-        )  # it expands patterns
+        if pq.read_metadata(path).num_rows == 0:  # from_parquet cannot read an empty table
+            return None
+        return Dataset.from_parquet(glob.escape(str(path)), keep_in_memory=False)  # without escape, a pattern
 
 
 def _read_saved(path: Path) -> Dataset:
@@ -236,14 +235,11 @@ def _open(path: Path, **options: Any) -> IO[str]:
 
 def _not_utf8(path: Path) -> str:
     """Return the message about the first line of a file that is not UTF-8."""
-    with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
+    with _open(path, newline="\n", errors="surrogateescape") as file:
         for number, line in enumerate(file, 1):
-            try:
-                line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                return (
-                    f"{path}, line {number}: not UTF-8 text (byte 0x{line[error.start]:02x}); convert the file to UTF-8"
-                )
+            if escaped := re.search("[\udc80-\udcff]", line):  # a byte that cannot be decoded, plus 0xdc00
+                byte = ord(escaped[0]) - 0xDC00
+                return f"{path}, line {number}: not UTF-8 text (byte 0x{byte:02x}); convert the file to UTF-8"
     return f"{path}: not UTF-8 text; convert the file to UTF-8"
 
 
