@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -67,6 +68,8 @@ def postgres(*settings: str) -> Iterator[str]:
         raise RunError(f"PostgreSQL does not start: {error}") from None
     finally:
         if server is not None:
-            server.terminate()
+            server.send_signal(
+                signal.SIGINT
+            )  # fast shutdown; on SIGTERM it waits for connections that an error left open
             server.wait()
         shutil.rmtree(folder, ignore_errors=True)

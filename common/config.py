@@ -71,7 +71,11 @@ def read_json(path: Path) -> dict[str, Any]:
     except IsADirectoryError:
         raise UsageError(f"{path} is a folder, not a configuration file") from None
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: not UTF-8 text (byte {error.start})") from None
+        line = error.object.count(b"\n", 0, error.start) + 1
+        byte = error.object[error.start]
+        raise UsageError(
+            f"{path}, line {line}: not UTF-8 text (byte 0x{byte:02x}); convert the file to UTF-8"
+        ) from None
     except json.JSONDecodeError as error:
         raise UsageError(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from None
     except RecursionError:

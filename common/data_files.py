@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import RunError
-from common.formats import hash_table, is_glob, read_table, suffix_of
+from common.formats import hash_table, is_glob, plain_types, read_table, suffix_of
 from common.hub import HUB_NAME, load_from_hub
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def load_hub_dataset(path: str, name: str | None, split: str) -> Dataset:
     if not HUB_NAME.fullmatch(path):
         raise RunError(f"data set {label}: no such file, and not the name of a Hub data set (organisation/data set)")
     try:
-        return load_from_hub("dataset", path, lambda: load_dataset(path, name, split=split))
+        return plain_types(load_from_hub("dataset", path, lambda: load_dataset(path, name, split=split)))
     except RunError as error:
         raise RunError(f"data set {label}: {error}") from None
 
@@ -133,7 +133,9 @@ def read_pairs(path: Path, check: bool = True) -> dict[str, dict[str, list[Any]]
     for row, (subset, first, second, score) in enumerate(
         zip(subsets, dataset["sentence1"], dataset["sentence2"], dataset["score"], strict=True), 1
     ):
-        if not isinstance(subset, str) or not subset.strip():
+        if subset is not None and not isinstance(subset, str):
+            raise RunError(f"{path}, row {row}: column 'subset' must be text, not {subset!r}")
+        if not subset or not subset.strip():
             raise RunError(f"{path}, row {row}: column 'subset' is empty")
         if len(subset) > LONGEST_NAME:
             raise RunError(f"{path}, row {row}: column 'subset' has a name of more than {LONGEST_NAME} characters")

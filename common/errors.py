@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import signal
 import sys
@@ -47,6 +48,15 @@ def _close_progress_bars() -> None:
     if "tqdm.std" in sys.modules:
         for bar in list(sys.modules["tqdm.std"].tqdm._instances):
             bar.close()
+
+
+def check_writable(flag: str, folder: Path) -> None:
+    """Raise :class:`UsageError` if ``folder`` neither exists nor can be created, or files cannot be written to it."""
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise UsageError(f"{flag} {folder}: {existing} is a file")
+    if not os.access(existing, os.W_OK):
+        raise UsageError(f"{flag} {folder}: {existing} is not writable")
 
 
 @contextmanager

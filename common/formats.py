@@ -46,14 +46,32 @@ def suffix_of(path: Path) -> str | None:
 
 
 def is_glob(path: str | Path) -> bool:
-    return not Path(path).exists() and any(character in str(path) for character in "*?[")
+    return not Path(path).exists() and _has_wildcard(str(path))
+
+
+def _has_wildcard(text: str) -> bool:
+    return any(character in text for character in "*?[")
+
+
+def split_glob(path: Path) -> tuple[Path, Path]:
+    """Split a glob into the folder that exists, whose name may itself contain ``*``, ``?`` or ``[``, and the pattern."""
+    folder = Path(path.anchor)
+    parts = path.relative_to(path.anchor).parts
+    for place, part in enumerate(parts):
+        if not (folder / part).exists():
+            return folder, Path(*parts[place:])
+        folder /= part
+    return folder, Path()
 
 
 def table_name(path: Path) -> str:
     """Return a name for the rows of ``path``: the file name without its extension, or for a glob the folder's name."""
     if is_glob(path):
+        folder, pattern = split_glob(path)
         parts = [
-            part for part in path.parts if not any(character in part for character in "*?[") and part != path.anchor
+            part
+            for part in (*folder.parts, *(part for part in pattern.parts if not _has_wildcard(part)))
+            if part != path.anchor
         ]
         return parts[-1] if parts else "data"
     suffix = suffix_of(path)
@@ -72,7 +90,9 @@ def files_of(path: Path) -> list[Path]:
         UsageError: There are no files, or they have several formats or belong to several splits.
     """
     if is_glob(path):
-        files = [Path(name) for name in sorted(glob.glob(str(path), recursive=True)) if Path(name).is_file()]
+        folder, pattern = split_glob(path)
+        names = sorted(glob.glob(str(pattern), root_dir=folder, recursive=True))
+        files = [folder / name for name in names if (folder / name).is_file()]
         if not files:
             raise UsageError(f"{path}: no file matches")
         if unsupported := [file for file in files if suffix_of(file) is None]:
@@ -118,14 +138,34 @@ def read_table(path: Path) -> Dataset:
         return _read_file(files[0])
     parts = [_read_file(file) for file in files]
     for file, part in zip(files, parts, strict=True):
-        if odd := set(part.column_names) ^ set(parts[0].column_names):
+        odd = set(part.column_names) ^ set(parts[0].column_names)
+        if odd := {name for name in odd if not OPTIONAL_KEY.fullmatch(name)}:
             raise RunError(
                 f"{file}: the column {sorted(odd)[0]!r} is not in all of the files (compared with {files[0].name})"
             )
     try:
-        return concatenate_datasets(parts)
+        return concatenate_datasets(_with_equal_numbers(parts))
     except (ValueError, TypeError) as error:  # columns with different types
         raise RunError(f"{path}: the files cannot be joined ({one_line(error, 160)})") from None
+
+
+def _with_equal_numbers(parts: list[Dataset]) -> list[Dataset]:
+    """Convert the integers of a column that holds floating-point numbers in another file: 4 and 4.5 are both scores."""
+    from datasets import Features, Value
+
+    types: dict[str, set[str]] = {}
+    for part in parts:
+        for name, feature in part.features.items():
+            types.setdefault(name, set()).add(getattr(feature, "dtype", ""))
+    mixed = {
+        name
+        for name, kinds in types.items()
+        if len(kinds) > 1 and kinds <= {"int32", "int64", "float32", "float64"} and kinds & {"float32", "float64"}
+    }
+    numbers = {name: Value("float64") for name in mixed}
+    return [
+        part.cast(Features(part.features | {n: numbers[n] for n in numbers if n in part.features})) for part in parts
+    ]
 
 
 def hash_table(path: Path) -> str | None:
@@ -205,7 +245,26 @@ def _read_parquet(path: Path) -> Dataset | None:
     with _not_readable(path, "Parquet file"):
         if pq.read_metadata(path).num_rows == 0:  # from_parquet cannot read an empty table
             return None
-        return Dataset.from_parquet(glob.escape(str(path)), keep_in_memory=False)  # without escape, a pattern
+        # without escape, a pattern
+        return plain_types(Dataset.from_parquet(glob.escape(str(path)), keep_in_memory=False))
+
+
+def plain_types(dataset: Dataset) -> Dataset:
+    """Convert the string views that other programs, such as Polars, write to strings."""
+    import pyarrow as pa
+    from datasets import Features
+
+    def plain(kind: pa.DataType) -> pa.DataType:
+        if pa.types.is_string_view(kind):
+            return pa.large_string()
+        if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+            return pa.large_list(plain(kind.value_type))
+        return kind
+
+    schema = dataset.features.arrow_schema
+    if not any("string_view" in str(field.type) for field in schema):
+        return dataset
+    return dataset.cast(Features.from_arrow_schema(pa.schema([pa.field(f.name, plain(f.type)) for f in schema])))
 
 
 def _read_saved(path: Path) -> Dataset:

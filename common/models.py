@@ -118,6 +118,10 @@ def identify(
     if folder.is_dir():
         if not any(folder.iterdir()):
             raise RunError(f"model {source}: the folder is empty")
+        if not any((folder / name).exists() for name in LOADABLE):
+            final = folder / "final"
+            hint = f"; this is a training run, and its model is {final}" if final.is_dir() else ""
+            raise RunError(f"model {source}: the folder has none of {', '.join(LOADABLE)}, so it is not a model{hint}")
         identity = ModelIdentity(local_name(folder), hash_folder(folder), source, **settings)
         return _with_base(identity, ModelFiles(source, None))
     if folder.exists():

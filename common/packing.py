@@ -7,7 +7,7 @@ gradients equal those of the padded batch up to rounding. Krell et al., 2021 (ht
 idea for pre-training.
 
 :func:`pack` checks on the given model that a text has the same embedding in a packed batch as alone. If not, it falls back to
-chunks of rows of similar length, which work for every architecture.
+chunks of rows of similar length, and if these give other embeddings too, to the padded batches of sentence-transformers.
 """
 
 from __future__ import annotations
@@ -159,11 +159,14 @@ def pack(model: SentenceTransformer, train_dtype: torch.dtype | None = None) -> 
     if not torch.isfinite(alone).all():
         raise RunError("the model gives NaN or infinite embeddings: its weights are corrupt")
     transformer.forward = forward
-    if not (forward.use_packing() and _same(alone, model)):
-        forward.use_chunks()
-        logger.info(
-            "%s cannot be packed: processing chunks of rows of similar length", type(transformer.auto_model).__name__
-        )
+    if forward.use_packing() and _same(alone, model):
+        return model
+    forward.use_chunks()
+    how = "chunks of rows of similar length"
+    if not _same(alone, model):
+        forward.use_padding()
+        how = "padded batches"
+    logger.info("%s cannot be packed: processing %s", type(transformer.auto_model).__name__, how)
     return model
 
 
@@ -188,8 +191,9 @@ def _same(alone: Tensor, model: SentenceTransformer) -> bool:
         TypeError,
         RuntimeError,
         ValueError,
-        IndexError,
-    ) as error:  # the architecture does not accept an argument or a shape
+        LookupError,
+        AttributeError,
+    ) as error:  # the architecture or a module after it does not accept an argument, a shape or what is missing
         logger.debug("packing failed: %s", error)
         return False
     exact = next(model.parameters()).dtype == torch.float32 and alone.device.type == "cpu"
@@ -234,6 +238,9 @@ class _Forward:
         self.transformer.auto_model.set_attn_implementation(self.attention)
         self.run = self._chunked
 
+    def use_padding(self) -> None:
+        self.run = lambda features, mask, **kwargs: self.original(features, **kwargs)
+
     def __call__(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         mask = features.get("attention_mask")
         ids = features.get("input_ids")
@@ -273,6 +280,8 @@ class _Forward:
         row_of_token = order.repeat_interleave(sorted_lengths)
         back = torch.argsort(row_of_token, stable=True)
         features["token_embeddings"] = output[0][0].index_select(0, back)[None]
+        if layers := getattr(output, "hidden_states", None):  # for WeightedLayerPooling
+            features["all_layer_embeddings"] = tuple(layer[0].index_select(0, back)[None] for layer in layers)
         features["cu_seq_lens_q"] = F.pad(lengths.cumsum(0), (1, 0))
         return features
 
@@ -300,9 +309,14 @@ class _Forward:
                 key: value[index][:, start:end] if isinstance(value, Tensor) and value.shape == mask.shape else value
                 for key, value in features.items()
             }
-            embeddings = self.original(part, **kwargs)["token_embeddings"]
-            chunks.append(F.pad(embeddings, (0, 0, start, width - end)))
+            output = self.original(part, **kwargs)
+            # the last layer, and every layer for WeightedLayerPooling
+            layers = [output["token_embeddings"], *output.get("all_layer_embeddings", ())]
+            chunks.append([F.pad(layer, (0, 0, start, width - end)) for layer in layers])
         back = torch.empty_like(order)
         back[order] = torch.arange(rows, device=order.device)
-        features["token_embeddings"] = torch.cat(chunks).index_select(0, back)
+        last, *others = (torch.cat(layer).index_select(0, back) for layer in zip(*chunks, strict=True))
+        features["token_embeddings"] = last
+        if others:
+            features["all_layer_embeddings"] = tuple(others)
         return features

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 QUERY, DOCUMENT = "query", "document"
+DOCUMENT_PROMPTS = (DOCUMENT, "passage", "corpus")  # names under which models store a document's prompt
 
 
 def set_prompts(model: SentenceTransformer, prompts: str | dict[str, str]) -> None:

@@ -220,8 +220,10 @@ def sentence_model(bert: Path) -> SentenceTransformer:
 
 def write_models(folder: Path, texts: list[str]) -> None:
     import torch
-    from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer
+    from tokenizers import ByteLevelBPETokenizer
     from transformers import BertTokenizerFast, RobertaConfig, RobertaModel, RobertaTokenizerFast
+
+    from training.utils.vocabulary import learn_pieces
 
     torch.manual_seed(0)
     roberta = folder / "distilroberta-base"
@@ -241,21 +243,26 @@ def write_models(folder: Path, texts: list[str]) -> None:
     ).save_pretrained(roberta)
 
     bert = folder / "aubmindlab/bert-base-arabertv02"
-    wordpiece = BertWordPieceTokenizer(strip_accents=False, lowercase=False)
-    wordpiece.train_from_iterator(texts, vocab_size=1500, show_progress=False)
-    write_bert(bert, BertTokenizerFast(tokenizer_object=wordpiece._tokenizer, model_max_length=128))
+    pieces = learn_pieces([text.lower() for text in texts], 1500)
+    write_bert(bert, BertTokenizerFast(vocab=wordpiece_vocabulary(pieces), model_max_length=128))
     sentence_model(bert).save_pretrained(str(folder / "tiny/sentence-bert"))
 
     english = folder / "tiny/english-bert"  # its tokenizer breaks Arabic into letters
     letters = sorted({letter for text in texts for letter in text if "\u0600" <= letter <= "\u06ff"})
-    wordpiece = BertWordPieceTokenizer(lowercase=True)
-    wordpiece.train_from_iterator((text for text in texts if text.isascii()), vocab_size=1000, show_progress=False)
-    pieces = [*wordpiece.get_vocab(), *letters, *(f"##{letter}" for letter in letters)]
-    write_bert(english, BertTokenizerFast(vocab={piece: i for i, piece in enumerate(pieces)}, model_max_length=128))
+    pieces = learn_pieces([text.lower() for text in texts if text.isascii()], 1000)
+    vocabulary = wordpiece_vocabulary([*pieces, *letters, *(f"##{letter}" for letter in letters)])
+    write_bert(english, BertTokenizerFast(vocab=vocabulary, model_max_length=128))
     sentence_model(english).save_pretrained(str(folder / "sentence-transformers/all-MiniLM-L6-v2"))
     sentence_model(unigram_bert(folder / "tiny/unigram-bert", texts)).save_pretrained(
         str(folder / "intfloat/multilingual-e5-small")
     )
+
+
+def wordpiece_vocabulary(pieces: list[str]) -> dict[str, int]:
+    """Number the pieces, after the special tokens and followed by the letters that continue a word but start none, such as commas."""
+    starts = [piece.removeprefix("##") for piece in pieces if len(piece.removeprefix("##")) == 1]
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    return {piece: i for i, piece in enumerate(dict.fromkeys([*special, *pieces, *starts]))}
 
 
 def unigram_bert(folder: Path, texts: list[str]) -> Path:
@@ -271,7 +278,11 @@ def unigram_bert(folder: Path, texts: list[str]) -> Path:
     trainer = trainers.UnigramTrainer(vocab_size=900, special_tokens=special, unk_token="<unk>", show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
     state = json.loads(tokenizer.to_str())
-    state["model"]["vocab"].append(["<mask>", 0.0])
+    vocabulary = state["model"]["vocab"]
+    # the trainer gives the rarest letters the lowest scores, 0.0001 apart, in random order
+    pieces = [[piece, round(score, 2)] for piece, score in vocabulary[len(special) :]]
+    pieces.sort(key=lambda item: (-item[1], item[0]))
+    state["model"]["vocab"] = [*vocabulary[: len(special)], *pieces, ["<mask>", 0.0]]
     tokenizer = Tokenizer.from_str(json.dumps(state))
     tokenizer.post_processor = processors.TemplateProcessing("<s> $A </s>", None, [("<s>", 0), ("</s>", 2)])
     names = {

@@ -96,7 +96,7 @@ CASES = {
     "config that is a folder": usage(NLI, "--config {d}", "is a folder"),
     "config empty": config(NLI, "", "line 1 … JSON"),
     "config truncated": config(NLI, '{"seed": 1, "mo', "line 1 … JSON"),
-    "config in UTF-16": config(NLI, '{"seed": 1}'.encode("utf-16"), "UTF-8"),
+    "config in UTF-16": config(NLI, '{"seed": 1}'.encode("utf-16"), "line 1 … UTF-8 … 0xff"),
     "config that is a list": config(NLI, "[1]", "JSON object"),
     "config with an unknown key": config(NLI, {"sede": 1}, "'sede' … did you mean seed?"),
     "config with a key twice": config(NLI, '{"seed": 1, "seed": 1}', "'seed'"),
@@ -155,6 +155,10 @@ CASES = {
     "training on numbers": training("x.jsonl", jsonl({"anchor": 1, "positive": "a"}, {"anchor": 2, "positive": "b"}), "'anchor' … int64 … text"),
     "scores outside their range": Case(HYBRID, "{model} --config {d}/c.json --dev_data none --output_dir {d}/out", "row 2 … 2 … 0..1", 1, {"x.csv": THREE, "c.json": json.dumps(mixture(loss="cosent"))}),
     "labels that are words": Case(HYBRID, "{model} --config {d}/c.json --dev_data none --output_dir {d}/out", "row 1 … 'label'", 1, {"x.csv": "sentence1,sentence2,label\na,b,yes\nc,d,no\n", "c.json": json.dumps(mixture(loss="softmax"))}),
+    "list as an anchor": training("x.jsonl", jsonl({"anchor": ["a", "b"], "positive": "c"}, {"anchor": ["d"], "positive": "e"}), "'anchor' holds list"),
+    "numbers in a list of negatives": training("x.jsonl", jsonl({"anchor": "a", "positive": "b", "negatives": [1, 2]}, {"anchor": "c", "positive": "d", "negatives": [3]}), "row 1 … 'negative' must hold text, not 1"),
+    "labels that are years": Case(HYBRID, "{model} --config {d}/c.json --dev_data none --output_dir {d}/out", "24 rows have 24 different labels", 1, {"x.jsonl": jsonl(*[{"sentence1": f"word{i}", "sentence2": "word1", "label": 2000 + i} for i in range(24)]), "c.json": json.dumps({"datasets": {"x": {"path": "{d}/x.jsonl", "loss": "softmax"}}})}),
+    "subset that is a number": pairs("x.jsonl", jsonl(*[row | {"subset": 7} for row in GOOD_ROWS]), "row 1 … 'subset' must be text, not 7"),
     # data: good
     "byte-order mark": pairs("x.csv", b"\xef\xbb\xbf" + THREE.encode(), None, rows=3),
     "Windows line ends": pairs("x.csv", THREE.replace("\n", "\r\n"), None, rows=3),
@@ -168,7 +172,8 @@ CASES = {
     # models
     "model that is a file": Case(STS, SCORE + "x.csv --model_name {d}/x.csv", "x.csv … file", 1, {"x.csv": THREE}),
     "model folder that is empty": Case(STS, SCORE + "x.csv --model_name {d}/m", "/m … empty", 1, {"x.csv": THREE, "m/": ""}),
-    "model folder of notes": Case(STS, SCORE + "x.csv --model_name {d}/m", "/m … cannot be loaded", 1, {"x.csv": THREE, "m/notes.txt": "a"}),
+    "model folder of notes": Case(STS, SCORE + "x.csv --model_name {d}/m", "/m … none of modules.json … not a model", 1, {"x.csv": THREE, "m/notes.txt": "a"}),
+    "training run as a model": Case(STS, SCORE + "x.csv --model_name {d}/m", "/m … its model is … m/final", 1, {"x.csv": THREE, "m/run.json": "{}", "m/final/": ""}),
     "model with a config that is not JSON": Case(NLI, "{d}/m --dev_data none --output_dir {d}/out --train_data {good_triplets}", "/m … cannot be loaded", 1, {"m/config.json": "{"}),
     "model with modules outside its folder": Case(STS, SCORE + "x.csv --model_name {d}/m", "outside", 1, {"x.csv": THREE, "m/modules.json": '[{"idx": 0, "name": "0", "path": "../../etc", "type": "sentence_transformers.models.Transformer"}]'}),
     "image model": Case(STS, SCORE + "x.csv --model_name {d}/m", "/m … cannot be loaded", 1, {"x.csv": THREE, "m/config.json": '{"model_type": "vit", "architectures": ["ViTModel"]}'}),
@@ -176,12 +181,12 @@ CASES = {
     "model name of a thousand characters": Case(STS, SCORE + "x.csv --model_name " + "m" * 1000, "mmm", 1, {"x.csv": THREE}),
     "model in a URL with a token": Case(STS, SCORE + "x.csv --model_name https://me:hunter2@host/m", "model https://***@host/m", 1, {"x.csv": THREE}),
     # outputs
-    "output that is a file": Case(STS, SCORE + "x.csv --output_dir {d}/x.csv", "x.csv", 1, {"x.csv": THREE}),
-    "output below a file": Case(STS, SCORE + "x.csv --output_dir {d}/x.csv/out", "x.csv", 1, {"x.csv": THREE}),
+    "output that is a file": Case(STS, SCORE + "x.csv --output_dir {d}/x.csv", "x.csv", 2, {"x.csv": THREE}),
+    "output below a file": Case(STS, SCORE + "x.csv --output_dir {d}/x.csv/out", "--output_dir … x.csv is a file", 2, {"x.csv": THREE}),
     "output where nothing can be written": Case(STS, SCORE + "x.csv --output_dir /proc/out", "/proc/out", 1, {"x.csv": THREE}),
-    "output on a full device": Case(STS, SCORE + "x.csv --output_dir {d}/full", "full", 1, {"x.csv": THREE}),
-    "training into a file": Case(NLI, TRAIN + "x.csv --output_dir {d}/x.csv", "x.csv … file", 1, {"x.csv": TRIPLETS}),
-    "training below a file": Case(NLI, TRAIN + "x.csv --output_dir {d}/x.csv/out", "x.csv/out", 1, {"x.csv": TRIPLETS}),
+    "output on a full device": Case(STS, SCORE + "x.csv --output_dir {d}/full", "--output_dir … full", 2, {"x.csv": THREE}),
+    "training into a file": Case(NLI, TRAIN + "x.csv --output_dir {d}/x.csv", "x.csv … file", 2, {"x.csv": TRIPLETS}),
+    "training below a file": Case(NLI, TRAIN + "x.csv --output_dir {d}/x.csv/out", "--output_dir … x.csv is a file", 2, {"x.csv": TRIPLETS}),
     "training where nothing can be written": Case(NLI, TRAIN + "x.csv --output_dir /proc/out", "/proc/out", 1, {"x.csv": TRIPLETS}),
 }  # fmt: skip
 USAGE = {name for name, case in CASES.items() if case.code == 2 and case.script and "{model}" not in case.args}
@@ -340,7 +345,7 @@ def transformer_case(folder: Path, kind: str) -> None:
         ("a header of garbage", "cannot be loaded"),
         ("NaN weights", "NaN"),
         ("weights of another shape", "cannot be loaded"),
-        ("a tokenizer alone", "cannot be loaded"),
+        ("a tokenizer alone", "not a model"),
         ("a reranker", "says that it is a cross-encoder or classifier"),
     ],
 )

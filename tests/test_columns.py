@@ -53,6 +53,29 @@ def test_negatives_that_a_row_lacks_are_empty_and_last(tmp_path, hub, absent):
     assert found["negative_1"][:] == ["x", ""] and found["negative_2"][:] == ["y", ""]
 
 
+def test_lists_of_fixed_length_are_lists(tmp_path, hub):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    negatives = pa.array([["x", "y"], ["z", "w"]], pa.list_(pa.string(), 2))
+    columns = {"anchor": ["a", "b"], "positive": pa.array(["c", "d"], pa.string_view()), "negatives": negatives}
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+    found = load_training_data(DatasetEntry(str(tmp_path / "x.parquet"), "mnrl"))
+    assert found[:] == {
+        "anchor": ["a", "b"],
+        "positive": ["c", "d"],
+        "negative_1": ["x", "z"],
+        "negative_2": ["y", "w"],
+    }
+
+
+def test_labels_become_consecutive_classes_in_their_order(tmp_path, hub):
+    """The head of the softmax loss has a row for each class: a label such as 20240000 must not make it as large."""
+    labels = [7, 20240000, 0, 7, 0]
+    rows = [{"sentence1": f"a{i}", "sentence2": f"b{i}", "label": label} for i, label in enumerate(labels)]
+    assert load(tmp_path, rows, "softmax")["label"][:] == [1, 2, 0, 1, 0]
+
+
 def test_keys_of_numbered_negatives_may_be_missing(tmp_path, hub):
     found = load(tmp_path, [pair(0, negative_1="x"), pair(1, negative_1="x", negative_2="y")])
     assert found["negative_2"][:] == ["", "y"]

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from common.data_files import dataset_revision, file_hash, load_hub_dataset, read_pairs, read_rows
 from common.errors import RunError, UsageError
+from common.formats import table_name
 from training.utils.columns import map_columns
 from training.utils.data_loading import load_dev_sets, load_training_data
 from training.utils.options import LOSSES, DatasetEntry
@@ -539,3 +540,19 @@ def test_a_folder_of_several_saved_splits_asks_which(tmp_path, hub):
     with pytest.raises(UsageError, match="splits test, train: give one of them, such as .*/saved/train"):
         read_rows(tmp_path / "saved")
     assert len(read_rows(tmp_path / "saved/test")) == 4
+
+
+def test_shards_may_hold_integers_or_decimals_and_different_numbers_of_negatives(tmp_path, hub):
+    (tmp_path / "a.jsonl").write_text('{"anchor": "a", "negative_1": "x", "score": 4}\n')
+    (tmp_path / "b.jsonl").write_text('{"anchor": "b", "negative_1": "y", "negative_2": "z", "score": 4.5}\n')
+    rows = read_rows(tmp_path)
+    assert rows["score"][:] == [4.0, 4.5] and rows["negative_2"][:] == [None, "z"]
+
+
+@pytest.mark.parametrize("name", ["[en]", "a*b"])
+def test_a_glob_in_a_folder_whose_name_has_wildcards(tmp_path, hub, name):
+    as_shards(tmp_path / name, ".csv")
+    (tmp_path / "e").mkdir()
+    (tmp_path / "e/part-1.csv").write_text("of,another,folder\n1,2,3\n")
+    path = tmp_path / name / "part-*.csv"
+    assert len(read_rows(path)) == len(ROWS) and table_name(path) == name

@@ -85,6 +85,21 @@ def test_columns_of_other_names_are_mapped(graded, pairs):
     assert list(load_dev_dataset(DevEntry("tiny/translated", split="dev"))) == ["source", "target"]
 
 
+@pytest.mark.parametrize(
+    ("name", "rows", "columns"),
+    [
+        ("nulls", [*({"sentence1": f"a{i}", "sentence2": f"b{i}", "score": i} for i in range(4)), {"sentence1": None, "sentence2": "b", "score": 1}], ["sentence1", "sentence2", "score"]),
+        ("null-translations", [*({"english": f"a{i}", "non_english": f"b{i}"} for i in range(4)), {"english": "a", "non_english": None}], ["source", "target"]),
+    ],
+)  # fmt: skip
+def test_incomplete_rows_of_a_hub_data_set_are_removed_and_counted(hub, caplog, name, rows, columns):
+    write_dataset(hub.root / f"datasets/tiny/{name}", {"default": {"validation": rows}})
+    with caplog.at_level("WARNING"):
+        kept = load_dev_dataset(DevEntry(f"tiny/{name}"))
+    assert list(kept) == columns and all(len(values) == 4 for values in kept.values())
+    assert "1 of 5 rows are unusable and removed" in caplog.text
+
+
 def test_the_estimate_is_the_evaluators_mean_and_its_interval_holds_it(tiny_model, pairs):
     model = SentenceTransformer(str(tiny_model), device="cpu")
     columns = ("sentence1", "sentence2", "score")
@@ -128,7 +143,8 @@ def test_a_run_takes_dev_sets_of_all_kinds_and_records_what_was_removed(graded, 
     assert low < record["scores"]["dev_mean_score"] < high
 
 
-def test_what_is_not_a_dev_set_is_one_line(fails, graded):
-    fails(1, "not found on the Hub", "training/matryoshka_nli.py", "--dev_data", "tiny/absent")
-    fails(2, "use path, path:config", "training/matryoshka_nli.py", "--dev_data", "tiny/graded:a:b:c")
-    fails(2, "'none' cannot be combined", "training/matryoshka_nli.py", "--dev_data", "none", "tiny/graded")
+def test_what_is_not_a_dev_set_is_one_line(fails, graded, tmp_path):
+    command = ("training/matryoshka_nli.py", "--output_dir", tmp_path / "run", "--dev_data")
+    fails(1, "not found on the Hub", *command, "tiny/absent")
+    fails(2, "use path, path:config", *command, "tiny/graded:a:b:c")
+    fails(2, "'none' cannot be combined", *command, "none", "tiny/graded")

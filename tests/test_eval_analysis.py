@@ -156,6 +156,17 @@ def test_calibration_leaves_out_the_test_texts(tmp_path):
     assert len(calibration_texts("data/sample/nli_groups.jsonl")) > 1000
 
 
+def test_calibration_reads_texts_only_and_any_folder_of_files(tmp_path):
+    """All columns of a CSV file hold strings, also scores and identifiers."""
+    (tmp_path / "a.csv").write_text("pair_id,sentence1,sentence2,gold\nx1,one,two,4.5\nx2,three,5,0\n")
+    (tmp_path / "b.csv").write_text("pair_id,sentence1,sentence2,gold\nx3,four,six,1\n")
+    assert calibration_texts(str(tmp_path / "a.csv")) == ["one", "two", "three", "5"]
+    assert calibration_texts(str(tmp_path)) == ["one", "two", "three", "5", "four", "six"]
+    before = calibration_id(str(tmp_path))
+    (tmp_path / "b.csv").write_text("pair_id,sentence1,sentence2,gold\nx3,four,seven,1\n")
+    assert calibration_id(str(tmp_path)) != before
+
+
 def test_the_report_escapes_everything_and_both_files_say_the_same(tmp_path):
     nasty = '<script>alert("x")</script> | **bold** "مرحبا"'
     table = Table(["model", "64"], [[nasty, "12.3"]], caption=nasty, note=nasty, picked={0})

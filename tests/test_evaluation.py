@@ -453,7 +453,7 @@ def test_mistakes_end_in_one_line_and_overwrite_nothing(fails, tiny_model, pairs
     fails(1, "the folder is empty", MTEB, "--model_name", tmp_path / "empty", *at)
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd/notes.txt").write_text("not a model")
-    fails(1, "cannot be loaded", STS, "--model_name", tmp_path / "odd", "--task", "STS17", *at)
+    fails(1, "it is not a model", STS, "--model_name", tmp_path / "odd", "--task", "STS17", *at)
     assert (out / "summary.csv").read_bytes() == before
 
 

@@ -308,7 +308,7 @@ def test_an_export_that_differs_is_refused(trained, fails, tmp_path, monkeypatch
 
 def test_a_folder_that_cannot_be_written(trained, fails, tmp_path):
     (tmp_path / "file").write_text("")
-    fails(1, "could not be written", EXPORT, trained, "--dim", "8", "--output_dir", tmp_path / "file/out")
+    fails(2, "--output_dir … file is a file", EXPORT, trained, "--dim", "8", "--output_dir", tmp_path / "file/out")
 
 
 def test_the_tokenizer_has_truncation_and_padding(trained):

@@ -205,6 +205,25 @@ def test_gist_leaves_out_what_the_guide_finds_more_alike(model, guide, guide_fol
         assert set(loss.components) == set(DIMS)
 
 
+@pytest.mark.parametrize("guide_name", [None, "distilroberta-base"], ids=["same tokenizer", "another"])
+def test_gist_with_two_negatives_and_a_prompt_on_one(hub, model, guide_folder, guide_name):
+    """The columns' features differ, so they cannot be one batch. The guide reads every text, and the prompt changes no value."""
+    columns = [*COLUMNS, ["a prompt: no", "a prompt: yes it is so", "a prompt: perhaps", "a prompt: never"]]
+    model.tokenizer.pad_token = "[SEP]"  # a padding token whose number is not 0
+    loss = make_loss(model, DatasetEntry("x", "gist", guide=guide_name or guide_folder), Classes(), DIMS, WEIGHTS)
+
+    def with_prompt(features, labels):
+        return loss([*features[:-1], features[-1] | {"prompt_length": 3}], labels)
+
+    read, preprocess = [], loss.loss.guide.preprocess
+    loss.loss.guide.preprocess = lambda texts: read.extend(texts) or preprocess(texts)
+    expected = value_and_gradients(model, loss, columns, None)
+    assert_same(expected, value_and_gradients(model, with_prompt, columns, None))
+    assert {text.replace(" ", "") for text in read} == (
+        {text.replace(" ", "") for column in columns for text in column} if guide_name else set()
+    )
+
+
 def count_guide_rows(guide: SentenceTransformer) -> list[int]:
     rows = []
     guide[0].auto_model.embeddings.register_forward_hook(lambda _, inputs, output: rows.append(1))

@@ -346,6 +346,7 @@ def test_a_file_that_exists_is_kept_unless_overwritten(tiny_model, groups, fails
         (2, "--guide has no effect … --relative_margin", ["MODEL", "--path", "pairs.csv", "--guide", "x/y", "--relative_margin", "none"]),
         (2, "must end in .parquet", ["MODEL", "--path", "pairs.csv", "--output_file", "mined.csv"]),
         (2, "is a folder", ["MODEL", "--path", "pairs.csv", "--output_file", "folder.parquet"]),
+        (2, "no role 'anchor' … 'query'", ["MODEL", "--path", "pairs.csv", "--prompts", '{"anchor": "q: "}']),
         (2, "pairs.csv is a file", ["MODEL", "--path", "pairs.csv", "--output_file", "pairs.csv/mined.parquet"]),
         (2, "is the file with the pairs", ["MODEL", "--path", "data.parquet", "--output_file", "data.parquet", "--overwrite"]),
         (2, "--relative_margin must be at least 0", ["MODEL", "--path", "pairs.csv", "--relative_margin", "-1"]),

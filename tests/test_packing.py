@@ -10,7 +10,13 @@ import torch
 import transformers
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer import losses as st
-from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding, Transformer
+from sentence_transformers.sentence_transformer.modules import (
+    CNN,
+    Pooling,
+    StaticEmbedding,
+    Transformer,
+    WeightedLayerPooling,
+)
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
 from common.errors import RunError
@@ -167,6 +173,35 @@ def test_only_real_tokens_are_worked_on(build, name):
 def test_every_way_of_pooling(build, name, pooling):
     plain, packed = build(name, pooling), pack(build(name, pooling))
     assert packed.encode(TEXTS) == pytest.approx(plain.encode(TEXTS), abs=2e-5, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["Bert", "MPNet"])
+def test_a_weighted_mean_of_the_layers(build, name):
+    plain, packed = build(name), build(name)
+    for model in (plain, packed):
+        model[0].auto_model.config.output_hidden_states = True
+        weights = torch.nn.Parameter(torch.tensor([3.0, 1.0, 0.5]))
+        model.insert(1, WeightedLayerPooling(32, num_hidden_layers=2, layer_start=0, layer_weights=weights))
+    expected = plain.encode(TEXTS)
+    assert abs(expected - build(name).encode(TEXTS)).max() > 1e-3  # the layers matter
+    assert pack(packed).encode(TEXTS) == pytest.approx(expected, abs=2e-5, rel=1e-4)
+    value, gradients = loss_and_gradients(packed, MatryoshkaLoss)
+    wanted, wanted_gradients = loss_and_gradients(plain, st.MatryoshkaLoss)
+    assert value == pytest.approx(wanted, rel=1e-5) and "1.layer_weights" in gradients
+    assert_same_gradients(wanted_gradients, gradients)
+
+
+def test_modules_that_see_neighbouring_texts_get_padded_batches(build, caplog):
+    """A convolution reaches beyond a text's last token, so an embedding depends on the padding."""
+    plain, packed = build("Bert"), build("Bert")
+    torch.manual_seed(0)
+    convolution = CNN(32, out_channels=32, kernel_sizes=[3])
+    for model in (plain, packed):
+        model.insert(1, convolution)
+    with caplog.at_level(logging.INFO, "common.packing"):
+        pack(packed)
+    assert "processing padded batches" in caplog.text
+    assert packed.encode(TEXTS) == pytest.approx(plain.encode(TEXTS), abs=1e-6)
 
 
 @pytest.mark.parametrize("name", ["Bert", "Qwen3", "GPT2", "Gemma3Text", "Gemma2"])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+from typing import ClassVar
 
+import numpy as np
 import pytest
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
@@ -12,6 +14,7 @@ from sentence_transformers import SentenceTransformer
 from common.errors import UsageError
 from common.models import identify, load_model
 from common.prompts import prompt_name
+from evaluation.utils.evaluation_utils import encode_like_tasks
 from tests.helpers import read_summary, static_model
 from training.utils.options import MatryoshkaNLIConfig
 from training.utils.prompts import choose_prompts
@@ -63,6 +66,17 @@ def test_a_prompt_is_chosen_as_mteb_chooses_it():
 def test_prompts_go_to_their_columns_and_stay_in_the_model(prompts, expected, stored):
     given, kept, default = chosen(prompts, {"data": dataset("anchor", "positive")})
     assert (given, (kept["query"], kept["document"], default)) == (expected, stored)
+
+
+def test_the_start_model_s_other_prompts_are_removed():
+    """With a prompt "STS" that it was not trained with, the model would be evaluated with that prompt."""
+    stored = {"query": "old: ", "document": "old: ", "STS": "stale: "}
+    for prompts, kept in (
+        ("q: ", {"query": "q: ", "document": "q: "}),
+        ({"anchor": "q: "}, {"query": "q: ", "document": ""}),
+    ):
+        model = static_model(prompts=stored, default_prompt_name="document")
+        assert chosen(prompts, {"data": dataset("anchor", "positive")}, model)[1] == kept
 
 
 def test_a_prompt_of_negatives_is_that_of_each_of_them():
@@ -143,6 +157,46 @@ def scored_pairs(tmp_path):
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+def test_the_name_of_a_file_selects_no_prompt(call, tmp_path, scored_pairs):
+    """A file query.jsonl is a set of pairs like any other, although the model has a prompt of that name."""
+    static_model(width=32, prompts={"query": "word3 word9 ", "document": ""}).save_pretrained(str(tmp_path / "m"))
+    scored_pairs.rename(tmp_path / "query.jsonl")
+    (tmp_path / "pairs.jsonl").write_text((tmp_path / "query.jsonl").read_text())
+    flags = (
+        "--model_name",
+        tmp_path / "m",
+        "--dims",
+        "32",
+        "--calibration_data",
+        "none",
+        "--output_dir",
+        tmp_path / "out",
+    )
+    for name in ("query", "pairs"):
+        assert call(STS, *flags, "--data", tmp_path / f"{name}.jsonl").code == 0
+    scores = read_summary(tmp_path / "out").set_index("task")["score"]
+    assert scores["query"] == scores["pairs"]
+
+
+def test_calibration_texts_are_encoded_like_the_tasks_texts():
+    class Store:
+        model = static_model(prompts={"query": "q: ", "document": "d: ", "STS": "s: "})
+        encoded: ClassVar[list[tuple]] = []
+
+        def encode(self, texts, prompt=None, role=None):
+            self.encoded.append((texts, prompt, role))
+            return np.zeros((len(texts), 4), dtype=np.float32)
+
+    tasks = [
+        ("STS17", "STS", None),
+        ("STS22", "STS", None),
+        ("X", "Retrieval", "query"),
+        ("X", "Retrieval", "document"),
+    ]
+    assert encode_like_tasks(Store(), list("abcde"), tasks).shape == (5, 4)
+    assert Store.encoded == [(["a", "d"], "s: ", None), (["b", "e"], "q: ", "query"), (["c"], "d: ", "document")]
 
 
 def test_scores_with_a_prompt_stand_next_to_those_without(call, tmp_path, scored_pairs):

@@ -6,10 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Router
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from common.config import load_config
 from common.errors import UsageError
+from tests.helpers import NLI, static_model, write
 from training.utils.options import MatryoshkaNLIConfig
 from training.utils.training_arguments import check_training_arguments
 
@@ -74,3 +77,26 @@ def test_arguments_that_the_libraries_refuse_are_one_line(tmp_path, arguments, n
 )
 def test_arguments_that_the_libraries_take_pass(tmp_path, arguments):
     check(tmp_path, arguments, ["en"])
+
+
+@pytest.mark.parametrize(
+    ("mapping", "message"),
+    [
+        ({"ancor": "query"}, "'router_mapping': no column 'ancor'; did you mean anchor?; found anchor, positive"),
+        ({"anchor": "qeury"}, "No route found for task type 'qeury'"),
+        ({"data": {"anchor": "query"}}, "'router_mapping': no data set 'data'"),
+        ({"anchor": "query", "positive": "document"}, None),
+    ],
+)
+def test_a_router_mapping_that_names_nothing_is_one_line(call, fails, tmp_path, mapping, message):
+    router = Router.for_query_document(list(static_model(0).children()), list(static_model(1).children()))
+    SentenceTransformer(modules=[router], device="cpu").save_pretrained(str(tmp_path / "m"))
+    rows = write(tmp_path / "rows.jsonl", [{"anchor": f"word{i}", "positive": f"word{i + 40}"} for i in range(8)])
+    (tmp_path / "c.json").write_text(json.dumps({"training_arguments": {"router_mapping": mapping}}))
+    flags = ("--config", tmp_path / "c.json", "--train_data", rows, "--dev_data", "none", "--matryoshka_dims", "32")
+    flags += ("--per_device_train_batch_size", "4", "--max_steps", "1", "--output_dir", tmp_path / "run")
+    if message:
+        fails(2, message, NLI, tmp_path / "m", *flags)
+    else:
+        done = call(NLI, tmp_path / "m", *flags)
+        assert done.code == 0, done.err

@@ -6,8 +6,11 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from common.config import as_dict
 from common.dims import fit_dims
+from common.errors import check_writable
 from common.models import ModelIdentity, check_devices, identify, unique_identities
 from common.prompts import prompt_name
 from common.records import RunRecord
@@ -23,9 +26,8 @@ from evaluation.utils.scoring.embeddings import open_store
 from evaluation.utils.scoring.rows import ScoredModel
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from evaluation.utils.options import EvalConfig
+    from evaluation.utils.scoring.embeddings import EmbeddingStore
     from evaluation.utils.scoring.scorer import Scorer
 
 logger = logging.getLogger(__name__)
@@ -39,6 +41,7 @@ def run_evaluation(config: EvalConfig, scorer: Scorer) -> None:
         RunError: A model or data set cannot be loaded, or nothing has a score.
     """
     output_dir, phases = Path(config.output_dir), Phases()
+    check_writable("--output_dir", output_dir)
 
     # 1. The models, and whether their results already exist
     check_devices(config.device)
@@ -124,6 +127,26 @@ def _report_unused_prompts(prompts: str | dict[str, str] | None, encoded_as: lis
             logger.warning("--prompts: %r matches none of the tasks: %s", name, tasks)
 
 
+def encode_like_tasks(
+    store: EmbeddingStore, texts: list[str], encoded_as: list[tuple[str, str, str | None]]
+) -> np.ndarray:
+    """Encode texts with the prompts and roles of the tasks: if they have several, with each of them an equal part of the texts.
+
+    Args:
+        encoded_as: See :meth:`evaluation.utils.scoring.scorer.Scorer.encoded_as`.
+
+    Returns:
+        A float32 array of shape ``[texts, width]``.
+    """
+    prompts = store.model.prompts
+    ways = list(dict.fromkeys((prompt_name(prompts, *task), task[2]) for task in encoded_as))
+    parts = [
+        store.encode(texts[first :: len(ways)], prompt=None if name is None else prompts[name], role=role)
+        for first, (name, role) in enumerate(ways[: len(texts)])
+    ]
+    return np.concatenate(parts)
+
+
 def _evaluate_model(
     config: EvalConfig, scorer: Scorer, identity: ModelIdentity, phases: Phases, baseline: bool
 ) -> tuple[ModelAnalysis, tuple[int, int]]:
@@ -141,7 +164,8 @@ def _evaluate_model(
         for_scores = store.encoded
 
         def embed_calibration() -> np.ndarray:
-            return store.encode(calibration_texts(config.calibration_data, scores.test_texts))
+            texts = calibration_texts(config.calibration_data, scores.test_texts)
+            return encode_like_tasks(store, texts, scorer.encoded_as())
 
         calibration = None if config.calibration_data is None else embed_calibration
         with phases.measure("analysis"):

@@ -68,7 +68,7 @@ class EvalConfig(Config):
     calibration_data: Annotated[
         str | None,
         Key(
-            "texts from outside the test sets, to fit PCA and the int8 ranges on: a file, or a Hub data set as path:config:split; "
+            "texts from outside the test sets, to fit PCA and the int8 ranges on: a file, a folder or a glob of files, or a Hub data set as path:config:split; "
             "with 'none' the report has no baselines, quantised vectors or shortlists",
             path=True,
         ),

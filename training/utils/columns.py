@@ -146,6 +146,10 @@ def expand(where: str, dataset: Dataset, unused: list[str], refuse: bool) -> Dat
         for name in negatives:
             against += _as_list(values[name]) if name in lists else [text for text in [values[name]] if _is_text(text)]
         for column, entries in (("positive", texts), ("negative", against)):
+            if others := [entry for entry in entries if not isinstance(entry, str | None)]:
+                raise RunError(
+                    f"{where}, row {number_of_row}: column {column!r} must hold text, not {str(others[0])[:60]}"
+                )
             if refuse and not all(map(_is_text, entries)):
                 raise RunError(f"{where}, row {number_of_row}: column {column!r} holds an empty text{ADVICE}")
         if refuse and not texts:
@@ -183,7 +187,7 @@ def _is_list(dataset: Dataset, name: str) -> bool:
     import pyarrow as pa
 
     kind = dataset.features.arrow_schema.field(name).type
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -244,7 +248,10 @@ def drop_unusable(where: str, dataset: Dataset, refuse: bool) -> Dataset:
     reasons: dict[str, np.ndarray] = {}
     negatives = [name for name in dataset.column_names if name.startswith("negative")]
     for name in dataset.column_names:
-        if _is_list(dataset, name) or (name in negatives and len(negatives) > 1):  # a row may have fewer negatives
+        of_texts = name == "positive" or name in negatives or (name == "label" and "positive" in dataset.column_names)
+        if of_texts and _is_list(dataset, name):
+            continue
+        if name in negatives and len(negatives) > 1:  # a row may have fewer negatives
             continue
         if name in checks:
             reasons[name] = np.fromiter(map(checks[name], dataset[name]), dtype=bool, count=len(dataset))
@@ -304,12 +311,17 @@ def scale_scores(where: str, values: list[Any], entry: DatasetEntry) -> list[flo
 
 
 def class_numbers(where: str, values: list[Any]) -> list[int]:
-    """Convert labels to class numbers, which are non-negative integers."""
+    """Convert labels, which are non-negative integers, to consecutive class numbers from 0, in the same order."""
     for row, value in enumerate(values, 1):
         label = number(where, row, "label", value)
         if isinstance(value, bool) or label != int(label) or label < 0:
             raise RunError(f"{where}, row {row}: column 'label' must be a non-negative integer, not {value!r}")
     labels = [int(float(value)) for value in values]
-    if len(set(labels)) < 2:
+    classes = {label: place for place, label in enumerate(sorted(set(labels)))}
+    if len(classes) < 2:
         raise RunError(f"{where}: every label is {labels[0]}; classification needs at least two classes")
-    return labels
+    if 2 * len(classes) > len(labels) > 20:
+        raise RunError(
+            f"{where}: {len(labels)} rows have {len(classes)} different labels; column 'label' must hold classes, not identifiers or years"
+        )
+    return [classes[label] for label in labels]

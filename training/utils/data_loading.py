@@ -149,9 +149,12 @@ def load_dev_sets(
                 test[f"{label}-test"] = _load_sts(STS[name].path, STS[name].test)
         elif name in PARALLEL:
             rows = load_hub_dataset(PARALLEL[name], name, "dev")
-            add(f"translations-{name}-dev", _translations(f"data set {PARALLEL[name]} ({name})", rows, own=False))
+            where = f"data set {PARALLEL[name]} ({name})"
+            mapped = map_columns(where, rows.column_names, TRANSLATIONS, None)
+            add(f"translations-{name}-dev", as_translations(where, rows, mapped, own=False))
         elif is_file_name(name) and "non_english" in (rows := read_rows(Path(name))).column_names:
-            add(table_name(Path(name)), _translations(name, rows, own=True))
+            mapped = map_columns(name, rows.column_names, TRANSLATIONS, None)
+            add(table_name(Path(name)), as_translations(name, rows, mapped, own=True))
         elif is_file_name(name):
             for subset, pairs in read_pairs(Path(name)).items():
                 add(table_name(Path(name)) + ("" if subset == "default" else f"-{subset}"), pairs)
@@ -160,21 +163,43 @@ def load_dev_sets(
     return dev, test
 
 
-def _translations(where: str, dataset: Dataset, own: bool) -> dict[str, list[str]]:
-    mapped = map_columns(where, dataset.column_names, TRANSLATIONS, None)
+def as_translations(where: str, dataset: Dataset, mapped: dict[str, str], own: bool) -> dict[str, list[str]]:
+    """Return a dev set of translations, ``{"source": [...], "target": [...]}``.
+
+    Args:
+        mapped: The column for each role.
+        own: Whether the data is the user's own, so that an unusable row is an error; otherwise it is removed.
+
+    Raises:
+        RunError: A text is missing, or no row is left.
+    """
     dataset = _usable(where, dataset, mapped, own)
     check_texts(where, dataset, list(mapped))
+    if len(dataset) == 0:
+        raise RunError(f"{where}: no usable row")
     return {role: list(dataset[role]) for role in mapped}
+
+
+def as_graded_pairs(where: str, dataset: Dataset, mapped: dict[str, str], own: bool) -> dict[str, list[Any]]:
+    """Return a dev set of graded pairs, ``{"sentence1": [...], "sentence2": [...], "score": [...]}``.
+
+    Args:
+        mapped, own: See :func:`as_translations`.
+
+    Raises:
+        RunError: A text is missing, a score is not a number, or no correlation with the scores is defined.
+    """
+    dataset = _usable(where, dataset, mapped, own)
+    check_texts(where, dataset, ["sentence1", "sentence2"])
+    scores = [number(where, row, mapped["score"], value) for row, value in enumerate(dataset["score"], 1)]
+    check_scores(where, scores)
+    return {"sentence1": list(dataset["sentence1"]), "sentence2": list(dataset["sentence2"]), "score": scores}
 
 
 def _load_sts(path: str, split: str) -> dict[str, list[Any]]:
     where = f"data set {path}"
     dataset = load_hub_dataset(path, None, split)
-    mapped = map_columns(where, dataset.column_names, SCORED, None)
-    dataset = _usable(where, dataset, mapped, own=False)
-    scores = [number(where, row, mapped["score"], value) for row, value in enumerate(dataset["score"], 1)]
-    check_scores(where, scores)
-    return {"sentence1": list(dataset["sentence1"]), "sentence2": list(dataset["sentence2"]), "score": scores}
+    return as_graded_pairs(where, dataset, map_columns(where, dataset.column_names, SCORED, None), own=False)
 
 
 def _usable(where: str, dataset: Dataset, mapped: dict[str, str], own: bool) -> Dataset:

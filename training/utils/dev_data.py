@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common.data_files import check_scores, check_texts, is_file_name, load_hub_dataset, number
+from common.data_files import is_file_name, load_hub_dataset
 from common.errors import RunError, UsageError, one_line
 from evaluation.utils.dev_evaluator import is_scored
 from evaluation.utils.scoring.pairs import load_pairs
 from evaluation.utils.scoring.similarity import pairwise_similarities
 from evaluation.utils.scoring.statistics import Estimate, bootstrap, mean, mean_estimate, paired_mean, spearman
-from training.utils.data_loading import TRANSLATIONS, load_dev_sets, map_columns
+from training.utils.data_loading import TRANSLATIONS, as_graded_pairs, as_translations, load_dev_sets, map_columns
 from training.utils.leaks import BENCHMARK, normalise
 from training.utils.options import SCORED, DevEntry
 
@@ -95,21 +95,16 @@ def load_dev_dataset(entry: DevEntry) -> dict[str, list[Any]]:
 
     from common.data_files import read_rows
 
-    if is_file_name(entry.path):
+    own = is_file_name(entry.path)
+    if own:
         where, dataset = entry.path, read_rows(Path(entry.path))
     else:
         where = f"data set {entry.path}" + (f" ({entry.name})" if entry.name else "")
         dataset = load_hub_dataset(entry.path, entry.name, entry.split)
     columns = dataset.column_names
     if set(entry.columns) & set(TRANSLATIONS) if entry.columns else "non_english" in columns:
-        mapped = map_columns(where, columns, TRANSLATIONS, entry.columns)
-        check_texts(where, dataset, list(mapped.values()))
-        return {role: list(dataset[column]) for role, column in mapped.items()}
-    mapped = map_columns(where, columns, SCORED, entry.columns)
-    check_texts(where, dataset, [mapped["sentence1"], mapped["sentence2"]])
-    scores = [number(where, row, mapped["score"], value) for row, value in enumerate(dataset[mapped["score"]], 1)]
-    check_scores(where, scores)
-    return {role: list(dataset[mapped[role]]) for role in ("sentence1", "sentence2")} | {"score": scores}
+        return as_translations(where, dataset, map_columns(where, columns, TRANSLATIONS, entry.columns), own)
+    return as_graded_pairs(where, dataset, map_columns(where, columns, SCORED, entry.columns), own)
 
 
 def benchmark_pairs() -> Sets:

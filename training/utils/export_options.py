@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, ClassVar
 
 from common.config import Config
-from common.errors import UsageError
+from common.errors import UsageError, check_writable
 from common.keys import Key
 
 SENTENCE_TRANSFORMERS, ONNX = "sentence-transformers", "onnx"
@@ -84,4 +84,5 @@ def output_folder(config: ExportConfig, model_name: str, dim: int) -> Path:
     folder = Path(config.output_dir or f"output/{name}")
     if folder.exists():
         raise UsageError(f"--output_dir {folder} exists: choose another folder, or remove it")
+    check_writable("--output_dir", folder)
     return folder

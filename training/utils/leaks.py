@@ -27,13 +27,15 @@ logger = logging.getLogger(__name__)
 # The usual Arabic test sets, by their names in mteb, and their subsets
 BENCHMARK = {"STS17": ["ar-ar", "en-ar", "en-en"], "STS22.v2": ["ar"], "STSBenchmark": []}
 ROWS = 65_536  # rows looked up at a time
-# punctuation, whitespace, the tatweel, and accents and vowel signs after decomposition
-NO_LETTER = re.compile("[\\W_\u0640]+")
+# the vowel signs of Hindi, Thai and other scripts from India to Cambodia, without which different words look the same
+VOWEL_SIGNS = "".join(chr(code) for code in range(0x0900, 0x1800) if unicodedata.category(chr(code)).startswith("M"))
+# punctuation, whitespace, the tatweel, and accents and Arabic vowel signs after decomposition
+NO_LETTER = re.compile(f"[^\\w{VOWEL_SIGNS}]+|[_\u0640]+")
 
 
 def normalise(text: str) -> str:
     """Normalise a text so that spelling variants compare equal: keep only letters and digits, in lower case, without accents,
-    Arabic vowel signs or tatweel, and unify all forms of alef. A text without letters or digits is only stripped.
+    Arabic vowel signs or tatweel, and unify all forms of alef. Vowel signs of Hindi, Thai and similar scripts stay. A text without letters or digits is only stripped.
     """
     # NFKD separates accents from letters and the hamza from the alef, and decomposes ligatures and full-width characters;
     # the alef with wasla has no decomposition

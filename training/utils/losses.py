@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from sentence_transformers.sentence_transformer import losses as st
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from common.errors import RunError, UsageError, one_line
 from common.models import load_model
 from common.packing import pack
-from training.utils.matryoshka_loss import MatryoshkaLoss, merge
+from training.utils.matryoshka_loss import MatryoshkaLoss
 from training.utils.options import DatasetEntry, TrainingConfig
 from training.utils.processes import get_world_size
 from training.utils.similarity_distillation import SimilarityDistillLoss
@@ -45,13 +46,14 @@ class Guide:
         self._seen: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=3)  # anchors, positives, negatives
 
     def __call__(self, features: dict[str, Any]) -> dict[str, Tensor]:
-        """Embed tokenised texts: ``{"sentence_embedding": [batch, width]}``."""
+        """Embed tokenised texts: ``{"sentence_embedding": [batch, width]}``. See :meth:`GISTLoss.join` for joined columns."""
         ids, mask = features["input_ids"], features["attention_mask"]
         for seen_ids, seen_mask, embedding in self._seen:
             if ids.shape == seen_ids.shape and torch.equal(ids, seen_ids) and torch.equal(mask, seen_mask):
                 return {"sentence_embedding": embedding}
         with torch.no_grad():
-            embedding = self.model(dict(features))["sentence_embedding"]
+            columns = features.get("columns", [features])
+            embedding = torch.cat([self.model(dict(column))["sentence_embedding"] for column in columns])
         self._seen.append((ids, mask, embedding))
         return {"sentence_embedding": embedding}
 
@@ -62,10 +64,25 @@ class GISTLoss(st.GISTEmbedLoss):
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> Tensor:
         anchors, positives, *negatives = sentence_features
         if len(negatives) > 1:
-            inputs = merge([{k: v for k, v in column.items() if k != "sentence_embedding"} for column in negatives])
-            embeddings = [column["sentence_embedding"] for column in negatives if "sentence_embedding" in column]
-            negatives = [inputs | ({"sentence_embedding": torch.cat(embeddings)} if embeddings else {})]
+            negatives = [self.join(negatives)]
         return super().forward([anchors, positives, *negatives], labels)
+
+    def join(self, columns: list[dict[str, Any]]) -> dict[str, Any]:
+        """Join columns of texts into one, which the guide embeds column by column, because their prompts may differ.
+
+        Args:
+            columns: Tokenised texts with their ``sentence_embedding`` of shape ``[batch, dim]``.
+        """
+        ids, masks = [column["input_ids"] for column in columns], [column["attention_mask"] for column in columns]
+        longest = max(tensor.shape[1] for tensor in ids)
+        padding = self.model.tokenizer.pad_token_id or 0  # a guide with another tokenizer reads the ids as text
+        pad = [(0, longest - tensor.shape[1]) for tensor in ids]
+        return {
+            "input_ids": torch.cat([F.pad(x, p, value=padding) for x, p in zip(ids, pad, strict=True)]),
+            "attention_mask": torch.cat([F.pad(x, p) for x, p in zip(masks, pad, strict=True)]),
+            "sentence_embedding": torch.cat([column["sentence_embedding"] for column in columns]),
+            "columns": [{k: v for k, v in column.items() if k != "sentence_embedding"} for column in columns],
+        }
 
 
 @dataclass(frozen=True)

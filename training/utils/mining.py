@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from common.errors import RunError, writing
-from common.prompts import DOCUMENT, QUERY
+from common.prompts import DOCUMENT, DOCUMENT_PROMPTS, QUERY
 from training.utils.leaks import normalise
 from training.utils.mining_options import RANDOM, MiningConfig
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-DOCUMENT_PROMPTS = (DOCUMENT, "passage", "corpus")
 SIMILARITIES = 2**26  # similarities computed at a time: 256 MiB in float32
 ROWS = 2**16  # pairs that a guide scores at a time
 # per anchor; the library finds as many extra candidates for every anchor as any anchor has positives

@@ -5,16 +5,16 @@ Arguments of sentence-transformers' ``mine_hard_negatives`` keep their names.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
 
 from common.config import Config
 from common.data_files import is_file_name
-from common.errors import UsageError
+from common.errors import UsageError, check_writable
 from common.formats import table_name
 from common.keys import Key
+from common.prompts import DOCUMENT, DOCUMENT_PROMPTS, QUERY
 
 TOP, RANDOM = "top", "random"
 
@@ -115,6 +115,11 @@ def check_mining(config: MiningConfig) -> None:
         raise UsageError(
             f"--num_negatives {config.num_negatives} is above the {max(0, config.range_max - config.range_min)} candidates between --range_min {config.range_min} and --range_max {config.range_max}"
         )
+    names = config.prompts if isinstance(config.prompts, dict) else {}
+    if unknown := [name for name in names if name not in (QUERY, *DOCUMENT_PROMPTS)]:
+        raise UsageError(
+            f"--prompts: no role {unknown[0]!r}: anchors get the prompt {QUERY!r}, candidates {DOCUMENT!r} or its other names {', '.join(DOCUMENT_PROMPTS[1:])}"
+        )
     if config.guide is not None and config.relative_margin is config.absolute_margin is config.max_score is None:
         raise UsageError(
             "--guide has no effect without a limit: set --relative_margin, --absolute_margin or --max_score"
@@ -135,9 +140,7 @@ def output_file(config: MiningConfig) -> Path:
         raise UsageError(f"--output_file {path}: its name must end in .parquet")
     if path.is_dir():
         raise UsageError(f"--output_file {path} is a folder: give the name of a file")
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise UsageError(f"--output_file {path}: {folder} is {'not writable' if folder.is_dir() else 'a file'}")
+    check_writable("--output_file", path.parent)
     if path.exists() and path.resolve() == data.resolve():
         raise UsageError(f"--output_file {path} is the file with the pairs: choose another file")
     if path.exists() and not config.overwrite:

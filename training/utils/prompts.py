@@ -97,18 +97,21 @@ def _by_column(where: str, prompts: Any, columns: list[str], known: list[str]) -
 
 
 def _save(model: SentenceTransformer, by_dataset: dict[str, dict[str, str]], columns: dict[str, list[str]]) -> None:
-    """Store the prompts in the model: the first column's as the query and default prompt, the second's as the document prompt.
+    """Replace the model's prompts: the first column's becomes the query and default prompt, the second's the document prompt.
 
-    If the first columns of the data sets have different prompts, each of these is stored under its data set's name, there is no
-    default, and the other columns' prompts are not stored.
+    The model's other prompts are removed, because it is not trained with them. If the first columns of the data sets have
+    different prompts, each of these is stored under its data set's name, there is no default, and the other columns' prompts are
+    not stored.
     """
 
     def prompts_of_column(index: int) -> dict[str, str]:
         return {name: by_dataset[name].get(names[index], "") for name, names in columns.items() if len(names) > index}
 
+    if lost := sorted(name for name, text in model.prompts.items() if text and name not in (QUERY, DOCUMENT)):
+        logger.info("the trained model does not keep the start model's prompts %s", ", ".join(lost))
     queries, documents = prompts_of_column(0), prompts_of_column(1)
     if len(set(queries.values())) > 1:
-        model.prompts |= queries
+        model.prompts = {QUERY: "", DOCUMENT: ""} | queries
         model.default_prompt_name = None
         logger.warning(
             "the data sets have different prompts: the model stores each under its data set's name, without a default, "
@@ -117,6 +120,6 @@ def _save(model: SentenceTransformer, by_dataset: dict[str, dict[str, str]], col
         return
     query = next(iter(queries.values()))
     document = next(iter(documents.values())) if len(set(documents.values())) == 1 else ""
-    model.prompts |= {QUERY: query, DOCUMENT: document}
+    model.prompts = {QUERY: query, DOCUMENT: document}
     model.default_prompt_name = QUERY if query else None
     logger.info("training with prompts, which the model keeps: queries %r, documents %r", query, document)

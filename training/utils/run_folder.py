@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.config import as_dict
 from common.data_files import dataset_revision
-from common.errors import RunError
+from common.errors import RunError, check_writable
 from common.models import identify
 from common.records import RunRecord, folder_atomically, read_record
 from common.redact import redact_values
@@ -68,8 +68,7 @@ def prepare_run_folder(folder: Path, config: TrainingConfig) -> Path | None:
         RunError: The folder contains a finished or unfinished run, and no flag says what to do with it; the path is a file; the
             folder contains a ``checkpoint-*`` that is not a checkpoint; or the run cannot be resumed.
     """
-    if folder.exists() and not folder.is_dir():
-        raise RunError(f"--output_dir {folder} is a file")
+    check_writable("--output_dir", folder)
     paths = checkpoints(folder)
     if others := sorted(path.name for path in folder.glob("checkpoint-*") if path.is_dir() and path not in paths):
         raise RunError(

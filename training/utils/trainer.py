@@ -17,6 +17,7 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from common.adapters import adapter_of, load_weights
 from common.errors import RunError, one_line, writing
+from common.keys import suggest
 from evaluation.utils.dev_evaluator import PRIMARY_METRIC, MatryoshkaEvaluator
 from training.utils.callbacks import (
     DevReport,
@@ -99,6 +100,7 @@ class MatryoshkaTrainer(SentenceTransformerTrainer):
         with refusing("training_arguments"):
             super().__init__(*args, **kwargs)
             self._check_metric()
+            self._check_router_mapping()
         self.loss_report, self.finite_check, self.stop_on_signal = LossReport(), FiniteCheck(self), StopOnSignal()
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
@@ -118,6 +120,19 @@ class MatryoshkaTrainer(SentenceTransformerTrainer):
         metric = (self.args.metric_for_best_model or PRIMARY_METRIC).removeprefix("eval_")
         if isinstance(self.evaluator, MatryoshkaEvaluator) and metric not in self.evaluator.metrics:
             raise ValueError(f"'metric_for_best_model' is {metric!r}; choose from {', '.join(self.evaluator.metrics)}")
+
+    def _check_router_mapping(self) -> None:
+        """Raise :class:`ValueError` if ``router_mapping`` names a data set or a column that does not exist: the library ignores it."""
+        datasets = self.train_dataset if isinstance(self.train_dataset, dict) else {"": self.train_dataset}
+        columns = {column for rows in datasets.values() for column in rows.column_names}
+        for name, value in self.args.router_mapping.items():
+            if isinstance(value, dict) and name not in datasets:
+                raise ValueError(f"'router_mapping': no data set {name!r}{suggest(name, datasets)}")
+            for column in value if isinstance(value, dict) else [name]:
+                if column not in columns:
+                    raise ValueError(
+                        f"'router_mapping': no column {column!r}{suggest(column, columns)}; found {', '.join(sorted(columns))}"
+                    )
 
     def get_batch_sampler(self, dataset, batch_size, drop_last, **kwargs):
         names = self.train_dataset.items() if isinstance(self.train_dataset, dict) else ()

@@ -2,37 +2,41 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from common.config import ROOT
 from common.data_files import is_file_name, load_hub_dataset, read_rows
 from common.errors import RunError, UsageError
+from common.formats import hash_table
 
 logger = logging.getLogger(__name__)
 
 LIMIT = 10_000  # largest number of texts
-SKIPPED_COLUMNS = ("topic", "subset", "label")
+# columns of strings that are not texts to embed
+NOT_TEXT = re.compile(
+    r"topic|subset|split|label|score|genre|source|lang|language|url|(.*_)?(id|ids|idx|guid|uid|uuid)", re.I
+)
 
 
 def calibration_file(name: str) -> Path | None:
-    """Return the file ``name``, relative to the working directory or to the repository; None for a Hub data set."""
-    for path in (Path(name), ROOT / name):
-        if path.is_file():
-            return path
+    """Return the file, folder or glob ``name``, relative to the working directory or to the repository; None for a Hub data set."""
+    if not Path(name).exists() and (ROOT / name).is_file():
+        return ROOT / name
     return Path(name) if is_file_name(name) else None
 
 
 def calibration_id(name: str) -> str:
-    """Return ``name``, with a hash of the content if it is a file. Raises :class:`UsageError` if the file does not exist."""
+    """Return ``name``, with a hash of the content if it names files. Raises :class:`UsageError` if there are none."""
     path = calibration_file(name)
     if path is None:
         return name
-    if not path.is_file():
-        raise UsageError(f"--calibration_data {name}: no such file")
-    return f"{name} sha1:{hashlib.sha1(path.read_bytes()).hexdigest()}"
+    digest = hash_table(path)
+    if digest is None:
+        raise UsageError(f"--calibration_data {name}: no such file, or no file in a supported format")
+    return f"{name} sha1:{digest}"
 
 
 def calibration_texts(name: str, test_texts: Iterable[str] = ()) -> list[str]:
@@ -49,7 +53,8 @@ def calibration_texts(name: str, test_texts: Iterable[str] = ()) -> list[str]:
         source, config, split = [*name.split(":"), "", ""][:3]
         rows = load_hub_dataset(source, config or None, split or "train")
     columns = [c for c, f in rows.features.items() if getattr(f, "dtype", "") in ("string", "large_string")]
-    columns = [column for column in columns if column not in SKIPPED_COLUMNS] or columns
+    columns = [column for column in columns if not NOT_TEXT.fullmatch(column)] or columns
+    columns = [column for column in columns if not _are_numbers(rows[:LIMIT][column])]
     texts: dict[str, None] = {}
     for start in range(0, len(rows), LIMIT):
         batch = rows[start : start + LIMIT]
@@ -64,3 +69,8 @@ def calibration_texts(name: str, test_texts: Iterable[str] = ()) -> list[str]:
     if len(kept) < 2:
         raise RunError(f"calibration_data {name}: fewer than 2 texts to fit on")
     return kept
+
+
+def _are_numbers(values: list[str | None]) -> bool:
+    """Return whether most of the values have no letter: every column of a CSV file holds strings."""
+    return 2 * sum(not any(map(str.isalpha, value or "")) for value in values) > len(values)

@@ -50,7 +50,7 @@ class PairScorer:
 
     def score(self, store: EmbeddingStore, scored_model: ScoredModel, dims: list[int]) -> ModelScores:
         scores = ModelScores(rows=[])
-        name = prompt_name(store.model.prompts, self.task, TASK_TYPE, role=None)
+        name = prompt_name(store.model.prompts, *self.encoded_as()[0])
         prompt = None if name is None else store.model.prompts[name]
         for subset, pairs in self.subsets.items():
             pair_set = PairSet(
@@ -130,7 +130,8 @@ class PairScorer:
         write_result(folder / scored_model.experiment_name(dim) / f"{self.task}.json", result)
 
     def encoded_as(self) -> list[tuple[str, str, str | None]]:
-        return [(self.task, TASK_TYPE, None)]
+        # the name of the user's file must not select one of the model's prompts
+        return [(self.task if self.config.task else TASK_TYPE, TASK_TYPE, None)]
 
     def encoded_counts(self, for_scores: int, for_calibration: int) -> int:
         return for_scores + for_calibration

@@ -74,7 +74,7 @@ def _sentence(material: Material) -> str:
     return (
         f"Deploy {name} at {option.dim} dimensions in {option.precision}: {_bytes(option.bytes)} per vector instead of "
         f"{bytes_per_vector(best.width, 'float32'):,}. {_lost(option.loss)}, compared with {reference}, which score "
-        f"{points(decision.full_score)} on average over {_sets(decision)}. You accept {_tolerance(decision)} (--max_loss)."
+        f"{points(decision.full_score)} on {'average over ' if len(decision.sets) > 1 else ''}{_sets(decision)}. You accept {_tolerance(decision)} (--max_loss)."
     )
 
 
