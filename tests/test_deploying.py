@@ -134,10 +134,13 @@ def test_postgres_with_pgvector(run_section, place, database, monkeypatch):
     plan = "\n".join(row[0] for row in connection.execute(f"EXPLAIN {names['QUERY']}", {"query": vector}).fetchall())
     assert "Index Scan using sentences_by_prefix" in plan
 
-    # among few sentences, the shortlist of 100 holds the nearest by prefix, ordered by all dimensions
+    # the results are ordered by all dimensions, and most of the 100 nearest by prefix are found: the index is approximate
     rows = names["search_database"](QUERY)
-    full, query = np.load("full.npy"), names["model"].encode(QUERY, normalize_embeddings=True)
-    by_prefix = np.argsort(-(unit(full[:, :64]) @ unit(query[:64])), kind="stable")[:100]
-    expected = sorted(float(1 - full[i] @ query) for i in by_prefix)[:10]
-    assert [row[2] for row in rows] == pytest.approx(expected, abs=2e-3)  # halfvec
     connection.close()
+    full, query = np.load("full.npy"), names["model"].encode(QUERY, normalize_embeddings=True)
+    distances = dict(zip(names["sentences"], (1 - full @ query).tolist(), strict=True))
+    assert [row[2] for row in rows] == pytest.approx([distances[row[1]] for row in rows], abs=2e-3)  # halfvec
+    assert [row[2] for row in rows] == sorted(row[2] for row in rows)
+    by_prefix = np.argsort(-(unit(full[:, :64]) @ unit(query[:64])), kind="stable")[:100]
+    nearest = sorted(by_prefix, key=lambda i: 1 - full[i] @ query)[:10]
+    assert len({names["sentences"][i] for i in nearest} & {row[1] for row in rows}) >= 6
