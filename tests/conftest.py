@@ -154,6 +154,7 @@ def trained(hub, tiny_model, groups, warm, tmp_path_factory) -> Path:
 def call(hub, capsys, monkeypatch):
     """``call("training/x.py", "--flag", ...)`` runs a script's ``main`` in this process, which saves importing torch."""
     from common.errors import run
+    from training.utils.run_folder import unlock_run_folder
 
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
@@ -168,6 +169,8 @@ def call(hub, capsys, monkeypatch):
             run(lambda: module.main(argv))
         except SystemExit as stop:
             code = stop.code or 0
+        finally:
+            unlock_run_folder()  # as the end of the script's process would
         out, err = capsys.readouterr()
         return SimpleNamespace(code=code, out=out, err=err)
 

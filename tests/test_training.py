@@ -6,6 +6,8 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -349,6 +351,36 @@ def test_a_mistake_costs_no_earlier_run(fails, english, tmp_path, rows):
     fails(1, "no column for 'anchor'", NLI, "--train_data", write(tmp_path / "x.csv", [{"a": "b"}] * 3), *at)
     fails(2, "dimension 1024 is above", NLI, "--matryoshka_dims", "1024", *at)
     assert (folder / "final/model.safetensors").exists() and record_of(folder)["status"] == "finished"
+
+
+def test_two_runs_never_share_a_folder(fails, call, english, tmp_path, monkeypatch):
+    """The lock is that of another process; its end, even by a kill, releases it."""
+    monkeypatch.setattr("training.utils.run_folder.LOCK_WAIT", 0)
+    folder = shutil.copytree(english[1], tmp_path / "run")
+    flags = (*FAST, "--max_steps", "1", "--output_dir", folder, "--overwrite_output_dir")
+    hold = f"import filelock; lock = filelock.FileLock({str(folder / '.lock')!r}); lock.acquire(); print(1, flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"1\n"
+        fails(1, "another process is training in this folder", NLI, *flags)
+        assert (folder / "final/model.safetensors").exists() and record_of(folder)["status"] == "finished"
+        other.kill()
+    finished(call(NLI, *flags), folder)
+
+
+def test_a_run_that_ended_while_another_loaded_its_data_is_not_overwritten(fails, english, tmp_path, monkeypatch):
+    import training.utils.data_loading as data_loading
+
+    folder = tmp_path / "run"
+    load = data_loading.load_training_data
+
+    def load_while_another_run_ends(*args, **kwargs):
+        shutil.copytree(english[1], folder, dirs_exist_ok=True)
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(data_loading, "load_training_data", load_while_another_run_ends)
+    before = english[1] / "final/model.safetensors"
+    fails(1, "contains a finished run", NLI, *FAST, "--max_steps", "1", "--output_dir", folder)
+    assert (folder / "final/model.safetensors").read_bytes() == before.read_bytes()
 
 
 def test_the_same_command_trains_the_same_model(call, tmp_path, rows, tiny_model):

@@ -15,7 +15,7 @@ from training.utils.checkpoints import resume_command
 from training.utils.dev_data import dev_estimate
 from training.utils.licences import describe_licences, licences_of
 from training.utils.options import TrainingConfig
-from training.utils.run_folder import ADAPTER, FINAL, save_atomically
+from training.utils.run_folder import ADAPTER, FINAL, save_atomically, unlock_run_folder
 from training.utils.upload import upload
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ def finish(
     final = save_atomically(model, folder, FINAL, dims, advice)
     add_to_card(final, dims, by_set, licences)
     record.finish()
+    unlock_run_folder()
     if config.push_to_hub:
         logger.info("uploaded: %s", upload(final, config.hub_model_id or folder.name, config.hub_private_repo))
     print(final)

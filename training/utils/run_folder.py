@@ -28,6 +28,7 @@ from training.utils.serving import save_servable
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from filelock import BaseFileLock
     from sentence_transformers import SentenceTransformer
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,8 @@ ADAPTER = "final-adapter"
 UNTRAINED = "untrained"
 RECORD = "run.json"
 PARTIAL = ".partial"
+LOCK = ".lock"
+LOCK_WAIT = 10  # seconds; the data-loading processes of a killed run hold its lock until they notice that it is gone
 # keys that a resumed run may change, because the weights do not depend on them
 MAY_CHANGE = {
     "output_dir",
@@ -187,12 +190,17 @@ def _describe(config: TrainingConfig, entry: DatasetEntry, dataset: Dataset) -> 
 
 
 def clear_run_folder(folder: Path, config: TrainingConfig) -> None:
-    """Remove incomplete files of a killed run and, with ``--overwrite_output_dir``, all files of an earlier run.
+    """Lock the folder, remove incomplete files of a killed run and, with ``--overwrite_output_dir``, all files of an earlier run.
 
     Files that runs do not write are kept.
+
+    Raises:
+        RunError: Another process is training in the folder, or has trained in it since :func:`prepare_run_folder`.
     """
     if not is_first_process():
         return
+    lock_run_folder(folder)
+    prepare_run_folder(folder, config)  # again, because a run may have ended meanwhile
     for name in (FINAL, ADAPTER, UNTRAINED):
         shutil.rmtree(folder / f".{name}{PARTIAL}", ignore_errors=True)
     for path in folder.glob(f".{RECORD}.*"):
@@ -212,6 +220,35 @@ def clear_run_folder(folder: Path, config: TrainingConfig) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+
+
+_locks: list[BaseFileLock] = []  # the lock of this process's run
+
+
+def lock_run_folder(folder: Path) -> None:
+    """Reserve the folder for this process until it ends. Raises :class:`RunError` if another process holds it."""
+    from filelock import FileLock, Timeout
+
+    unlock_run_folder()
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=LOCK_WAIT)
+    except Timeout:
+        raise RunError(
+            f"{folder}: another process is training in this folder: wait for it to end, or choose another --output_dir"
+        ) from None
+    except NotImplementedError:
+        logger.warning("%s: this file system has no locks: start only one run in this folder at a time", folder)
+    _locks.append(lock)
+
+
+def unlock_run_folder() -> None:
+    """Remove the lock of :func:`lock_run_folder`, if this process holds one. The end of the process releases it too."""
+    while _locks:
+        lock = _locks.pop()
+        # first, because another run may lock it at once; that run then finds this one's results
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
 
 
 def write_beginning(record: RunRecord, model: SentenceTransformer, config: TrainingConfig) -> None:
