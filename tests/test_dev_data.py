@@ -6,12 +6,13 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer
 
 from common.errors import RunError, UsageError
 from evaluation.utils.dev_evaluator import MatryoshkaEvaluator
-from tests.helpers import write_dataset
+from tests.helpers import static_model, write_dataset
 from training.utils.dev_data import (
     dev_estimate,
     is_hub_spec,
@@ -148,3 +149,18 @@ def test_what_is_not_a_dev_set_is_one_line(fails, graded, tmp_path):
     fails(1, "not found on the Hub", *command, "tiny/absent")
     fails(2, "use path, path:config", *command, "tiny/graded:a:b:c")
     fails(2, "'none' cannot be combined", *command, "none", "tiny/graded")
+
+
+def test_an_undefined_correlation_names_the_dev_set():
+    model = static_model()
+    with torch.no_grad():
+        model[0].embedding.weight.copy_(torch.ones_like(model[0].embedding.weight))
+    rows = {
+        "sentence1": ["word1", "word2", "word3"],
+        "sentence2": ["word4", "word5", "word6"],
+        "score": [0.1, 0.5, 0.9],
+    }
+    with pytest.raises(
+        RunError, match="mine at 32 dimensions: the cosine correlation is undefined: every pair has the same"
+    ):
+        MatryoshkaEvaluator({"mine": rows}, [32, 8])(model)

@@ -10,6 +10,7 @@ import numpy as np
 from sentence_transformers.base.evaluation import BaseEvaluator
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator, TranslationEvaluator
 
+from common.errors import RunError
 from evaluation.utils.scoring.similarity import sts_scores
 
 if TYPE_CHECKING:
@@ -68,7 +69,10 @@ class MatryoshkaEvaluator(BaseEvaluator):
             first, second = self.embeddings[name] = self._embed(model, *(rows[column] for column in columns))
             for dim in self.dims:
                 if is_scored(rows):
-                    scores = sts_scores(first[:, :dim], second[:, :dim], rows["score"])
+                    try:
+                        scores = sts_scores(first[:, :dim], second[:, :dim], rows["score"])
+                    except RunError as error:
+                        raise RunError(f"{name} at {dim} dimensions: {error}") from None
                     at_dim = {f"{kind}_cosine": scores[f"cosine_{kind}"] for kind in ("pearson", "spearman")}
                 else:
                     at_dim = translation_accuracy(first[:, :dim], second[:, :dim], rows["source"], rows["target"])
