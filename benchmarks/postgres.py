@@ -68,8 +68,7 @@ def postgres(*settings: str) -> Iterator[str]:
         raise RunError(f"PostgreSQL does not start: {error}") from None
     finally:
         if server is not None:
-            server.send_signal(
-                signal.SIGINT
-            )  # fast shutdown; on SIGTERM it waits for connections that an error left open
+            # a fast shutdown; on SIGTERM, PostgreSQL waits for connections that an error left open
+            server.send_signal(signal.SIGINT)
             server.wait()
         shutil.rmtree(folder, ignore_errors=True)

@@ -162,10 +162,10 @@ def _with_equal_numbers(parts: list[Dataset]) -> list[Dataset]:
         for name, kinds in types.items()
         if len(kinds) > 1 and kinds <= {"int32", "int64", "float32", "float64"} and kinds & {"float32", "float64"}
     }
-    numbers = {name: Value("float64") for name in mixed}
-    return [
-        part.cast(Features(part.features | {n: numbers[n] for n in numbers if n in part.features})) for part in parts
-    ]
+    for place, part in enumerate(parts):
+        if numbers := {name: Value("float64") for name in mixed & set(part.column_names)}:
+            parts[place] = part.cast(Features(part.features | numbers))
+    return parts
 
 
 def hash_table(path: Path) -> str | None:

@@ -239,7 +239,7 @@ class _Forward:
         self.run = self._chunked
 
     def use_padding(self) -> None:
-        self.run = lambda features, mask, **kwargs: self.original(features, **kwargs)
+        self.run = self._padded
 
     def __call__(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         mask = features.get("attention_mask")
@@ -251,6 +251,9 @@ class _Forward:
         dtype = self.train_dtype if self.transformer.training and self.train_dtype != torch.float32 else None
         with torch.autocast(ids.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
             return self.run(features, mask.bool(), **kwargs)
+
+    def _padded(self, features: dict[str, Any], mask: Tensor, **kwargs: Any) -> dict[str, Any]:
+        return self.original(features, **kwargs)
 
     def _packed(self, features: dict[str, Any], mask: Tensor, **kwargs: Any) -> dict[str, Any]:
         lengths = mask.sum(dim=1)

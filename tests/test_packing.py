@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import filecmp
 import logging
+import pickle
 
 import pytest
 import torch
@@ -202,6 +203,7 @@ def test_modules_that_see_neighbouring_texts_get_padded_batches(build, caplog):
         pack(packed)
     assert "processing padded batches" in caplog.text
     assert packed.encode(TEXTS) == pytest.approx(plain.encode(TEXTS), abs=1e-6)
+    assert pickle.loads(pickle.dumps(packed)).encode(TEXTS) == pytest.approx(plain.encode(TEXTS), abs=1e-6)
 
 
 @pytest.mark.parametrize("name", ["Bert", "Qwen3", "GPT2", "Gemma3Text", "Gemma2"])
