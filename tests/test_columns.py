@@ -76,6 +76,16 @@ def test_labels_become_consecutive_classes_in_their_order(tmp_path, hub):
     assert load(tmp_path, rows, "softmax")["label"][:] == [1, 2, 0, 1, 0]
 
 
+def test_capitals_in_the_names_of_columns_do_not_matter(tmp_path, hub):
+    rows = [{"Anchor": f"a{i}", "Positive": f"p{i}", "Negative": f"n{i}", "positive_note": "x"} for i in range(2)]
+    found = load(tmp_path, rows)
+    assert found[0] == {"anchor": "a0", "positive": "p0", "negative": "n0"}
+    with pytest.raises(
+        RunError, match='map the columns in a --config file with "columns": {"anchor": "COLUMN", "positive": "COLUMN"}'
+    ):
+        load(tmp_path, [{"q": "a", "p": "b"}])
+
+
 def test_keys_of_numbered_negatives_may_be_missing(tmp_path, hub):
     found = load(tmp_path, [pair(0, negative_1="x"), pair(1, negative_1="x", negative_2="y")])
     assert found["negative_2"][:] == ["", "y"]

@@ -51,15 +51,18 @@ def map_columns(
             raise UsageError(f"{where}: the column {twice[0]!r} is used for more than one of {', '.join(mapped)}")
     else:
         mapped = {}
+        in_lower_case = {column.lower(): column for column in reversed(columns)}  # "Anchor" is read as "anchor"
         for role, aliases in roles.items():
             for name in (role, *aliases):
-                if name in columns and name not in mapped.values():
-                    mapped[role] = name
+                column = name if name in columns else in_lower_case.get(name)
+                if column is not None and column not in mapped.values():
+                    mapped[role] = column
                     break
     for role in roles:
         if role not in mapped and role not in optional:
+            example = ", ".join(f'"{role}": "COLUMN"' for role in roles if role not in optional)
             raise RunError(
-                f"{where}: no column for {role!r}; found {listed}; map the columns with 'columns' in a --config file"
+                f'{where}: no column for {role!r}; found {listed}; map the columns in a --config file with "columns": {{{example}}}'
             )
     return mapped
 
