@@ -3,14 +3,14 @@
     python benchmarks/decision_coverage.py
 
 Simulates the whole procedure of ``evaluation/utils/analysis/recommendation.py`` with a tolerance of 1 point, on normal data
-with known true Spearman correlations: half the width loses ``--losses`` points, a quarter twice and an eighth four times as many;
-int8 loses 0.02 points more, and binary exactly 1 point more, so that every cell has choices that lose exactly the tolerance. These
-count as wrong: the rate of wrong choices should be at most 5%. The losses vary over samples somewhat more than those of
-all-MiniLM-L6-v2 at 256 dimensions on STS-B and STS17.
+with known true Spearman correlations: half the width loses ``--losses`` points, a quarter loses twice and an eighth four times
+as many; int8 loses 0.02 points more, and binary exactly 1 point more, so that every cell has choices that lose exactly the
+tolerance. These count as wrong: the rate of wrong choices should be at most 5%. The losses vary over samples somewhat more than
+those of all-MiniLM-L6-v2 at 256 dimensions on STS-B and STS17.
 
 The upper bound of a loss is first computed from the analytical standard error and the normal distribution. If it is close to the
-tolerance (within one standard error with 250 pairs, 0.3 with 5,000), the bound of an evaluation replaces it, from 2,000 resamples.
-Further away the two hardly ever lead to different choices; the record has their largest difference.
+tolerance (within one standard error with 250 pairs, 0.3 with 5,000), it is replaced by the bound that an evaluation computes
+from 2,000 resamples. Further away, the two hardly ever lead to different choices; the record shows their largest difference.
 The last two rows are two sets of 500 pairs that share half of their pairs. In one row a shared pair is resampled once for both
 sets, as in an evaluation; in the other each set is resampled separately.
 Writes coverage.json and coverage.md to --output_dir.

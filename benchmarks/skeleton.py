@@ -38,7 +38,7 @@ def make_parser(script: str, description: str) -> argparse.ArgumentParser:
         "--output_dir",
         type=Path,
         default=Path("results", Path(script).stem),
-        help="folder of the results (default: %(default)s)",
+        help="folder for the results (default: %(default)s)",
     )
     return parser
 

@@ -141,7 +141,8 @@ def read_table(path: Path) -> Dataset:
         odd = set(part.column_names) ^ set(parts[0].column_names)
         if odd := {name for name in odd if not OPTIONAL_KEY.fullmatch(name)}:
             raise RunError(
-                f"{file}: the column {sorted(odd)[0]!r} is not in all of the files (compared with {files[0].name})"
+                f"{file}: the column {sorted(odd)[0]!r} is not in all of the files (compared with {files[0].name}): "
+                "give all files the same columns"
             )
     try:
         return concatenate_datasets(_with_equal_numbers(parts))
@@ -245,12 +246,12 @@ def _read_parquet(path: Path) -> Dataset | None:
     with _not_readable(path, "Parquet file"):
         if pq.read_metadata(path).num_rows == 0:  # from_parquet cannot read an empty table
             return None
-        # without escape, a pattern
+        # from_parquet would read an unescaped path as a pattern
         return plain_types(Dataset.from_parquet(glob.escape(str(path)), keep_in_memory=False))
 
 
 def plain_types(dataset: Dataset) -> Dataset:
-    """Convert the string views that other programs, such as Polars, write to strings."""
+    """Convert string views, which other programs such as Polars write, to strings."""
     import pyarrow as pa
     from datasets import Features
 

@@ -129,7 +129,7 @@ def jagged_attention(
 def pack(model: SentenceTransformer, train_dtype: torch.dtype | None = None) -> SentenceTransformer:
     """Make a model process only real tokens, in training and in encoding, and train in ``train_dtype``.
 
-    Only this object and the number of compiled kernels that the process keeps change; the saved model does not. Models
+    This changes only the object and the number of compiled kernels that the process keeps, not the saved model. Models
     without token embeddings (static models, CLIP) and batches other than padded text are not affected.
 
     Args:
@@ -148,7 +148,7 @@ def pack(model: SentenceTransformer, train_dtype: torch.dtype | None = None) -> 
         return model
     if getattr(transformer, "module_output_name", "token_embeddings") != "token_embeddings":
         return model
-    # bfloat16 on a CPU compiles a kernel for each new shape, so for each packed batch; by default 1,024 are kept, 0.7 MiB each
+    # a CPU compiles a bfloat16 kernel for each new shape, so for each packed batch; by default it keeps 1,024, of 0.7 MiB each
     for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
         os.environ.setdefault(cache, str(KERNELS))
     forward = _Forward(transformer, train_dtype)
@@ -184,7 +184,7 @@ def _embed(model: SentenceTransformer, texts: Sequence[str]) -> Tensor:
 
 
 def _same(alone: Tensor, model: SentenceTransformer) -> bool:
-    """Return whether the trial texts have the same embeddings as one batch and alone."""
+    """Return whether each trial text has the same embedding in a batch as on its own."""
     try:
         together = _embed(model, TRIAL)
     except (
@@ -193,7 +193,7 @@ def _same(alone: Tensor, model: SentenceTransformer) -> bool:
         ValueError,
         LookupError,
         AttributeError,
-    ) as error:  # the architecture or a module after it does not accept an argument, a shape or what is missing
+    ) as error:  # the architecture or a module after it does not accept an argument or a shape, or lacks an input
         logger.debug("packing failed: %s", error)
         return False
     exact = next(model.parameters()).dtype == torch.float32 and alone.device.type == "cpu"

@@ -130,7 +130,7 @@ def _report_unused_prompts(prompts: str | dict[str, str] | None, encoded_as: lis
 def encode_like_tasks(
     store: EmbeddingStore, texts: list[str], encoded_as: list[tuple[str, str, str | None]]
 ) -> np.ndarray:
-    """Encode texts with the prompts and roles of the tasks: if they have several, with each of them an equal part of the texts.
+    """Encode texts with the prompts and roles of the tasks. If there are several, each encodes an equal share of the texts.
 
     Args:
         encoded_as: See :meth:`evaluation.utils.scoring.scorer.Scorer.encoded_as`.

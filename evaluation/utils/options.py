@@ -19,7 +19,8 @@ class EvalConfig(Config):
     subsets: Annotated[
         list[str],
         Key(
-            "subsets to score; a task with none of these is scored on the default subsets that it has, or else on all its subsets"
+            "subsets to score; a task that has none of these is scored on those of the default subsets that it has, "
+            "or else on all its subsets"
         ),
     ]
     dims: Annotated[

@@ -163,7 +163,7 @@ def expand(where: str, dataset: Dataset, unused: list[str], refuse: bool) -> Dat
     if blank:
         logger.warning("%s: %d empty texts or lists removed", where, blank)
     if len(rows) != len(dataset):
-        logger.info("%s: expanded to %d rows, one for each positive, from %d", where, len(rows), len(dataset))
+        logger.info("%s: expanded from %d to %d rows, one for each positive", where, len(dataset), len(rows))
     table = {"anchor": [anchor for anchor, _, _ in rows], "positive": [positive for _, positive, _ in rows]}
     return _new(table, [against for _, _, against in rows])
 

@@ -41,7 +41,8 @@ class ExportConfig(Config):
     data: Annotated[
         str | None,
         Key(
-            "graded pairs to measure the loss from int8 on: CSV, TSV, JSONL or Parquet with sentence1, sentence2 and score; "
+            "graded pairs on which to measure the loss in score from int8: CSV, TSV, JSONL or Parquet with sentence1, "
+            "sentence2 and score; "
             "by default the validation set of STS-B, if the Hub can be reached",
             path=True,
         ),

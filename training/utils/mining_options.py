@@ -87,7 +87,7 @@ class MiningConfig(Config):
     dev_data: Annotated[
         list[str],
         Key(
-            "remove pairs that share a sentence with these dev sets, as in training: en, ar, en-ar, files, or none; for data from the Hub, also pairs that share one with STS17, STS22.v2 or STS-B test",
+            "remove pairs that share a sentence with these dev sets, as in training: en, ar, en-ar, files, or none; for data from the Hub, pairs that share a sentence with STS17, STS22.v2 or the STS-B test set are removed too",
             path=True,
         ),
     ]
@@ -110,15 +110,15 @@ def check_mining(config: MiningConfig) -> None:
     if not config.model_name:
         raise UsageError("MODEL is missing: the model's folder, or its name on the Hub")
     if not config.path:
-        raise UsageError("--path is missing: the pairs, a data set on the Hub or a file")
+        raise UsageError("--path is missing: give the pairs, as a data set on the Hub or a file")
     if config.num_negatives > config.range_max - config.range_min:
         raise UsageError(
-            f"--num_negatives {config.num_negatives} is above the {max(0, config.range_max - config.range_min)} candidates between --range_min {config.range_min} and --range_max {config.range_max}"
+            f"--num_negatives {config.num_negatives} is above the {max(0, config.range_max - config.range_min)} candidates between --range_min {config.range_min} and --range_max {config.range_max}: lower it, or raise --range_max"
         )
     names = config.prompts if isinstance(config.prompts, dict) else {}
     if unknown := [name for name in names if name not in (QUERY, *DOCUMENT_PROMPTS)]:
         raise UsageError(
-            f"--prompts: no role {unknown[0]!r}: anchors get the prompt {QUERY!r}, candidates {DOCUMENT!r} or its other names {', '.join(DOCUMENT_PROMPTS[1:])}"
+            f"--prompts: no role {unknown[0]!r}: use {QUERY!r} for anchors and {DOCUMENT!r} for candidates (or its other names, {', '.join(DOCUMENT_PROMPTS[1:])})"
         )
     if config.guide is not None and config.relative_margin is config.absolute_margin is config.max_score is None:
         raise UsageError(

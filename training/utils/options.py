@@ -237,7 +237,7 @@ class TrainingConfig(Config):
     keep_leaks: Annotated[
         bool,
         Key(
-            "keep training rows that share a sentence with the dev or test sets or, if any training data comes from the Hub, with STS17, STS22.v2 or the test part of STS-B"
+            "keep training rows that share a sentence with the dev or test sets or, if any training data comes from the Hub, with STS17, STS22.v2 or the STS-B test set"
         ),
     ]
     eval_steps: Annotated[

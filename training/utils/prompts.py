@@ -108,7 +108,7 @@ def _save(model: SentenceTransformer, by_dataset: dict[str, dict[str, str]], col
         return {name: by_dataset[name].get(names[index], "") for name, names in columns.items() if len(names) > index}
 
     if lost := sorted(name for name, text in model.prompts.items() if text and name not in (QUERY, DOCUMENT)):
-        logger.info("the trained model does not keep the start model's prompts %s", ", ".join(lost))
+        logger.info("the trained model does not keep these prompts of the original model: %s", ", ".join(lost))
     queries, documents = prompts_of_column(0), prompts_of_column(1)
     if len(set(queries.values())) > 1:
         model.prompts = {QUERY: "", DOCUMENT: ""} | queries

@@ -243,10 +243,10 @@ def lock_run_folder(folder: Path) -> None:
 
 
 def unlock_run_folder() -> None:
-    """Remove the lock of :func:`lock_run_folder`, if this process holds one. The end of the process releases it too."""
+    """Remove the lock of :func:`lock_run_folder`, if this process holds one. It is also released when the process ends."""
     while _locks:
         lock = _locks.pop()
-        # first, because another run may lock it at once; that run then finds this one's results
+        # before releasing the lock, because another run may lock the folder at once; it then finds this run's results
         Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
 

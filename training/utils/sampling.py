@@ -27,8 +27,8 @@ class GlobalBatchSampler(Sampler[list[int]]):
 
     The rows of a step, at most ``batch_size`` times ``processes``, are drawn together and divided into batches of equal size, one
     for each process. If the data set has anchors and positives, its loss has in-batch negatives: in this case no two rows of a step
-    conflict (see :mod:`training.utils.batches`), and all have the same number of negatives. Repeated texts do no harm to
-    other losses, which get ordinary shuffled batches.
+    conflict (see :mod:`training.utils.batches`), and all have the same number of negatives. Other losses tolerate repeated
+    texts, and get ordinary shuffled batches.
 
     All epochs have as many steps as the first, because the trainer asks for the number only once. The order of an epoch depends
     only on ``seed`` and the epoch.
@@ -71,7 +71,7 @@ class GlobalBatchSampler(Sampler[list[int]]):
             )
         if not first.steps:
             raise RunError(
-                f"{self.where}no batch can be made of the {len(dataset)} rows: they share their anchors or positives, so that each would be a false negative of the others; add negatives, or rows with other texts"
+                f"{self.where}no batch can be made of the {len(dataset)} rows: they share their anchors or positives, so each would be a false negative of the others; add negatives, or rows with other texts"
             )
         self.first = first
         self._steps = {0: first.steps}

@@ -39,7 +39,7 @@ class Option:
 
     Attributes:
         score: The mean score over the counted sets.
-        loss: The loss of the mean score, with the bounds that decide.
+        loss: The loss of the mean score, with the bounds that the decision is based on.
         of_sets: The loss on each set, with bounds at 95% confidence.
         tried: Whether the fixed sequence reached this option.
         accepted: Whether the fixed sequence reached this option and accepted its loss.

@@ -17,8 +17,8 @@ def build(material: Material) -> Section:
             "each resample uses the same pairs or queries for both scores. p-values are two-sided and not corrected for the number of "
             "comparisons. Intervals say how much a score would vary with other pairs of the same kind, but nothing about texts "
             "of another kind. In means over sets, a pair that occurs in several sets is resampled once for all of them; sets without a "
-            "pair in common count as independent, which makes the intervals of means somewhat too narrow where sets are translations of the "
-            "same sentences.",
+            "pair in common are treated as independent, which makes the intervals of means somewhat too narrow where sets are "
+            "translations of the same sentences.",
             "The recommendation tests non-inferiority in a fixed sequence: a step is accepted only if the one-sided upper bound of its loss is "
             "within the tolerance, and the 5% error rate is divided equally between dimensions and precisions, and between the models "
             "compared. A recommended vector therefore loses more than the tolerance in at most 5% of cases.",
