@@ -70,12 +70,10 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: no such configuration file") from None
     except IsADirectoryError:
         raise UsageError(f"{path} is a folder, not a configuration file") from None
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        byte = error.object[error.start]
-        raise UsageError(
-            f"{path}, line {line}: not UTF-8 text (byte 0x{byte:02x}); convert the file to UTF-8"
-        ) from None
+    except UnicodeDecodeError:
+        from common.formats import not_utf8
+
+        raise UsageError(not_utf8(path)) from None
     except json.JSONDecodeError as error:
         raise UsageError(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from None
     except RecursionError:

@@ -92,6 +92,15 @@ def find_blank(where: str, dataset: Dataset, column: str) -> np.ndarray:
     return pc.fill_null(pc.invert(pc.match_substring_regex(values, VISIBLE)), True).to_numpy(zero_copy_only=False)
 
 
+def text_columns(dataset: Dataset) -> list[str]:
+    """Return the columns that hold strings, not lists of strings."""
+    return [
+        name
+        for name, feature in dataset.features.items()
+        if getattr(feature, "dtype", None) in ("string", "large_string")
+    ]
+
+
 def check_columns(where: str, dataset: Dataset, columns: list[str]) -> None:
     """Raise :class:`RunError` if a column is missing; the message lists the existing columns."""
     for column in columns:

@@ -19,6 +19,7 @@ from common.errors import RunError, UsageError, one_line
 from common.hub import explain_cache_error
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from datasets import Dataset
 
 logger = logging.getLogger(__name__)
@@ -211,7 +212,7 @@ def _read_file(path: Path) -> Dataset:
         try:
             rows = readers[str(suffix_of(path)).removesuffix(".gz")](path)
         except UnicodeDecodeError:
-            raise RunError(_not_utf8(path)) from None
+            raise RunError(not_utf8(path)) from None
         except (gzip.BadGzipFile, zlib.error, EOFError) as error:
             raise RunError(f"{path}: not a readable gzip file ({one_line(error, 120)})") from None
         try:
@@ -250,6 +251,13 @@ def _read_parquet(path: Path) -> Dataset | None:
         return plain_types(Dataset.from_parquet(glob.escape(str(path)), keep_in_memory=False))
 
 
+def is_list_type(kind: pa.DataType) -> bool:
+    """Return whether a column's Arrow type is a list of any form."""
+    import pyarrow as pa
+
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
 def plain_types(dataset: Dataset) -> Dataset:
     """Convert string views, which other programs such as Polars write, to strings."""
     import pyarrow as pa
@@ -258,7 +266,7 @@ def plain_types(dataset: Dataset) -> Dataset:
     def plain(kind: pa.DataType) -> pa.DataType:
         if pa.types.is_string_view(kind):
             return pa.large_string()
-        if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        if is_list_type(kind):
             return pa.large_list(plain(kind.value_type))
         return kind
 
@@ -293,7 +301,7 @@ def _open(path: Path, **options: Any) -> IO[str]:
     return gzip.open(path, "rt", **options) if path.suffix.lower() == ".gz" else path.open(**options)
 
 
-def _not_utf8(path: Path) -> str:
+def not_utf8(path: Path) -> str:
     """Return the message about the first line of a file that is not UTF-8."""
     with _open(path, newline="\n", errors="surrogateescape") as file:
         for number, line in enumerate(file, 1):

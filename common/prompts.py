@@ -35,3 +35,9 @@ def prompt_name(prompts: dict[str, str | None] | None, task: str, task_type: str
     """
     order = [f"{task}-{role}", task, f"{task_type}-{role}", task_type, str(role)]
     return next((name for name in order if (prompts or {}).get(name)), None)
+
+
+def task_prompt(model: SentenceTransformer, task: str, task_type: str, role: str | None) -> str | None:
+    """Return the text of a model's prompt for a task, or None if no prompt applies; the arguments are those of :func:`prompt_name`."""
+    name = prompt_name(model.prompts, task, task_type, role)
+    return None if name is None else model.prompts[name]

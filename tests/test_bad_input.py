@@ -70,6 +70,7 @@ def mixture(**entry: Any) -> dict[str, Any]:
 SURROGATE = '{"sentence1": "\\ud800", "sentence2": "b", "score": 1}\n'
 GOOD_ROWS = [{"sentence1": f"word{i} word{i + 9}", "sentence2": f"word{2 * i}", "score": i} for i in range(1, 9)]
 MIXED = [{"sentence1": "word1", "sentence2": "word2", "score": 1}, {"sentence1": 5, "sentence2": "word2", "score": 2}]
+NO_FOLDER = 1 if os.access("/proc", os.W_OK) else 2  # root may write anywhere, and fails later
 MEGABYTE = "word1 word2 " * 87_000
 
 CASES = {
@@ -183,11 +184,11 @@ CASES = {
     # outputs
     "output that is a file": Case(STS, SCORE + "x.csv --output_dir {d}/x.csv", "x.csv", 2, {"x.csv": THREE}),
     "output below a file": Case(STS, SCORE + "x.csv --output_dir {d}/x.csv/out", "--output_dir … x.csv is a file", 2, {"x.csv": THREE}),
-    "output where nothing can be written": Case(STS, SCORE + "x.csv --output_dir /proc/out", "/proc/out", 1, {"x.csv": THREE}),
+    "output where nothing can be written": Case(STS, SCORE + "x.csv --output_dir /proc/out", "/proc/out", NO_FOLDER, {"x.csv": THREE}),
     "output on a full device": Case(STS, SCORE + "x.csv --output_dir {d}/full", "--output_dir … full", 2, {"x.csv": THREE}),
     "training into a file": Case(NLI, TRAIN + "x.csv --output_dir {d}/x.csv", "x.csv … file", 2, {"x.csv": TRIPLETS}),
     "training below a file": Case(NLI, TRAIN + "x.csv --output_dir {d}/x.csv/out", "--output_dir … x.csv is a file", 2, {"x.csv": TRIPLETS}),
-    "training where nothing can be written": Case(NLI, TRAIN + "x.csv --output_dir /proc/out", "/proc/out", 1, {"x.csv": TRIPLETS}),
+    "training where nothing can be written": Case(NLI, TRAIN + "x.csv --output_dir /proc/out", "/proc/out", NO_FOLDER, {"x.csv": TRIPLETS}),
 }  # fmt: skip
 USAGE = {name for name, case in CASES.items() if case.code == 2 and case.script and "{model}" not in case.args}
 

@@ -60,8 +60,8 @@ def test_lists_of_fixed_length_are_lists(tmp_path, hub):
     negatives = pa.array([["x", "y"], ["z", "w"]], pa.list_(pa.string(), 2))
     columns = {"anchor": ["a", "b"], "positive": pa.array(["c", "d"], pa.string_view()), "negatives": negatives}
     pq.write_table(pa.table(columns), tmp_path / "x.parquet")
-    found = load_training_data(DatasetEntry(str(tmp_path / "x.parquet"), "mnrl"))
-    assert found[:] == {
+    dataset = load_training_data(DatasetEntry(str(tmp_path / "x.parquet"), "mnrl"))
+    assert dataset[:] == {
         "anchor": ["a", "b"],
         "positive": ["c", "d"],
         "negative_1": ["x", "z"],
@@ -78,8 +78,8 @@ def test_labels_become_consecutive_classes_in_their_order(tmp_path, hub):
 
 def test_capitals_in_the_names_of_columns_do_not_matter(tmp_path, hub):
     rows = [{"Anchor": f"a{i}", "Positive": f"p{i}", "Negative": f"n{i}", "positive_note": "x"} for i in range(2)]
-    found = load(tmp_path, rows)
-    assert found[0] == {"anchor": "a0", "positive": "p0", "negative": "n0"}
+    dataset = load(tmp_path, rows)
+    assert dataset[0] == {"anchor": "a0", "positive": "p0", "negative": "n0"}
     with pytest.raises(
         RunError, match='map the columns in a --config file with "columns": {"anchor": "COLUMN", "positive": "COLUMN"}'
     ):

@@ -309,6 +309,9 @@ def test_an_export_that_differs_is_refused(trained, fails, tmp_path, monkeypatch
 def test_a_folder_that_cannot_be_written(trained, fails, tmp_path):
     (tmp_path / "file").write_text("")
     fails(2, "--output_dir … file is a file", EXPORT, trained, "--dim", "8", "--output_dir", tmp_path / "file/out")
+    # root may write anywhere, and fails later
+    code, message = (1, "could not be written") if os.access("/proc", os.W_OK) else (2, "/proc is not writable")
+    fails(code, message, EXPORT, trained, "--dim", "8", "--output_dir", "/proc/out")
 
 
 def test_the_tokenizer_has_truncation_and_padding(trained):

@@ -12,7 +12,7 @@ from common.config import as_dict
 from common.dims import fit_dims
 from common.errors import check_writable
 from common.models import ModelIdentity, check_devices, identify, unique_identities
-from common.prompts import prompt_name
+from common.prompts import prompt_name, task_prompt
 from common.records import RunRecord
 from evaluation.utils.analysis.calibration import calibration_id, calibration_texts
 from evaluation.utils.analysis.cost import encode_ms, search_times
@@ -138,11 +138,10 @@ def encode_like_tasks(
     Returns:
         A float32 array of shape ``[texts, width]``.
     """
-    prompts = store.model.prompts
-    ways = list(dict.fromkeys((prompt_name(prompts, *task), task[2]) for task in encoded_as))
+    ways = list(dict.fromkeys((task_prompt(store.model, *task), task[2]) for task in encoded_as))
     parts = [
-        store.encode(texts[first :: len(ways)], prompt=None if name is None else prompts[name], role=role)
-        for first, (name, role) in enumerate(ways[: len(texts)])
+        store.encode(texts[first :: len(ways)], prompt=prompt, role=role)
+        for first, (prompt, role) in enumerate(ways[: len(texts)])
     ]
     return np.concatenate(parts)
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from common.data_files import find_blank, number
 from common.errors import RunError, UsageError
+from common.formats import is_list_type
 from training.utils.options import LOSSES, DatasetEntry
 
 if TYPE_CHECKING:
@@ -187,10 +188,7 @@ def _new(table: dict[str, list[str]], negatives: list[list[str]]) -> Dataset:
 
 
 def _is_list(dataset: Dataset, name: str) -> bool:
-    import pyarrow as pa
-
-    kind = dataset.features.arrow_schema.field(name).type
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return is_list_type(dataset.features.arrow_schema.field(name).type)
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -150,11 +150,9 @@ def load_dev_sets(
         elif name in PARALLEL:
             rows = load_hub_dataset(PARALLEL[name], name, "dev")
             where = f"data set {PARALLEL[name]} ({name})"
-            mapped = map_columns(where, rows.column_names, TRANSLATIONS, None)
-            add(f"translations-{name}-dev", as_translations(where, rows, mapped, own=False))
+            add(f"translations-{name}-dev", as_translations(where, rows, own=False))
         elif is_file_name(name) and "non_english" in (rows := read_rows(Path(name))).column_names:
-            mapped = map_columns(name, rows.column_names, TRANSLATIONS, None)
-            add(table_name(Path(name)), as_translations(name, rows, mapped, own=True))
+            add(table_name(Path(name)), as_translations(name, rows, own=True))
         elif is_file_name(name):
             for subset, pairs in read_pairs(Path(name)).items():
                 add(table_name(Path(name)) + ("" if subset == "default" else f"-{subset}"), pairs)
@@ -163,16 +161,19 @@ def load_dev_sets(
     return dev, test
 
 
-def as_translations(where: str, dataset: Dataset, mapped: dict[str, str], own: bool) -> dict[str, list[str]]:
+def as_translations(
+    where: str, dataset: Dataset, own: bool, columns: dict[str, str] | None = None
+) -> dict[str, list[str]]:
     """Return a dev set of translations, ``{"source": [...], "target": [...]}``.
 
     Args:
-        mapped: The column for each role.
         own: Whether the data is the user's own, so that an unusable row is an error; otherwise it is removed.
+        columns: The column for each role; by default the columns with the usual names.
 
     Raises:
-        RunError: A text is missing, or no row is left.
+        RunError: A column or a text is missing, or no usable row remains.
     """
+    mapped = map_columns(where, dataset.column_names, TRANSLATIONS, columns)
     dataset = _usable(where, dataset, mapped, own)
     check_texts(where, dataset, list(mapped))
     if len(dataset) == 0:
@@ -180,15 +181,18 @@ def as_translations(where: str, dataset: Dataset, mapped: dict[str, str], own: b
     return {role: list(dataset[role]) for role in mapped}
 
 
-def as_graded_pairs(where: str, dataset: Dataset, mapped: dict[str, str], own: bool) -> dict[str, list[Any]]:
+def as_graded_pairs(
+    where: str, dataset: Dataset, own: bool, columns: dict[str, str] | None = None
+) -> dict[str, list[Any]]:
     """Return a dev set of graded pairs, ``{"sentence1": [...], "sentence2": [...], "score": [...]}``.
 
     Args:
-        mapped, own: See :func:`as_translations`.
+        own, columns: See :func:`as_translations`.
 
     Raises:
-        RunError: A text is missing, a score is not a number, or no correlation with the scores is defined.
+        RunError: A column or a text is missing, a score is not a number, or no correlation with the scores is defined.
     """
+    mapped = map_columns(where, dataset.column_names, SCORED, columns)
     dataset = _usable(where, dataset, mapped, own)
     check_texts(where, dataset, ["sentence1", "sentence2"])
     scores = [number(where, row, mapped["score"], value) for row, value in enumerate(dataset["score"], 1)]
@@ -199,7 +203,7 @@ def as_graded_pairs(where: str, dataset: Dataset, mapped: dict[str, str], own: b
 def _load_sts(path: str, split: str) -> dict[str, list[Any]]:
     where = f"data set {path}"
     dataset = load_hub_dataset(path, None, split)
-    return as_graded_pairs(where, dataset, map_columns(where, dataset.column_names, SCORED, None), own=False)
+    return as_graded_pairs(where, dataset, own=False)
 
 
 def _usable(where: str, dataset: Dataset, mapped: dict[str, str], own: bool) -> Dataset:

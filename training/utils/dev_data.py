@@ -19,9 +19,9 @@ from evaluation.utils.dev_evaluator import is_scored
 from evaluation.utils.scoring.pairs import load_pairs
 from evaluation.utils.scoring.similarity import pairwise_similarities
 from evaluation.utils.scoring.statistics import Estimate, bootstrap, mean, mean_estimate, paired_mean, spearman
-from training.utils.data_loading import TRANSLATIONS, as_graded_pairs, as_translations, load_dev_sets, map_columns
+from training.utils.data_loading import TRANSLATIONS, as_graded_pairs, as_translations, load_dev_sets
 from training.utils.leaks import BENCHMARK, normalise
-from training.utils.options import SCORED, DevEntry
+from training.utils.options import DevEntry
 
 if TYPE_CHECKING:
     from training.utils.options import TrainingConfig
@@ -103,8 +103,8 @@ def load_dev_dataset(entry: DevEntry) -> dict[str, list[Any]]:
         dataset = load_hub_dataset(entry.path, entry.name, entry.split)
     columns = dataset.column_names
     if set(entry.columns) & set(TRANSLATIONS) if entry.columns else "non_english" in columns:
-        return as_translations(where, dataset, map_columns(where, columns, TRANSLATIONS, entry.columns), own)
-    return as_graded_pairs(where, dataset, map_columns(where, columns, SCORED, entry.columns), own)
+        return as_translations(where, dataset, own, entry.columns)
+    return as_graded_pairs(where, dataset, own, entry.columns)
 
 
 def benchmark_pairs() -> Sets:

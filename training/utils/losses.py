@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from sentence_transformers.sentence_transformer import losses as st
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from common.errors import RunError, UsageError, one_line
 from common.models import load_model
 from common.packing import pack
-from training.utils.matryoshka_loss import MatryoshkaLoss
+from training.utils.matryoshka_loss import MatryoshkaLoss, merge
 from training.utils.options import DatasetEntry, TrainingConfig
 from training.utils.processes import get_world_size
 from training.utils.similarity_distillation import SimilarityDistillLoss
@@ -73,13 +72,10 @@ class GISTLoss(st.GISTEmbedLoss):
         Args:
             columns: Tokenised texts with their ``sentence_embedding`` of shape ``[batch, dim]``.
         """
-        ids, masks = [column["input_ids"] for column in columns], [column["attention_mask"] for column in columns]
-        longest = max(tensor.shape[1] for tensor in ids)
+        texts = merge([{key: column[key] for key in ("input_ids", "attention_mask")} for column in columns])
         padding = self.model.tokenizer.pad_token_id or 0  # a guide with another tokenizer reads the ids as text
-        pad = [(0, longest - tensor.shape[1]) for tensor in ids]
-        return {
-            "input_ids": torch.cat([F.pad(x, p, value=padding) for x, p in zip(ids, pad, strict=True)]),
-            "attention_mask": torch.cat([F.pad(x, p) for x, p in zip(masks, pad, strict=True)]),
+        return texts | {
+            "input_ids": texts["input_ids"].masked_fill(texts["attention_mask"] == 0, padding),
             "sentence_embedding": torch.cat([column["sentence_embedding"] for column in columns]),
             "columns": [{k: v for k, v in column.items() if k != "sentence_embedding"} for column in columns],
         }

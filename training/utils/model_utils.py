@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
+from common.data_files import text_columns
 from common.errors import RunError
 from common.models import identify, load_model
 from common.precision import slowdown, warn_if_slow
@@ -60,9 +61,8 @@ def load_base_model(config: TrainingConfig, *datasets: Dataset) -> SentenceTrans
 def texts_of(datasets: Iterable[Dataset]) -> Iterator[str]:
     """Yield every text of some data sets, column by column."""
     for dataset in datasets:
-        for column in dataset.column_names:
-            if dataset.features[column].dtype in ("string", "large_string"):
-                yield from dataset[column]
+        for column in text_columns(dataset):
+            yield from dataset[column]
 
 
 def _pairs(datasets: Iterable[Dataset]) -> Iterator[tuple[str, str]]:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.data_files import text_columns
 from common.errors import RunError
 
 if TYPE_CHECKING:
@@ -182,10 +183,7 @@ def sample_texts(datasets: Iterable[Dataset], limit: int, seed: int) -> list[str
     """Collect at most ``limit`` different texts from rows in random order. The texts of a row, which are similar, stay together."""
     texts_of_rows = []
     for dataset in datasets:
-        columns = [
-            c for c in dataset.column_names if getattr(dataset.features[c], "dtype", None) in ("string", "large_string")
-        ]
-        texts_of_rows += zip(*(dataset[column] for column in columns), strict=True)
+        texts_of_rows += zip(*(dataset[column] for column in text_columns(dataset)), strict=True)
     random.Random(seed).shuffle(texts_of_rows)
     return list(islice(dict.fromkeys(text for row in texts_of_rows for text in row if text is not None), limit))
 

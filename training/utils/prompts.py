@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+from common.data_files import text_columns
 from common.errors import UsageError
 from common.keys import suggest
 from common.prompts import DOCUMENT, QUERY
@@ -37,7 +38,10 @@ def choose_prompts(
     """
     if config.prompts is None:
         return _own_default(model)
-    columns = {name: _text_columns(dataset) for name, dataset in datasets.items()}
+    columns = {
+        name: [column for column in text_columns(dataset) if column not in NOT_TEXT]
+        for name, dataset in datasets.items()
+    }
     by_dataset = _by_dataset(config.prompts, columns)
     _save(model, by_dataset, columns)
     return by_dataset if len(datasets) > 1 else next(iter(by_dataset.values()))
@@ -54,14 +58,6 @@ def _own_default(model: SentenceTransformer) -> str | None:
             ", ".join(f"{name}: {text!r}" for name, text in stored.items()),
         )
     return None
-
-
-def _text_columns(dataset: Dataset) -> list[str]:
-    return [
-        column
-        for column, feature in dataset.features.items()
-        if column not in NOT_TEXT and getattr(feature, "dtype", None) in ("string", "large_string")
-    ]
 
 
 def _by_dataset(prompts: str | dict[str, Any], columns: dict[str, list[str]]) -> dict[str, dict[str, str]]:

@@ -68,10 +68,26 @@ def prepare_run_folder(folder: Path, config: TrainingConfig) -> Path | None:
         The checkpoint to resume from, or None for a fresh start.
 
     Raises:
-        RunError: The folder contains a finished or unfinished run, and no flag says what to do with it; the path is a file; the
-            folder contains a ``checkpoint-*`` that is not a checkpoint; or the run cannot be resumed.
+        UsageError: The folder cannot be written.
+        RunError: See :func:`check_nothing_is_lost`; or the run cannot be resumed.
     """
     check_writable("--output_dir", folder)
+    check_nothing_is_lost(folder, config)
+    if config.resume_from_checkpoint is not None:
+        checkpoint = find_checkpoint(folder, config.resume_from_checkpoint)
+        check_same_settings(checkpoint.parent / RECORD, config)
+        return checkpoint
+    folder.mkdir(parents=True, exist_ok=True)
+    return None
+
+
+def check_nothing_is_lost(folder: Path, config: TrainingConfig) -> None:
+    """Check that no flag is missing to deal with what the folder contains.
+
+    Raises:
+        RunError: The folder contains a finished or unfinished run, and no flag says what to do with it; or it contains a
+            ``checkpoint-*`` that is not a checkpoint.
+    """
     paths = checkpoints(folder)
     if others := sorted(path.name for path in folder.glob("checkpoint-*") if path.is_dir() and path not in paths):
         raise RunError(
@@ -82,10 +98,7 @@ def prepare_run_folder(folder: Path, config: TrainingConfig) -> Path | None:
             raise RunError(
                 f"{folder} contains a finished run: there is nothing to resume; to start it again, use --overwrite_output_dir without --resume_from_checkpoint"
             )
-        checkpoint = find_checkpoint(folder, config.resume_from_checkpoint)
-        check_same_settings(checkpoint.parent / RECORD, config)
-        return checkpoint
-    if config.overwrite_output_dir:
+    elif config.overwrite_output_dir:
         pass  # clear_run_folder removes it later, when this run is certain to start
     elif (folder / FINAL).exists():
         raise RunError(
@@ -99,8 +112,6 @@ def prepare_run_folder(folder: Path, config: TrainingConfig) -> Path | None:
         raise RunError(
             f"{folder} contains a run that ended before its first complete checkpoint: start it again with --overwrite_output_dir"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    return None
 
 
 def check_same_settings(path: Path, config: TrainingConfig) -> None:
@@ -200,7 +211,7 @@ def clear_run_folder(folder: Path, config: TrainingConfig) -> None:
     if not is_first_process():
         return
     lock_run_folder(folder)
-    prepare_run_folder(folder, config)  # again, because a run may have ended meanwhile
+    check_nothing_is_lost(folder, config)  # again, because a run may have ended in the meantime
     for name in (FINAL, ADAPTER, UNTRAINED):
         shutil.rmtree(folder / f".{name}{PARTIAL}", ignore_errors=True)
     for path in folder.glob(f".{RECORD}.*"):

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from common.config import ROOT
-from common.data_files import is_file_name, load_hub_dataset, read_rows
+from common.data_files import is_file_name, load_hub_dataset, read_rows, text_columns
 from common.errors import RunError, UsageError
 from common.formats import hash_table
 
@@ -52,9 +52,10 @@ def calibration_texts(name: str, test_texts: Iterable[str] = ()) -> list[str]:
     else:
         source, config, split = [*name.split(":"), "", ""][:3]
         rows = load_hub_dataset(source, config or None, split or "train")
-    columns = [c for c, f in rows.features.items() if getattr(f, "dtype", "") in ("string", "large_string")]
+    columns = text_columns(rows)
     columns = [column for column in columns if not NOT_TEXT.fullmatch(column)] or columns
-    columns = [column for column in columns if not _are_numbers(rows[:LIMIT][column])]
+    first = rows[:LIMIT]
+    columns = [column for column in columns if not _are_numbers(first[column])]
     texts: dict[str, None] = {}
     for start in range(0, len(rows), LIMIT):
         batch = rows[start : start + LIMIT]

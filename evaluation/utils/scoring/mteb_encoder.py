@@ -9,7 +9,7 @@ import numpy as np
 from mteb.models import ModelMeta
 from mteb.models.abs_encoder import AbsEncoder
 
-from common.prompts import prompt_name
+from common.prompts import task_prompt
 from evaluation.utils.scoring.embeddings import EmbeddingStore
 from evaluation.utils.scoring.rows import ScoredModel
 
@@ -74,8 +74,7 @@ class TruncatedEncoder(AbsEncoder):
     ) -> tuple[str | None, str | None]:
         """Return the prompt and the role with which the texts of a task are encoded."""
         role = prompt_type.value if prompt_type else None
-        name = prompt_name(self.model.prompts, task_metadata.name, task_metadata.type, role)
-        return None if name is None else self.model.prompts[name], role
+        return task_prompt(self.model, task_metadata.name, task_metadata.type, role), role
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Tensor:
         """Return a tensor of shape ``[n1, n2]``, computed in blocks of columns, so that only a block of the corpus is copied."""

@@ -12,7 +12,7 @@ from filelock import FileLock
 from common.config import default
 from common.data_files import file_hash, why_undefined
 from common.errors import RunError
-from common.prompts import prompt_name
+from common.prompts import task_prompt
 from common.records import read_json_file, versions, write_atomically
 from evaluation.utils.scoring.pairs import PairSet, languages_of_name, load_pairs
 from evaluation.utils.scoring.rows import ScoredModel, ScoreRow
@@ -50,8 +50,7 @@ class PairScorer:
 
     def score(self, store: EmbeddingStore, scored_model: ScoredModel, dims: list[int]) -> ModelScores:
         scores = ModelScores(rows=[])
-        name = prompt_name(store.model.prompts, *self.encoded_as()[0])
-        prompt = None if name is None else store.model.prompts[name]
+        prompt = task_prompt(store.model, *self.encoded_as()[0])
         for subset, pairs in self.subsets.items():
             pair_set = PairSet(
                 task=self.task,
