@@ -93,13 +93,13 @@ class MatryoshkaEvaluator(BaseEvaluator):
             .numpy()
         )
         if not np.isfinite(embeddings).all():
-            raise FloatingPointError("the model gives NaN or infinite embeddings")
+            raise FloatingPointError("the model produced NaN or infinite embeddings")
         return [embeddings[[index[text] for text in column]] for column in columns]
 
     def log(self, metrics: dict[str, float], prefix: str = "") -> None:
         """Log the scores, one line for each set."""
         for name, scores in self.by_set(metrics, prefix).items():
-            metric = "Spearman" if is_scored(self.sets[name]) else "translations found"
+            metric = "Spearman" if is_scored(self.sets[name]) else "translation accuracy"
             at_dims = ", ".join(f"{dim}: {100 * score:.2f}" for dim, score in zip(self.dims, scores, strict=True))
             logger.info("%s, %s × 100: %s", name, metric, at_dims)
 

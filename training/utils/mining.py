@@ -92,7 +92,7 @@ def mine(
         that have a negative, each pair once; and the counts.
 
     Raises:
-        RunError: No pair has a negative, or a model gives NaN or infinite similarities.
+        RunError: No pair has a negative, or a model produced NaN or infinite similarities.
     """
     pairs = distinct_pairs(dataset)
     refused = refused_texts(pairs)
@@ -196,7 +196,7 @@ def find_candidates(
     positive_scores = []
     for row in mined:
         if not np.isfinite(row["scores"]).all():
-            raise RunError("the model or the guide gives NaN or infinite similarities")
+            raise RunError("the model or the guide produced NaN or infinite similarities")
         positive_scores.append(row["scores"][0])
         candidates[row["anchor"]] = dict(zip(row["positive"][1:], row["scores"][1:], strict=True))
     return candidates, positive_scores

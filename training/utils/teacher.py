@@ -58,7 +58,7 @@ def add_targets(dataset: Dataset, teacher: str, width: int | None, **loading_opt
     def embed(batch: dict[str, list[str]]) -> dict[str, np.ndarray]:
         embeddings = model.encode(batch["sentence"], batch_size=BATCH, show_progress_bar=False)
         if not np.isfinite(embeddings).all():
-            raise RunError(f"the teacher {teacher} gives NaN or infinite embeddings")
+            raise RunError(f"the teacher {teacher} produced NaN or infinite embeddings")
         return {"label": embeddings.astype(np.float32)}
 
     logger.info("teacher %s: %d targets%s", identity.label, len(dataset), " from the cache" if model is None else "")

@@ -226,7 +226,7 @@ class EmbeddingStore:
         finite = np.isfinite(block).all(axis=1)
         if not finite.all():
             text = texts[int(np.argmin(finite))]
-            raise RunError(f"the model gives NaN or infinite embeddings, first for the text {text[:80]!r}")
+            raise RunError(f"the model produced NaN or infinite embeddings, first for the text {text[:80]!r}")
         return block
 
 

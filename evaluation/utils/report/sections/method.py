@@ -21,6 +21,6 @@ def build(material: Material) -> Section:
             "translations of the same sentences.",
             "The recommendation tests non-inferiority in a fixed sequence: a step is accepted only if the one-sided upper bound of its loss is "
             "within the tolerance, and the 5% error rate is divided equally between dimensions and precisions, and between the models "
-            "compared. A recommended vector therefore loses more than the tolerance in at most 5% of cases.",
+            "compared. A vector that loses more than the tolerance is therefore recommended in at most 5% of cases.",
         ],
     )
