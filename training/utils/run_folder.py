@@ -82,7 +82,7 @@ def prepare_run_folder(folder: Path, config: TrainingConfig) -> Path | None:
 
 
 def check_nothing_is_lost(folder: Path, config: TrainingConfig) -> None:
-    """Check that no flag is missing to deal with what the folder contains.
+    """Check that the flags say what to do with an earlier run in the folder.
 
     Raises:
         RunError: The folder contains a finished or unfinished run, and no flag says what to do with it; or it contains a
