@@ -4,7 +4,7 @@
 
 Simulates the whole procedure of ``evaluation/utils/analysis/recommendation.py`` with a tolerance of 1 point, on normal data
 with known true Spearman correlations: half the width loses ``--losses`` points, a quarter loses twice and an eighth four times
-as many; int8 loses 0.02 points more, and binary exactly 1 point more, so that every cell has choices that lose exactly the
+as many; int8 loses 0.02 points more, and binary exactly 1 point more, so that every row of the table has choices that lose exactly the
 tolerance. These count as wrong: the rate of wrong choices should be at most 5%. The losses vary over samples somewhat more than
 those of all-MiniLM-L6-v2 at 256 dimensions on STS-B and STS17.
 
@@ -46,7 +46,7 @@ DIMS, PRECISIONS = (512, 256, 128, 64), ("float32", "int8", "binary")
 FULL_SCORE = 0.85
 MORE_LOST = {"float32": 0.0, "int8": 0.0002, "binary": TOLERANCE}  # than in float32 at the same dimension
 LEAST_DOUBT = 0.3  # standard errors: closer to the tolerance, the bootstrap decides; more with few pairs
-FEW_PAIRS, TIMES_AS_MANY = 1000, 4  # samples of few pairs are fast, so their cells get this many times as many
+FEW_PAIRS, TIMES_AS_MANY = 1000, 4  # samples of few pairs are fast, so their rows get this many times as many
 GROUPS = 50  # of the jackknife
 
 Choice = tuple[int, str]
@@ -206,7 +206,7 @@ def sample_of(kind: str, pairs: int, loss: float, seed: int) -> Sample:
 
 
 def simulate(kind: str, pairs: int, loss: float, runs: int) -> dict[str, Any]:
-    """Return the results of a cell (kind of sample, pairs, loss): how often each choice was made, and the share of wrong choices."""
+    """Return the results of a row (kind of sample, pairs, loss): how often each choice was made, and the share of wrong choices."""
     from scipy.stats import binomtest
 
     runs *= TIMES_AS_MANY if pairs <= FEW_PAIRS else 1
@@ -246,7 +246,7 @@ def main(argv: list[str] | None = None) -> None:
         "--runs",
         type=int,
         default=2000,
-        help="samples per cell; four times as many with up to 1,000 pairs (default: %(default)s)",
+        help="samples per row; four times as many with up to 1,000 pairs (default: %(default)s)",
     )
     parser.add_argument(
         "--pairs", type=int, nargs="+", default=[250, 1000, 5000], help="pairs in a sample (default: %(default)s)"
@@ -258,18 +258,31 @@ def main(argv: list[str] | None = None) -> None:
         default=[0.5, 1.0, 2.0],
         help="true losses of half the width, in points (default: %(default)s)",
     )
-    parser.add_argument("--jobs", type=int, default=1, help="cells simulated in parallel (default: %(default)s)")
+    parser.add_argument("--jobs", type=int, default=1, help="rows simulated in parallel (default: %(default)s)")
     options = parser.parse_args(argv)
 
     record = start_record(__file__, options)
-    cells = [("one set", pairs, loss / 100) for pairs in options.pairs for loss in options.losses]
-    cells += [(kind, 500, 0.01) for kind in list(KINDS)[1:]]
-    longest_first = sorted(cells, key=lambda cell: -cell[1])
+    settings = [("one set", pairs, loss / 100) for pairs in options.pairs for loss in options.losses]
+    settings += [(kind, 500, 0.01) for kind in list(KINDS)[1:]]
+    longest_first = sorted(settings, key=lambda setting: -setting[1])
     with Pool(options.jobs, initializer=_leave_signals_to_parent) as pool:  # terminates its processes on exit
-        simulated = pool.starmap(simulate, [(*cell, options.runs) for cell in longest_first], chunksize=1)
-    by_cell = dict(zip(longest_first, simulated, strict=True))
-    results = [by_cell[cell] for cell in cells]
-    head = ["sample", "pairs", "true loss", "runs", "accepts too much, %", "95% interval", "finds a good dimension, %"]
+        simulated = pool.starmap(simulate, [(*setting, options.runs) for setting in longest_first], chunksize=1)
+    by_setting = dict(zip(longest_first, simulated, strict=True))
+    results = [by_setting[setting] for setting in settings]
+    finish(record, report(results), results=results)
+
+
+def report(results: list[dict[str, Any]]) -> str:
+    """Return the table in Markdown, with a caption."""
+    head = [
+        "test sets",
+        "pairs per set",
+        "true loss at half the width, points",
+        "decisions",
+        "accepted a loss of the tolerance or more, %",
+        "95% interval",
+        "chose a smaller dimension within the tolerance, %",
+    ]
     rows = [
         [
             r["kind"],
@@ -282,7 +295,10 @@ def main(argv: list[str] | None = None) -> None:
         ]
         for r in results
     ]
-    finish(record, markdown_table(head, rows), results=results)
+    return markdown_table(head, rows) + (
+        f"\nTolerance: {100 * TOLERANCE:g} point. A loss of the tolerance or more should be accepted in at most 5% of decisions. "
+        "–: every smaller dimension loses the tolerance or more.\n"
+    )
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 
 Runs evaluation/evaluate_mteb.py on its default tasks with an empty output folder, alternating with a process that only imports
 the same libraries. Imports cannot be timed within the run, because libraries load parts of themselves on first use. Therefore the
-overhead is the time of the run minus the bare imports and minus encoding.
+overhead is the time of the run minus the imports alone and minus encoding.
 Writes cold.json and cold.md to --output_dir.
 """
 
@@ -47,7 +47,7 @@ def seconds_of(command: list[str]) -> float:
 
 
 def measure(model_name: str) -> dict[str, float]:
-    """Return the seconds of bare imports, of a complete evaluation, and of each of its phases."""
+    """Return the seconds of the imports alone, of a complete evaluation, and of each of its phases."""
     imports = seconds_of(["-c", f"import {', '.join(LIBRARIES)}"])
     with tempfile.TemporaryDirectory() as folder:
         total = seconds_of(["evaluation/evaluate_mteb.py", "--model_name", model_name, "--output_dir", folder])
@@ -69,16 +69,24 @@ def main(argv: list[str] | None = None) -> None:
         logger.info("%.1f s in total, %.1f s overhead", runs[-1]["total"], runs[-1]["overhead"])
         record.write(runs=runs)
     medians = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
+    finish(record, report(medians), medians=medians)
+
+
+def report(medians: dict[str, float]) -> str:
+    """Return the table in Markdown, with a caption."""
     rows = [
         ["complete run", medians["total"]],
-        ["bare imports, in another process", medians["imports"]],
+        ["imports alone, in another process", medians["imports"]],
         ["encoding", medians["encoding"]],
-        ["overhead: what remains", medians["overhead"]],
+        ["overhead (complete run − imports − encoding)", medians["overhead"]],
         *([f"phase: {name}", medians[name]] for name in PHASES if name != "encoding"),
     ]
     table = markdown_table(["part", "seconds, median"], [[name, f"{seconds:.1f}"] for name, seconds in rows])
-    note = "Each phase includes the imports of the libraries that it is the first to use."
-    finish(record, f"{table}\n{note}\n", medians=medians)
+    note = (
+        "Each row is a median over the runs, so the rows do not add up exactly. The phases exclude encoding and the start of the program. "
+        "Each includes the imports of the libraries that it is the first to use."
+    )
+    return f"{table}\n{note}\n"
 
 
 if __name__ == "__main__":

@@ -32,8 +32,8 @@ INTRODUCTION = """# Options
 
 <!-- Written by benchmarks/update_readme.py from the configuration classes. Do not edit. -->
 
-Each option is a key of a configuration file and a flag of the same name. The defaults file is read first, then the file that
-`--config` names, then the flags. Options marked with \\* have no flag, because their value is an object; set them in a file.
+Each option is a key of a configuration file and, unless it is marked with \\*, also a flag of the same name. The defaults file is
+read first, then the file that `--config` names, then the flags.
 """
 
 

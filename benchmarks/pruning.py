@@ -3,7 +3,7 @@
     python benchmarks/pruning.py intfloat/multilingual-e5-small --outside mteb/stsbenchmark-sts::test:sentence1
 
 Prunes the vocabulary to the training texts of configs/multilingual.json. A training step contrasts 64 translations at every dimension.
-Pruned and complete models alternate, each in a new process. --outside names texts that are not in the training data, as
+Models with the full and the pruned vocabulary alternate, each in a new process. --outside names texts that are not in the training data, as
 path:config:split:column; a second table shows how many of these keep their tokens, and how similar their embeddings are before and
 after pruning. Writes pruning.json and pruning.md to --output_dir.
 """
@@ -198,12 +198,12 @@ def report(runs: dict[str, list[dict[str, float]]], outside: dict[str, dict[str,
         for key in medians["complete"]
         if key.startswith(SUBSETS)
     ]
-    text = markdown_table(["", "complete", "pruned"], lines)
+    text = markdown_table(["", "full vocabulary", "pruned vocabulary"], lines)
     if outside:
         head = [
-            "texts from outside the training data",
+            "data set",
             "texts",
-            "same tokens",
+            "texts with unchanged tokens",
             "tokens per text",
             "unknown tokens",
             "cosine",
@@ -219,7 +219,11 @@ def report(runs: dict[str, list[dict[str, float]]], outside: dict[str, dict[str,
             ]
             for spec, r in outside.items()
         ]
-        text += f"\n{markdown_table(head, rows)}\nCosine: the mean similarity of a text's embeddings before and after pruning.\n"
+        text += f"\n{markdown_table(head, rows)}\n"
+        text += (
+            "Texts that are not in the training data, before → after pruning. Cosine: the mean similarity of a text's embeddings before and "
+            "after pruning.\n"
+        )
     return text
 
 

@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
                         spearman(pairs["score"], cosines), len(pairs["score"]), sample="sts_pairs"
                     )
 
-    rows, rises = [], {}
+    rows, gains = [], {}
     for subset in subsets:
         over_seeds = {
             name: [
@@ -79,22 +79,22 @@ def main(argv: list[str] | None = None) -> None:
         by_dim = [after - before for after, before in zip(over_seeds["final"], over_seeds["untrained"], strict=True)]
         mean = paired_mean(by_dim)
         cells = []
-        for rise in [*by_dim, mean]:
-            low, high = rise.interval()
-            cells.append(f"{100 * rise.value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]")
-        rows.append([subset, "**rise**", *cells])
+        for gain in [*by_dim, mean]:
+            low, high = gain.interval()
+            cells.append(f"{100 * gain.value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]")
+        rows.append([subset, "**gain**", *cells])
         by_seed = {
             seed: paired_mean(estimates[seed, "final", subset]).value
             - paired_mean(estimates[seed, "untrained", subset]).value
             for seed in options.seeds
         }
-        rises[subset] = {"mean_rise": mean.value, "interval": mean.interval(), "p": mean.p_value(), "by_seed": by_seed}
+        gains[subset] = {"mean_gain": mean.value, "interval": mean.interval(), "p": mean.p_value(), "by_seed": by_seed}
     table = markdown_table(["subset", "model", *map(str, DIMS), "mean"], rows, text_columns=2)
     note = (
         f"Spearman × 100 on the {len(next(iter(subsets.values()))['score'])} pairs of each subset of the sample, mean over {len(options.seeds)} seeds; "
-        "in brackets the 95% interval of the paired bootstrap over the pairs."
+        "the 95% intervals in brackets are from a paired bootstrap over the pairs."
     )
-    finish(record, f"{table}\n{note}\n", rises=rises)
+    finish(record, f"{table}\n{note}\n", gains=gains)
 
 
 if __name__ == "__main__":

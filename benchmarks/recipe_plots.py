@@ -12,7 +12,7 @@ PUBLISHED = {
     "paraphrase-multilingual-MiniLM-L12-v2": {"ar-ar": 79.2, "en-ar": 81.2, "en-en": 86.9},
     "multilingual-e5-small": {"ar-ar": 73.0, "en-ar": 57.4, "en-en": 86.4},
 }
-# Human translations that were not used for any choice of the multilingual recipe, as decided before its first run (results/LOG.md)
+# Human translations on which no choices about the multilingual recipe were based, as decided before its first run (results/LOG.md)
 RESERVED = {
     "reserved en-ar": ("loopback/sts-en-ar", None, "validation"),
     "reserved ar-ar": ("Omartificial-Intelligence-Space/Arabic-stsb", None, "validation"),
@@ -78,7 +78,7 @@ def headline_plot(path: Path, rows: dict, scores: Scores, subsets: tuple[str, ..
 
 
 def kept_plot(path: Path, rows: dict, scores: Scores, dims: tuple[int, ...]) -> None:
-    """Plot, against dimension, the share of its full-width mean that each model keeps."""
+    """Plot, against dimension, the percentage of its full-width mean that each model keeps."""
     figure, [panel] = _panels(1, width=6)
     ticks = [str(dim) for dim in sorted(dims)]
     for number, (name, row) in enumerate((n, r) for n, r in rows.items() if r.get("plot")):
@@ -87,7 +87,7 @@ def kept_plot(path: Path, rows: dict, scores: Scores, dims: tuple[int, ...]) -> 
             shares = [100 * value / values[-1] for value in values]
             panel.plot(ticks, shares, marker="o", color=f"C{number}", label=row["label"])
     panel.axhline(98.4, color="grey", linestyle="--", linewidth=1, label="goal at 64 dimensions")
-    panel.set(xlabel="embedding dimension", ylabel="mean of STS17, % of its value at 384")
+    panel.set(xlabel="embedding dimension", ylabel="STS17 mean, % of the mean at 384")
     panel.grid(alpha=0.3)
     _save(figure, panel, path)
 
@@ -128,8 +128,9 @@ def agreement_text(lines: list[dict[str, Any]], rows: dict) -> str:
         [rows[e["row"]]["label"], str(e["seed"]), *(f"{e[k]:.2f}" for k in ("dev", "reserved", "test"))] for e in lines
     ]
     text = table(["model", "seed", "dev mean", "reserved mean", "STS17 mean"], cells)
-    text += "\nMean over sets and dimensions, × 100: Spearman, or accuracy for translations. "
-    text += "No choice was made on the reserved sets.\n"
+    reserved = " and ".join(f"`{path}`" for path, _, _ in RESERVED.values())
+    text += "\nSpearman × 100, mean over sets and dimensions. "
+    text += f"No choices were based on the reserved sets, which are the validation splits of {reserved}.\n"
     if len(lines) > 3:
         for kind in ("dev", "reserved"):
             result = spearmanr([e[kind] for e in lines], [e["test"] for e in lines])

@@ -5,7 +5,7 @@
     python benchmarks/recipes.py --rows multilingual --seeds 1 2
 
 A row is a model to train, with its script, configuration and seeds, or a model that is only scored. A row "of" another row is that
-row with changes. Existing models are not trained again. All choices were made on dev sets; STS17 is only reported. Numbers are means
+row with changes. Existing models are not trained again. All choices were based on dev sets; STS17 is only reported. Numbers are means
 over the seeds. A row is compared with the one that it names in "against", on the same pairs. Results go to --output_dir: recipes.md
 (overview), headline.md (the README's table), dimensions.md (every dimension, with intervals), dev.md (dev scores and training time),
 agreement.md (dev, reserved and STS17 scores by seed), recipes.png, headline.png, kept.png, agreement.png, and recipes.json (all
@@ -45,6 +45,13 @@ ROWS = Path(__file__).with_suffix(".json")
 TASK, SUBSETS = "STS17", ("ar-ar", "en-ar", "en-en")
 DIMS = (384, 256, 128, 64)
 LOWEST = 0.1  # below this score in a subset, the share that a model keeps is not shown
+DEV_SETS = {  # the dev sets in the tables, by their names in the runs' records
+    "sts-en": "STS-B dev, en-en",
+    "sts-ar": "Arabic-stsb dev, ar-ar",
+    "translations-en-ar": "Tatoeba dev, en-ar",
+    "en-ar": "STS-B dev, en-ar",
+    "ar-ar": "STS-B dev, ar-ar",
+}
 Scores = dict[str, dict[str, list["Estimate"]]]  # by row and subset, one estimate for each dimension
 
 
@@ -142,7 +149,7 @@ def load_pairs() -> dict[str, tuple[list[str], list[str], list[float]]]:
 
 
 def load_reserved() -> dict[str, tuple[list[str], list[str], list[float]]]:
-    """Load the reserved pairs, on which no choice was made, if the Hub has them."""
+    """Load the reserved pairs, on which no choices were based, if the Hub has them."""
     from common.data_files import load_hub_dataset
     from common.errors import RunError
 
@@ -275,17 +282,18 @@ def glance(rows: dict, scores: Scores) -> str:
     columns = [f"{subset} {DIMS[i]}" for subset in (*SUBSETS, "mean") for i in (0, -1)]
     text = table(["model", "seeds", *columns, "kept"], models)
     text += (
-        f"\n{TASK}, Spearman × 100, 250 pairs each, {over_seeds(rows)}. ▲ ▼: significantly above or below the model named in brackets "
-        f"(paired bootstrap over the pairs, p < 0.05). Kept: the mean at {DIMS[-1]} dimensions, as a share of that at {DIMS[0]}.\n"
+        f"\n{TASK}, Spearman × 100, 250 pairs per subset, {over_seeds(rows)}. ▲ ▼: significantly above or below the model named in "
+        f"brackets (paired bootstrap over the pairs, p < 0.05). Kept: the mean at {DIMS[-1]} dimensions, as a percentage of the mean at "
+        f"{DIMS[0]}.\n"
     )
     if changes:
-        text += "\n" + table(["change of a recipe", *columns], changes)
-        text += "\nPoints gained or lost by the change (one seed, compared with the recipe's mean over its seeds), with the same marks.\n"
+        text += "\n" + table(["change to the recipe", *columns], changes)
+        text += "\nPoints gained or lost by each change (one seed, compared with the recipe's mean over its seeds). ▲ ▼: significant.\n"
     return text
 
 
 def share_kept(scores_of_model: dict[str, list[Estimate]]) -> str:
-    """Return the mean over the subsets at the smallest dimension, as a share of that at full width."""
+    """Return the mean over the subsets at the smallest dimension, as a percentage of the mean at full width."""
     if min(scores_of_model[subset][0].value for subset in SUBSETS) <= LOWEST:
         return "–"
     return f"{100 * scores_of_model['mean'][-1].value / scores_of_model['mean'][0].value:.1f}%"
@@ -303,8 +311,9 @@ def headline(rows: dict, scores: Scores) -> str:
         cells = [f"{100 * scores[name][subset][i].value:.1f}" for subset in SUBSETS for i in (0, -1)]
         lines.append([row["label"], *cells, share_kept(scores[name])])
     return table(["model", *[f"{subset} {DIMS[i]}" for subset in SUBSETS for i in (0, -1)], "kept"], lines) + (
-        f"\n{TASK}, Spearman × 100 at {DIMS[0]} and {DIMS[-1]} dimensions, {over_seeds(rows)}. Kept: the mean of the three at "
-        f"{DIMS[-1]}, as a share of that at {DIMS[0]}. The first {len(PUBLISHED)} rows are published scores (model cards, MTEB).\n"
+        f"\n{TASK}, Spearman × 100 at {DIMS[0]} and {DIMS[-1]} dimensions, {over_seeds(rows)}. Kept: the mean of the three subsets' scores "
+        f"at {DIMS[-1]} dimensions, as a percentage of their mean at {DIMS[0]}. The first {len(PUBLISHED)} rows are published scores "
+        "(model cards, MTEB).\n"
     )
 
 
@@ -315,9 +324,7 @@ def over_seeds(rows: dict) -> str:
 
 def every_dimension(rows: dict, scores: Scores) -> str:
     """Return a table for each subset: every row at every dimension, with intervals."""
-    text = (
-        f"{TASK}, Spearman × 100, 250 pairs each: {over_seeds(rows)}, with 95% intervals (bootstrap over the pairs).\n"
-    )
+    text = f"{TASK}, Spearman × 100, 250 pairs per subset: {over_seeds(rows)}, with 95% intervals (bootstrap over the pairs).\n"
     for subset in (*SUBSETS, "mean"):
         lines = []
         for name, row in rows.items():
@@ -331,28 +338,46 @@ def every_dimension(rows: dict, scores: Scores) -> str:
 
 
 def dev_table(rows: dict, runs: dict[str, list[dict]]) -> str:
-    """Return a table of the dev scores that the choices were made on, averaged over dimensions and seeds, and the training time."""
+    """Return a table of the dev scores that choices were based on, averaged over dimensions and seeds, and of the training time."""
     import numpy as np
 
     means: dict[str, dict[str, float]] = {}
+    single_dim, translations = [], False
     for name, summaries in runs.items():
         values: dict[str, list[float]] = {}
+        dims: set[str] = set()
         for summary in summaries:
             for key, value in summary["scores"].items():
                 kind, _, metric = key.rpartition("-")  # "<set>-<dimension>_<metric>"
                 if kind and "-test" not in kind and metric.endswith(("_spearman_cosine", "_mean_accuracy")):
-                    values.setdefault(kind.removesuffix("-dev"), []).append(value)
+                    values.setdefault(dev_set(kind.removesuffix("-dev"), name, rows), []).append(value)
+                    dims.add(metric.split("_")[0])
+                    translations = translations or metric.endswith("_accuracy")
         means[name] = {kind: 100 * float(np.mean(of_kind)) for kind, of_kind in values.items()}
-    kinds = list(dict.fromkeys(kind for summaries in means.values() for kind in summaries))
+        if len(dims) == 1:
+            single_dim.append(rows[name]["label"])
+    kinds = [kind for kind in DEV_SETS if any(kind in of_row for of_row in means.values())]
+    kinds += [kind for kind in dict.fromkeys(k for of_row in means.values() for k in of_row) if kind not in DEV_SETS]
     lines = []
     for name, summaries in runs.items():
         minutes = np.mean([run["wall_time_s"] for run in summaries]) / 60
         cells = [f"{means[name][kind]:.1f}" if kind in means[name] else "" for kind in kinds]
         lines.append([rows[name]["label"], str(summaries[0]["steps"]), f"{minutes:.0f}", *cells])
-    text = table(["model", "steps", "minutes", *kinds], lines)
-    return text + (
-        "\nMean over the seeds and the dimensions that each model was trained at, × 100: Spearman for STS, accuracy for translations.\n"
-    )
+    text = table(["model", "steps", "minutes", *(DEV_SETS.get(kind, kind) for kind in kinds)], lines)
+    text += "\nSpearman × 100, mean over the seeds and over the dimensions that each model was trained at."
+    if translations:
+        text += f" {DEV_SETS['translations-en-ar']}: accuracy of finding translations × 100."
+    if single_dim:
+        text += f" These models have scores at full width only, which are not comparable with the means: {'; '.join(single_dim)}."
+    return text + "\n"
+
+
+def dev_set(name: str, row: str, rows: dict) -> str:
+    """Return a name for a dev set of a run that does not depend on the run's other dev sets: "sts" becomes "sts-ar" or "sts-en"."""
+    if name != "sts":
+        return name
+    dev_data = resolve(rows[row], rows)["config"].get("dev_data", ["auto"])
+    return "sts-ar" if "ar" in dev_data else "sts-en"
 
 
 if __name__ == "__main__":

@@ -45,6 +45,14 @@ TRANSLATIONS = {
 QUESTIONS = ("loopback/arabic-question-pairs", None, "test")
 ENTAILMENTS = ("sentence-transformers/all-nli", "triplet", "dev")
 CUTOFF = 10
+TITLES = {  # of the tables; translations are from the dev split of a set
+    "translations, tatoeba": "translations, Tatoeba",
+    "translations, xnli": "translations, XNLI",
+    "translations, news": "translations, news, health and encyclopaedia (NTREX-128, TICO-19, FLORES)",
+    "translations, captions": "translations, image captions",
+    "questions": "duplicate Arabic questions",
+    "entailments": "English entailments, from premise to hypothesis",
+}
 
 
 @dataclass(frozen=True)
@@ -207,7 +215,7 @@ def describe(results: dict, rows: dict, searches: dict[str, list[Search]]) -> st
     from benchmarks.recipes import sign
 
     text = "Mean over queries and seeds, × 100, with 95% intervals (bootstrap over the queries). "
-    text += "▲ ▼: significantly above or below the row in brackets (paired, p < 0.05).\n"
+    text += "▲ ▼: significantly above or below the model named in brackets (paired bootstrap, p < 0.05).\n"
     for task, of_task in searches.items():
         queries = sum(len(s.queries) for s in of_task)
         what = "accuracy@1" if of_task[0].cutoff == 1 else f"MRR@{of_task[0].cutoff}"
@@ -221,7 +229,7 @@ def describe(results: dict, rows: dict, searches: dict[str, list[Search]]) -> st
                 cells.append(f"{100 * estimate.value:.1f} ({100 * low:.1f} to {100 * high:.1f}){mark}")
             label = rows[name]["label"] + (f" (▲▼ {rows[rows[name]['against']]['label']})" if against else "")
             lines.append([label, str(len(rows[name].get("seeds", [0]))), *cells])
-        text += f"\n**{task}**: {what}, {queries} queries among {len(of_task[0].corpus)} texts\n\n"
+        text += f"\n**{TITLES.get(task, task)}**: {what}, {queries} queries among {len(of_task[0].corpus)} texts\n\n"
         text += table(["model", "seeds", *map(str, DIMS)], lines)
     return text
 

@@ -187,7 +187,7 @@ def describe(
     texts: int,
     shortlist: int,
 ) -> str:
-    """Return the table: a line for each way to search."""
+    """Return the table: a line for each method of search."""
     head = ["vectors in the index", "rescored", *(f"{name}, MRR@{TOP}" for name in tasks), "agreement"]
     head += ["index, MiB", "queries/s"]
     exact_line = [
@@ -213,9 +213,11 @@ def describe(
     text = markdown_table(head, [exact_line, *lines], text_columns=2)
     return text + (
         f"\n{texts:,} Arabic sentences; {counts}. MRR × 100. Agreement: the share of the {TOP} nearest by exact full-width search that "
-        f"are returned. Rescored: the nearest {shortlist} reordered by full-width float32. Queries per second are for one thread. "
+        f"are returned. Rescored: the nearest {shortlist} reordered by their full-width float32 embeddings. Queries per second are for one "
+        "thread. "
         f"pgvector stores halfvec and was asked {DATABASE_QUERIES // len(tasks):,} queries of each kind, one at a time: "
-        "its scores are comparable only with each other. usearch doubles its memory each time it runs out.\n"
+        "its scores are comparable only with each other. usearch allocates memory in steps that double, so different widths can show the "
+        "same size.\n"
     )
 
 

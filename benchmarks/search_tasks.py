@@ -45,7 +45,7 @@ class Task:
 
 @dataclass
 class Result:
-    """The results of one way to search.
+    """The results of one method of search.
 
     Attributes:
         memory_mib: Memory of the index, or its size in the database, in MiB.

@@ -120,20 +120,33 @@ def main(argv: list[str] | None = None) -> None:
         logger.info("%s", points[batch, length])
         record.write(points=list(points.values()))
 
-    fits = {}
+    fits = {quantity: fit([points[p] for p in FITTED], quantity) for quantity in ("seconds", "gib")}
+    finish(record, report(points, fits), fits=fits)
+
+
+def report(points: dict[tuple[int, int], dict], fits: dict[str, list[float]]) -> str:
+    """Return the fitted formula of each quantity, and a table of its measured and predicted values, in Markdown."""
     sections = []
-    for quantity, unit in (("seconds", "s"), ("gib", "GiB")):
-        fits[quantity] = fit([points[p] for p in FITTED], quantity)
-        formula = " + ".join(f"{c:.3g} * {term}" for c, term in zip(fits[quantity], TERMS, strict=True))
-        head = ["triplets", "tokens per text", "fitted", f"measured, {unit}", f"predicted, {unit}", "error"]
+    for quantity, name, unit in (("seconds", "seconds", "s"), ("gib", "GiB", "GiB")):
+        products = [
+            f"{c:.3g} * {term}".removesuffix(" * 1") for c, term in zip(fits[quantity], TERMS, strict=True) if c
+        ]
+        head = [
+            "batch size (B)",
+            "tokens per text (L)",
+            "used for the fit",
+            f"measured, {unit}",
+            f"predicted, {unit}",
+            "error",
+        ]
         rows = []
         for batch, length in FITTED + CHECKED:
             measured = points[batch, length][quantity]
             modelled = sum(c * x for c, x in zip(fits[quantity], terms(points[batch, length]), strict=True))
             fitted, error = "yes" if (batch, length) in FITTED else "no", 100 * (modelled / measured - 1)
             rows.append([str(batch), str(length), fitted, f"{measured:.3f}", f"{modelled:.3f}", f"{error:+.0f}%"])
-        sections.append(f"{quantity} = {formula}\n\n{markdown_table(head, rows, text_columns=0)}")
-    finish(record, "\n".join(sections), fits=fits)
+        sections.append(f"{name} = {' + '.join(products)}\n\n{markdown_table(head, rows, text_columns=0)}")
+    return "\n".join(sections)
 
 
 if __name__ == "__main__":

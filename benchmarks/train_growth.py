@@ -64,9 +64,9 @@ def main(argv: list[str] | None = None) -> None:
         [f"{batch:,}", f"{result['peak_memory_gib']:.2f}", f"{result['peak_memory_gib'] / smallest:.2f}"]
         for batch, result in by_batch.items()
     ]
-    head = ["rows", "s per 1,000 triplets", "start of training to the end of the first step, s"]
+    head = ["rows", "s per 1,000 triplets", "from the start of training to the end of the first step, s"]
     text = markdown_table(head, times, text_columns=0)
-    head = [f"batch, in mini-batches of {MINI_BATCH}", "peak memory, GiB", f"× batch {BATCHES[0]}"]
+    head = [f"batch size, in mini-batches of {MINI_BATCH}", "peak memory, GiB", f"relative to batch size {BATCHES[0]}"]
     text += "\n" + markdown_table(head, peaks, text_columns=0)
     finish(record, text)
 

@@ -151,8 +151,9 @@ def report(options, results: list[dict]) -> str:
         rows.append([kind, *measured_cells(runs, kind), *score_cells(runs, dims)])
     table = markdown_table([*head, *dims], rows)
     return (
-        f"{options.model_name}, rank {options.lora_r}, batch {options.batch_size}, {options.steps} steps after {WARM_UP} of warm-up, "
-        f"seeds {', '.join(map(str, options.seeds))}, in turn. Medians; STS-B dev, Spearman × 100, by dimension.\n\n{table}"
+        f"{options.model_name}, rank {options.lora_r}, batch size {options.batch_size}, {options.steps} timed steps after {WARM_UP} of "
+        f"warm-up; the runs alternate. Medians over the seeds ({', '.join(map(str, options.seeds))}). Scores: STS-B dev, Spearman × 100, "
+        f"by dimension.\n\n{table}"
     )
 
 

@@ -305,12 +305,13 @@ def report(model_name: str, batch_size: int, results: list[dict]) -> str:
                 f"{statistics.median(statistics.mean(run['losses'][-5:]) for run in runs):.4f}",
             ]
         )
-    head = ["run", "precision", "triplets/s", "× plain", "peak memory, GiB", "÷ plain"]
-    head += ["share of the matrix-product ceiling", "last loss"]
+    head = ["run", "precision", "triplets/s", "speed relative to plain", "peak memory, GiB"]
+    head += ["memory relative to plain", "share of the matrix-product ceiling", "last loss"]
     first = results[0]
     text = (
-        f"{model_name}, {first['device']}, batch {batch_size}, {first['steps'] - WARM_UP} steps, {len(by_kind[first['run']])} runs of each "
-        f"kind in turn; {first['tokens_per_triplet']} tokens per triplet. Medians.\n\n{markdown_table(head, rows, text_columns=2)}"
+        f"{model_name}, {first['device'].upper()}, batch size {batch_size}, {first['steps'] - WARM_UP} timed steps, "
+        f"{len(by_kind[first['run']])} runs of each kind in turn, {first['tokens_per_triplet']} tokens per triplet. "
+        f"Medians over the runs.\n\n{markdown_table(head, rows, text_columns=2)}"
     )
     if all("profile" in result for result in results):
         text += f"\n{profile_table(by_kind)}"
@@ -326,7 +327,7 @@ def profile_table(by_kind: dict[str, list[dict]]) -> str:
         for kind, runs in by_kind.items()
     }
     rows = [[part, *(f"{100 * of_kind[part]:.1f}%" for of_kind in shares.values())] for part in [*PARTS, "other"]]
-    return "Where the time of a step goes (one profiled step of each run).\n\n" + markdown_table(
+    return "Where the time of a step goes (median over one profiled step of each run):\n\n" + markdown_table(
         ["part", *shares], rows
     )
 
@@ -343,8 +344,8 @@ def sts_table(by_kind: dict[str, list[dict]]) -> str:
         cells = [f"{statistics.mean(of_dim):.2f}" for of_dim in zip(*by_run, strict=True)]
         rows.append([kind, *cells, f"{statistics.mean(means):.2f}", f"{min(means):.2f} to {max(means):.2f}"])
     return (
-        "STS-B test, Spearman × 100, after these steps: the mean over the seeds, and the range of the mean over the dimensions.\n\n"
-        + markdown_table(["run", *dims, "mean", "range"], rows)
+        "STS-B test, Spearman × 100, after these steps, mean over the seeds. Range: the lowest and the highest mean over the dimensions "
+        "of a single seed.\n\n" + markdown_table(["run", *dims, "mean", "range"], rows)
     )
 
 

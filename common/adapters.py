@@ -46,7 +46,8 @@ def base_of(files: ModelFiles) -> tuple[str, str | None] | None:
 def with_adapter(base: SentenceTransformer, files: ModelFiles) -> SentenceTransformer:
     """Merge an adapter into its base model and return the result.
 
-    The tokenizer, the modules after the transformer and the prompts come from the adapter if it has them, otherwise from the base.
+    The tokenizer, the modules after the transformer and the prompts come from the adapter if it has them, and otherwise from
+    the base model.
 
     Args:
         base: The base model; its transformer is changed in place.
@@ -61,7 +62,7 @@ def with_adapter(base: SentenceTransformer, files: ModelFiles) -> SentenceTransf
     config = PeftConfig.from_pretrained(files.source, revision=files.revision)
     if config.is_prompt_learning:
         raise RunError(
-            f"model {files.source}: an adapter of type {config.peft_type.value} cannot be merged into a model: "
+            f"model {files.source}: adapters of type {config.peft_type.value} cannot be merged into a base model; "
             "use a LoRA adapter"
         )
     transformer = base[0]
@@ -77,7 +78,7 @@ def with_adapter(base: SentenceTransformer, files: ModelFiles) -> SentenceTransf
 
 
 def _with_modules(base: SentenceTransformer, files: ModelFiles) -> SentenceTransformer:
-    """Combine the base's transformer with the modules and settings that sentence-transformers saved with the adapter."""
+    """Combine the base model's transformer with the modules and settings that sentence-transformers saved with the adapter."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.util import import_from_string
 
@@ -109,7 +110,7 @@ def wrap(transformer: Any, config: Any) -> PeftModel:
     """Add a new adapter to a Transformer module's model, in place, and freeze all other weights.
 
     Raises:
-        ValueError: The model has no layers with the names of the adapter's targets.
+        ValueError: None of the model's layers matches the adapter's target names.
     """
     from peft import get_peft_model
 
@@ -166,6 +167,6 @@ def set_weights(adapter: PeftModel, weights: dict[str, Tensor], source: str) -> 
         missing, unknown = expected - set(weights), set(weights) - expected
         raise RunError(
             f"model {source}: the adapter's weights do not fit its base model: {len(missing)} of {len(expected)} "
-            f"are missing, {len(unknown)} are unknown, such as {min(missing | unknown, default='all')}"
+            f"are missing and {len(unknown)} are unknown, such as {min(missing | unknown, default='all')}"
         )
     set_peft_model_state_dict(adapter, weights)

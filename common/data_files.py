@@ -46,7 +46,7 @@ def load_hub_dataset(path: str, name: str | None, split: str) -> Dataset:
 
     label = f"{path}{f' ({name})' if name else ''}, split {split!r}"
     if not HUB_NAME.fullmatch(path):
-        raise RunError(f"data set {label}: no such file, and not the name of a Hub data set (organisation/data set)")
+        raise RunError(f"data set {label}: neither an existing file nor the name of a Hub data set (organisation/name)")
     try:
         return plain_types(load_from_hub("dataset", path, lambda: load_dataset(path, name, split=split)))
     except RunError as error:
@@ -64,13 +64,13 @@ def dataset_revision(path: str, dataset: Dataset) -> str | None:
 
 
 def check_texts(where: str, dataset: Dataset, columns: list[str], advice: str = "") -> None:
-    """Raise :class:`RunError` if a column holds anything but text, or a missing or blank text. ``advice`` ends the message."""
+    """Raise :class:`RunError` if a column does not hold text, or a text is missing or blank. ``advice`` ends the message."""
     for column in columns:
         blank = find_blank(where, dataset, column)
         if blank.any():
             row = int(blank.argmax())
-            kind = "missing" if dataset[row][column] is None else "empty"
-            raise RunError(f"{where}, row {row + 1}: column {column!r} is {kind}{advice}")
+            problem = "has no value" if dataset[row][column] is None else "is empty"
+            raise RunError(f"{where}, row {row + 1}: column {column!r} {problem}{advice}")
 
 
 def find_blank(where: str, dataset: Dataset, column: str) -> np.ndarray:
@@ -105,7 +105,7 @@ def check_columns(where: str, dataset: Dataset, columns: list[str]) -> None:
     """Raise :class:`RunError` if a column is missing; the message lists the existing columns."""
     for column in columns:
         if column not in dataset.column_names:
-            raise RunError(f"{where}: no column {column!r}; found {', '.join(dataset.column_names)}")
+            raise RunError(f"{where}: no column {column!r}; the columns are {', '.join(dataset.column_names)}")
 
 
 def number(where: str, row: int, column: str, value: Any) -> float:
@@ -147,7 +147,7 @@ def read_pairs(path: Path, check: bool = True) -> dict[str, dict[str, list[Any]]
         if not subset or not subset.strip():
             raise RunError(f"{path}, row {row}: column 'subset' is empty")
         if len(subset) > LONGEST_NAME:
-            raise RunError(f"{path}, row {row}: column 'subset' has a name of more than {LONGEST_NAME} characters")
+            raise RunError(f"{path}, row {row}: the name in column 'subset' has more than {LONGEST_NAME} characters")
         pairs = pairs_of.setdefault(subset, {"sentence1": [], "sentence2": [], "score": []})
         pairs["sentence1"].append(first)
         pairs["sentence2"].append(second)
@@ -166,7 +166,7 @@ def check_scores(where: str, scores: list[float]) -> None:
 def why_undefined(scores: list[float]) -> str | None:
     """Return why no correlation with these scores is defined, or None if it is."""
     if len(scores) < 3:
-        return f"{len(scores)} graded pairs; a correlation needs at least 3"
+        return f"{len(scores)} graded pair{'s' * (len(scores) != 1)}; a correlation needs at least 3"
     if min(scores) == max(scores):
         return f"every score is {scores[0]:g}; a correlation needs scores that differ"
     return None

@@ -8,7 +8,7 @@ from common.errors import UsageError
 def check_dims(where: str, dims: list[int]) -> None:
     """Raise :class:`UsageError` unless ``dims`` are positive and distinct."""
     if not dims:
-        raise UsageError(f"{where} is empty: give at least one dimension")
+        raise UsageError(f"{where} is empty: set at least one dimension")
     for dim in dims:
         if dim <= 0:
             raise UsageError(f"{where}: a dimension must be positive, not {dim}")

@@ -124,7 +124,9 @@ def run(main: Callable[[], None]) -> None:
         print(redact(str(stop)) or "interrupted", file=sys.stderr)
         sys.exit(EXIT_SIGNAL + getattr(stop, "number", signal.SIGINT))
     except ModuleNotFoundError as error:
-        print(f"error: the package {error.name} is not installed: pip install -r requirements.txt", file=sys.stderr)
+        print(
+            f"error: the package {error.name} is not installed: run `pip install -r requirements.txt`", file=sys.stderr
+        )
         sys.exit(EXIT_FAILURE)
     except OSError as error:
         if error.filename is None and error.errno is None:

@@ -48,14 +48,13 @@ def make_parser(cls: type, defaults: dict[str, Any], description: str, positiona
     parser = Parser(
         description=description,
         allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,  # a flag that the user does not give is absent from the result
+        argument_default=argparse.SUPPRESS,  # a flag that the user does not set is absent from the result
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    without_flag = any(get_origin(without_none(hint)[0]) is dict for hint, _ in keys_of(cls).values())
+    others = ", and those without a flag (see docs/options.md)" if without_flag else ""
     parser.add_argument(
-        "--config",
-        type=Path,
-        metavar="FILE",
-        help="a JSON file with values for any of these options, and for the keys that have no flag",
+        "--config", type=Path, metavar="FILE", help=f"a JSON file that sets any of these options{others}"
     )
     for name, (hint, key) in keys_of(cls).items():
         inner, optional = without_none(hint)

@@ -27,8 +27,8 @@ logger = logging.getLogger(__name__)
 TEXT_FORMATS = (".csv", ".tsv", ".json", ".jsonl")
 FORMATS = (*TEXT_FORMATS, ".parquet")
 SUPPORTED = (
-    f"{', '.join(TEXT_FORMATS)} (also compressed, as .csv.gz), .parquet, a folder of such files or a glob in quotation marks "
-    "('data/train-*.parquet'), or a folder that datasets' save_to_disk wrote"
+    f"{', '.join(TEXT_FORMATS)} (also gzipped, such as .csv.gz), .parquet, a folder of such files, a glob in quotation marks "
+    "('data/train-*.parquet'), or a folder written by save_to_disk of the datasets library"
 )
 SPLITS = ("train", "validation", "dev", "test")
 OPTIONAL_KEY = re.compile(
@@ -85,10 +85,10 @@ def is_saved(path: Path) -> bool:
 
 
 def files_of(path: Path) -> list[Path]:
-    """Return the files that ``path`` stands for: itself, or the files of a folder or glob, sorted by name.
+    """Return the files that ``path`` refers to: the file itself, or the files of a folder or glob, sorted by name.
 
     Raises:
-        UsageError: There are no files, or they have several formats or belong to several splits.
+        UsageError: There are no files, or their formats or their splits differ.
     """
     if is_glob(path):
         folder, pattern = split_glob(path)
@@ -107,7 +107,7 @@ def files_of(path: Path) -> list[Path]:
         splits = {match[0] for file in files if (match := re.match("|".join(SPLITS), file.name))}
         if len(splits) > 1:
             raise UsageError(
-                f"{path}: the folder has files of several splits, {', '.join(sorted(splits))}: give the files of one split, such as '{path}/{sorted(splits)[-1]}*'"
+                f"{path}: the folder has files of several splits, {', '.join(sorted(splits))}: select the files of one split with a glob, such as '{path}/{sorted(splits)[-1]}*'"
             )
     elif not path.exists():
         raise UsageError(f"{path}: no such file")
@@ -283,7 +283,7 @@ def _read_saved(path: Path) -> Dataset:
         splits = sorted(folder.name for folder in path.iterdir() if is_saved(folder))
         if len(splits) != 1:
             raise UsageError(
-                f"{path}: the folder has the splits {', '.join(splits) or '(none)'}: give one of them, such as {path}/{'train' if 'train' in splits or not splits else splits[0]}"
+                f"{path}: the folder has the splits {', '.join(splits) or '(none)'}: use one of them, such as {path}/{'train' if 'train' in splits or not splits else splits[0]}"
             )
         path = path / splits[0]
     try:
@@ -324,7 +324,7 @@ def read_csv(path: Path, delimiter: str = ",") -> list[dict[str, str]]:
                     continue
                 if len(row) != len(header):
                     raise RunError(
-                        f"{path}, line {reader.line_num}: {len(row)} fields where the header has {len(header)}"
+                        f"{path}, line {reader.line_num}: {len(row)} field{'s' * (len(row) != 1)}, but the header has {len(header)}"
                     )
                 rows.append(dict(zip(header, row, strict=True)))
         except csv.Error as error:
@@ -351,7 +351,7 @@ def read_tsv(path: Path) -> list[dict[str, str]]:
             fields = line.split("\t")
             if len(fields) != len(header):
                 raise RunError(
-                    f"{path}, line {number}: {len(fields)} fields where the header has {len(header)} (quotation marks are ordinary characters in a TSV file without a quoted header)"
+                    f"{path}, line {number}: {len(fields)} field{'s' * (len(fields) != 1)}, but the header has {len(header)} (quotation marks are ordinary characters in a TSV file without a quoted header)"
                 )
             rows.append(dict(zip(header, fields, strict=True)))
     quoted = [name for name in header if rows and all(_is_quoted(row[name]) for row in rows)]
@@ -365,7 +365,7 @@ def _is_quoted(field: str) -> bool:
 
 
 def _read_quoted(path: Path, reason: str) -> list[dict[str, str]]:
-    logger.info("%s: read as a quoted TSV file, since %s", path, reason)
+    logger.info("%s is read as a quoted TSV file, because %s", path, reason)
     return read_csv(path, "\t")
 
 

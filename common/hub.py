@@ -60,7 +60,10 @@ def load_from_hub(kind: str, name: str, load: Callable[[], T]) -> T:
             with offline():
                 loaded = load()
             logger.warning(
-                "the Hub does not answer for %s %s (%s): using the copy in the cache", kind, name, one_line(error, 100)
+                "the Hub did not answer the request for %s %s (%s): using the copy in the cache",
+                kind,
+                name,
+                one_line(error, 100),
             )
             return loaded
         return try_again(load, f"{kind} {name}")
@@ -71,7 +74,7 @@ def load_from_hub(kind: str, name: str, load: Callable[[], T]) -> T:
 
 
 def try_again(operation: Callable[[], T], what: str) -> T:
-    """Return ``operation()``, retried after growing waits while its failures are temporary."""
+    """Return ``operation()``, retrying with increasing waits while the failure is temporary."""
     wait = float(os.environ.get("HUB_RETRY_WAIT", 1))
     for attempt in range(1, ATTEMPTS + 1):
         try:
@@ -138,7 +141,7 @@ def is_temporary(error: BaseException) -> bool:
 
 
 def is_unanswered(error: BaseException) -> bool:
-    """Return whether the Hub gave no answer about a repository, so that the cached copy may be used."""
+    """Return whether the Hub did not answer a request about a repository, so that the cached copy may be used."""
     return is_temporary(error) or _is_gone(error)
 
 
@@ -178,15 +181,15 @@ def explain_hub_error(error: BaseException, repository: str) -> str:
     if failed := next((e for e in chain if _status(e) in TEMPORARY), None):
         return (
             f"the Hub answered with an error (status {_status(failed)}), and {repository} is not in the cache: "
-            "try again later (https://status.huggingface.co), or give a local path"
+            "try again later (https://status.huggingface.co), or use a local path"
         )
     if any(map(_is_transport, chain)) and not _is_gone(error):
         return (
             f"the download of {repository} failed repeatedly ({one_line(chain[0], 100)}): "
-            "check the network and try again, or give a local path"
+            "check the network and try again, or use a local path"
         )
     if _is_gone(error) or first(hub.LocalEntryNotFoundError, ConnectionError):
-        return "the Hub cannot be reached, and there is no copy in the cache: check the network, or give a local path"
+        return "the Hub cannot be reached, and there is no copy in the cache: check the network, or use a local path"
     if first(hub.RevisionNotFoundError, hub.EntryNotFoundError):
         return f"the repository does not have the requested file, configuration or split ({one_line(chain[-1], 120)})"
     if first(hub.HfHubHTTPError):
@@ -196,7 +199,7 @@ def explain_hub_error(error: BaseException, repository: str) -> str:
     if "scripts are no longer supported" in str(chain[0]):
         return (
             "the data set is a loading script, which the datasets library no longer runs: download the data that the script reads, "
-            "or a copy of the data set in Parquet, and give that file"
+            "or a copy of the data set in Parquet, and use that file instead"
         )
     if isinstance(chain[0], (ValueError, OSError)) or type(chain[0]).__module__.startswith("datasets."):
         return one_line(chain[0], 200)

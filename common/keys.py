@@ -41,7 +41,7 @@ def keys_of(cls: type) -> dict[str, tuple[Any, Key]]:
 
 
 def without_none(hint: Any) -> tuple[Any, bool]:
-    """Return the type without None, and whether None is allowed: ``int | None`` gives ``(int, True)``."""
+    """Return the type without None, and whether None is allowed. ``int | None`` becomes ``(int, True)``."""
     if get_origin(hint) in (Union, types.UnionType):
         inner = [a for a in get_args(hint) if a is not type(None)]
         return inner[0], True
@@ -49,7 +49,7 @@ def without_none(hint: Any) -> tuple[Any, bool]:
 
 
 def members_of(hint: Any) -> list[Any]:
-    """Return the types of a union without None: ``str | dict[str, str] | None`` gives ``[str, dict[str, str]]``."""
+    """Return the types of a union without None. ``str | dict[str, str] | None`` becomes ``[str, dict[str, str]]``."""
     is_union = get_origin(hint) in (Union, types.UnionType)
     return [member for member in get_args(hint) if member is not type(None)] if is_union else [hint]
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 TAG = "matryoshka"
-PLACEHOLDER = "sentence_transformers_model_id"  # stands for the name of a model that is not on the Hub yet
+PLACEHOLDER = "sentence_transformers_model_id"  # used as the name of a model that is not on the Hub yet
 SECTION = re.compile(r"<!-- matryoshka: (?P<dims>\d+(?:, \d+)*) -->\n(?P<text>.*?)\n<!-- end -->", re.DOTALL)
 
 
@@ -41,7 +41,7 @@ def with_scores(card: str, dims: Sequence[int], scores: dict[str, list[float]]) 
         lines.append([str(dim), f"{4 * dim:,}", *(f"{100 * of_set[index]:.2f}" for of_set in scores.values())])
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     text = (
-        f"Scores × 100 at the end of training (Spearman correlation; for translations, the share retrieved):\n\n{table}"
+        f"Scores × 100 at the end of training (Spearman correlation; for translations, retrieval accuracy):\n\n{table}"
     )
     return f"{card[: section.end()]}\n\n{text}{card[section.end() :]}"
 
@@ -62,7 +62,7 @@ def usage(model_id: str, dims: Sequence[int], served: bool, recommended: int | N
     Args:
         model_id: The model's name on the Hub, or its folder.
         dims: The dimensions that it was trained for, the full width first, and at least one below it.
-        served: The model is a transformer, so that embedding servers can load it.
+        served: Whether the model is a transformer, which embedding servers can load.
         recommended: The dimension that an evaluation recommends; the code uses it if it is below the full width.
     """
     dim = recommended if recommended is not None and recommended < dims[0] else dims[1]
@@ -81,8 +81,8 @@ model = SentenceTransformer("{model_id}", truncate_dim={dim})
 embeddings = model.encode(["The sky is clear today"], normalize_embeddings=True)  # shape (1, {dim})
 ```
 
-A prefix does not have length 1, hence `normalize_embeddings`: dot products and Euclidean distances need it, cosine similarity
-does not.
+A prefix is not a unit vector. The code therefore sets `normalize_embeddings`, which dot products and Euclidean distances need
+and cosine similarity does not.
 """
     if served:
         text += f"""

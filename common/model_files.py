@@ -60,12 +60,12 @@ class ModelFiles:
 
     @cached_property
     def modules(self) -> list[dict[str, Any]]:
-        """Return the entries of ``modules.json``; none if sentence-transformers did not save the model."""
+        """Return the entries of ``modules.json``; an empty list if the model was not saved by sentence-transformers."""
         return self.json("modules.json") or []
 
 
 def refuse_pickles(files: ModelFiles) -> None:
-    """Raise :class:`RunError` if a model has some weights only as a pickle."""
+    """Raise :class:`RunError` if some of a model's weights exist only as a pickle."""
     for folder in _module_folders(files):
         for pickled, safe in PICKLED.items():
             path = f"{folder}/{pickled}".lstrip("/")
@@ -73,8 +73,8 @@ def refuse_pickles(files: ModelFiles) -> None:
             if path in files.names and not known & files.names:
                 raise RunError(
                     f"model {files.source}: {path} is pickled, and loading a pickle can run any code: use a revision "
-                    f"with {safe}, convert it (https://huggingface.co/spaces/safetensors/convert), or, if you trust its "
-                    "author, add --allow_pickle"
+                    f"with {safe}, convert it (https://huggingface.co/spaces/safetensors/convert), or, if you trust the "
+                    "model's author, add --allow_pickle"
                 )
 
 
@@ -91,7 +91,7 @@ def _module_folders(files: ModelFiles) -> set[str]:
         folder = posixpath.normpath(str(module["path"]) or ".")
         if folder.startswith(("..", "/")):
             raise RunError(
-                f"model {files.source}: modules.json names the folder {module['path']!r}, which is outside of the model"
+                f"model {files.source}: modules.json names the folder {module['path']!r}, which is outside the model's folder"
             )
         folders.add("" if folder == "." else folder)
     return folders

@@ -1,7 +1,7 @@
 """Determines from a model's files what kind of model it is. Only dense bi-encoders have prefixes to train and score.
 
-sentence-transformers loads every other kind as a dense model too: it adds mean pooling to the encoder inside, and the resulting
-embeddings are meaningless.
+sentence-transformers loads every other kind as a dense model too: it adds mean pooling to the underlying encoder, and the
+resulting embeddings are meaningless.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ ARCHITECTURES = {
 
 
 def refuse_other_kinds(files: ModelFiles) -> None:
-    """Raise :class:`RunError` if a model's files say that it is not a dense bi-encoder for text.
+    """Raise :class:`RunError` if, according to its files, a model is not a dense bi-encoder for text.
 
     Reads only the JSON files, so that nothing large is downloaded first.
     """
@@ -51,8 +51,8 @@ def refuse_other_kinds(files: ModelFiles) -> None:
         what = INSTEAD.get(kind, f"a {kind}")
         use = f", or load this model with sentence_transformers.{kind}" if kind in INSTEAD else ""
         raise RunError(
-            f"model {files.source}: {where} says that it is {what}: give a dense embedding model, or the encoder that "
-            f"this one was made from{use}"
+            f"model {files.source} is {what}, according to {where}: use a dense embedding model, or the encoder that "
+            f"this model is based on{use}"
         )
     modalities = files.object("sentence_bert_config.json").get("modality_config")
     if isinstance(modalities, dict) and not {"text", "message"} & set(modalities):
@@ -60,7 +60,7 @@ def refuse_other_kinds(files: ModelFiles) -> None:
 
 
 def kind_of(files: ModelFiles) -> tuple[str, str]:
-    """Return the kind of a model, by the name of its sentence-transformers class, and the file that says so."""
+    """Return the kind of a model, by the name of its sentence-transformers class, and the file that determines it."""
     name = "config_sentence_transformers.json"
     kind = files.object(name).get("model_type", DENSE)
     if kind != DENSE:
@@ -89,4 +89,4 @@ def kind_of(files: ModelFiles) -> tuple[str, str]:
 
 def no_text(source: str, modalities: object) -> RunError:
     known = ", ".join(sorted(map(str, modalities or ())))
-    return RunError(f"model {source}: its inputs are not text ({known}): give an embedding model for text")
+    return RunError(f"model {source} does not accept text, only {known or 'other inputs'}: use a text embedding model")

@@ -37,7 +37,7 @@ class ModelIdentity:
         name: The Hub's ``organisation/model``, or ``local/<folder>`` for a model on disk.
         commit: The Hub commit, or a hash of the local model's files except its README and hidden files.
         source: The Hub name or path to load it from.
-        cached: The Hub did not answer, and the model comes from the cache.
+        cached: Whether the model comes from the cache, because the Hub did not answer.
         max_seq_length: Texts are truncated to this many tokens; by default the model's own limit.
         prompts: The prompts that replace the model's own, as JSON; None if the model keeps its own.
         base: The base model, if this model is an adapter.
@@ -120,7 +120,7 @@ def identify(
             raise RunError(f"model {source}: the folder is empty")
         if not any((folder / name).exists() for name in LOADABLE):
             final = folder / "final"
-            hint = f"; this is a training run, and its model is {final}" if final.is_dir() else ""
+            hint = f"; it is a training run, whose model is in {final}" if final.is_dir() else ""
             raise RunError(f"model {source}: the folder has none of {', '.join(LOADABLE)}, so it is not a model{hint}")
         identity = ModelIdentity(local_name(folder), hash_folder(folder), source, **settings)
         return _with_base(identity, ModelFiles(source, None))
@@ -138,7 +138,7 @@ def _with_base(identity: ModelIdentity, files: ModelFiles) -> ModelIdentity:
         return identity
     name, revision = base
     if Path(name).is_dir() and Path(name).resolve() == Path(identity.source).resolve():
-        raise RunError(f"model {identity.source}: its {ADAPTER_CONFIG} names itself as the base model")
+        raise RunError(f"model {identity.source}: its {ADAPTER_CONFIG} names the adapter itself as the base model")
     try:
         base_identity = identify(name)
     except RunError as error:
@@ -150,7 +150,7 @@ def _with_base(identity: ModelIdentity, files: ModelFiles) -> ModelIdentity:
             base_identity = replace(base_identity, commit=revision)
         else:
             logger.warning(
-                "%s names the base model %s at %r, which is not a commit: its main branch is used",
+                "%s names the base model %s at %r, which is not a commit: using the main branch of the base model",
                 identity.source, name, revision,
             )  # fmt: skip
     return replace(identity, base=base_identity)
@@ -177,7 +177,7 @@ def _identify_on_hub(source: str) -> ModelIdentity:
                 break  # the other name would fail in the same way
             continue
         if not re.fullmatch("[0-9a-f]{40}", str(info.sha)):  # the commit becomes a folder's name
-            raise RunError(f"model {source}: the Hub gives {str(info.sha)[:60]!r} instead of a commit")
+            raise RunError(f"model {source}: the Hub returned {str(info.sha)[:60]!r} instead of a commit")
         identity = ModelIdentity(name, info.sha, name)
         if ADAPTER_CONFIG not in {file.rfilename for file in info.siblings or ()}:
             return identity
@@ -185,7 +185,7 @@ def _identify_on_hub(source: str) -> ModelIdentity:
     for name in names if is_unanswered(failure) else ():
         if commit := _newest_in_cache(name):
             logger.warning(
-                "the Hub does not answer for model %s (%s): using the copy in the cache, commit %s",
+                "the Hub did not answer the request for model %s (%s): using the copy in the cache, commit %s",
                 name, one_line(failure, 100), commit,
             )  # fmt: skip
             with offline():
@@ -254,11 +254,11 @@ def load_model(
     except RunError:
         raise
     except Exception as error:
-        raise RunError(f"model {source}: cannot be loaded: {_why_not_loaded(error, source)}") from None
+        raise RunError(f"model {source} cannot be loaded: {_why_not_loaded(error, source)}") from None
     if not {"text", "message"} & set(model.modalities):
         raise no_text(source, model.modalities)
     if model.get_embedding_dimension() is None:
-        raise RunError(f"model {source}: it does not state the width of its embeddings")
+        raise RunError(f"model {source} does not state the width of its embeddings")
     if model.truncate_dim is not None:
         logger.warning(
             "%s is configured to truncate its embeddings to %d dimensions; its full width is used instead",
@@ -287,7 +287,7 @@ def check_devices(devices: Sequence[str]) -> None:
 
 def _why_not_loaded(error: BaseException, source: str) -> str:
     if "trust_remote_code" in str(error):
-        return "it comes with its own Python code: read that code, and if you trust it, add --trust_remote_code"
+        return "it comes with its own Python code; read that code, and add --trust_remote_code if you trust it"
     try:
         return explain_hub_error(error, source)
     except Exception:  # unknown files can make the libraries raise any exception; all of them become one line

@@ -6,8 +6,8 @@ no change. Attention, bidirectional or causal, is computed for each group of row
 gradients equal those of the padded batch up to rounding. Krell et al., 2021 (https://arxiv.org/abs/2107.02027) introduced the
 idea for pre-training.
 
-:func:`pack` checks on the given model that a text has the same embedding in a packed batch as alone. If not, it falls back to
-chunks of rows of similar length, and if these give other embeddings too, to the padded batches of sentence-transformers.
+:func:`pack` checks that the model embeds a text in a packed batch as it does on its own. If not, it falls back to chunks of rows
+of similar length. If these also change the embeddings, it falls back to the padded batches of sentence-transformers.
 """
 
 from __future__ import annotations
@@ -148,7 +148,8 @@ def pack(model: SentenceTransformer, train_dtype: torch.dtype | None = None) -> 
         return model
     if getattr(transformer, "module_output_name", "token_embeddings") != "token_embeddings":
         return model
-    # a CPU compiles a bfloat16 kernel for each new shape, so for each packed batch; by default it keeps 1,024, of 0.7 MiB each
+    # on a CPU, oneDNN compiles a bfloat16 kernel for each new shape, hence for each packed batch; by default it keeps 1,024 of
+    # them, of 0.7 MiB each
     for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
         os.environ.setdefault(cache, str(KERNELS))
     forward = _Forward(transformer, train_dtype)
@@ -157,7 +158,7 @@ def pack(model: SentenceTransformer, train_dtype: torch.dtype | None = None) -> 
     except Exception as error:  # unknown architectures can raise anything, and token ids may exceed the embedding table
         raise RunError(f"the model cannot embed a text: {type(error).__name__}: {one_line(error, 200)}") from None
     if not torch.isfinite(alone).all():
-        raise RunError("the model gives NaN or infinite embeddings: its weights are corrupt")
+        raise RunError("the model produced NaN or infinite embeddings: its weights are corrupt")
     transformer.forward = forward
     if forward.use_packing() and _same(alone, model):
         return model
@@ -166,7 +167,7 @@ def pack(model: SentenceTransformer, train_dtype: torch.dtype | None = None) -> 
     if not _same(alone, model):
         forward.use_padding()
         how = "padded batches"
-    logger.info("%s cannot be packed: processing %s", type(transformer.auto_model).__name__, how)
+    logger.info("%s cannot be packed: processing %s instead", type(transformer.auto_model).__name__, how)
     return model
 
 

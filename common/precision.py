@@ -18,7 +18,7 @@ ROUNDS = 5
 
 @cache
 def slowdown(dtype: torch.dtype) -> float:
-    """Return the time of a matrix product in ``dtype`` divided by its time in float32. Below 1, ``dtype`` is faster.
+    """Return the time of a matrix product in ``dtype`` divided by that in float32. Below 1, ``dtype`` is faster.
 
     Times each precision a few times after a warm-up and uses the fastest. This takes a tenth of a second if both are fast,
     and about a second if ``dtype`` is emulated.

@@ -28,7 +28,7 @@ def prompt_name(prompts: dict[str, str | None] | None, task: str, task_type: str
     """Return the name of the prompt that mteb chooses for a task, or None if no prompt applies.
 
     Args:
-        prompts: The model's prompts; empty prompts do not count.
+        prompts: The model's prompts; empty prompts are ignored.
         task: The task's name, such as ``STS17``.
         task_type: The task's type, such as ``STS``.
         role: ``query`` or ``document`` in retrieval, None elsewhere.

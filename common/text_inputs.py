@@ -93,7 +93,7 @@ def _limit_tokens(transformer: Any, source: str, wanted: int | None) -> None:
     if limit is not None and (current is None or current > limit):
         transformer.max_seq_length = limit
         if current is not None and current < UNLIMITED:
-            logger.info("%s has positions for %d tokens: longer texts are truncated", source, limit)
+            logger.info("%s can encode at most %d tokens: longer texts are truncated", source, limit)
     if wanted is None:
         return
     if limit is not None and wanted > limit:

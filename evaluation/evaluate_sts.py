@@ -1,11 +1,11 @@
-"""Score models on a sentence similarity task, or on your own pairs, with four similarities at every dimension.
+"""Score models on a sentence similarity task, or on your own pairs, with four similarity measures at every dimension.
 
     python evaluation/evaluate_sts.py --model_name output/my-model/final --task STS17
     python evaluation/evaluate_sts.py --model_name output/my-model/final --data my_pairs.csv
 
-Encodes each text once and computes Spearman and Pearson correlations for cosine similarity, dot product, Euclidean and Manhattan
-distance, on the raw prefix of each embedding. Recommends what to deploy. Writes report.html and report.md, summary.csv, a table,
-a plot and result files into --output_dir.
+Encodes each text once and computes Spearman and Pearson correlations for the cosine similarity, the dot product, and the
+Euclidean and Manhattan distances, on the raw prefix of each embedding. Recommends what to deploy. Writes report.html and
+report.md, summary.csv, a table, a plot and result files into --output_dir.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> None:
     from evaluation.utils.evaluation_utils import run_evaluation
     from evaluation.utils.scoring.pair_scorer import PairScorer
 
-    # 2. The test data: the pairs of an STS task or of a file. Four similarities are scored on each prefix of the embeddings
+    # 2. The test data: the pairs of an STS task or of a file. Four similarity measures are scored on each prefix of the embeddings
     scorer = PairScorer(config)
 
     # 3. Encode each text once, score every dimension, analyse, compare, report

@@ -135,7 +135,7 @@ CASES = {
     "missing column": pairs("x.csv", THREE.replace("score", "gold"), "'score' … sentence1, sentence2, gold"),
     "column twice": pairs("x.csv", THREE.replace("sentence2", "sentence1"), "column name"),
     "semicolons": pairs("x.csv", THREE.replace(",", ";"), "'sentence1'"),
-    "null text": pairs("x.jsonl", jsonl(*GOOD_ROWS, GOOD_ROWS[0] | {"sentence1": None}), "row 9 … 'sentence1' … missing"),
+    "null text": pairs("x.jsonl", jsonl(*GOOD_ROWS, GOOD_ROWS[0] | {"sentence1": None}), "row 9 … 'sentence1' has no value"),
     "null score": pairs("x.jsonl", jsonl(*GOOD_ROWS, GOOD_ROWS[0] | {"score": None}), "row 9 … 'score' … finite"),
     "empty text": pairs("x.csv", THREE + " ,word1,3\n", "row 4 … 'sentence1' … empty"),
     "text of zero-width spaces": pairs("x.csv", THREE + "\u200b\u200f\ufeff,word1,3\n", "row 4 … 'sentence1' … empty"),
@@ -174,7 +174,7 @@ CASES = {
     "model that is a file": Case(STS, SCORE + "x.csv --model_name {d}/x.csv", "x.csv … file", 1, {"x.csv": THREE}),
     "model folder that is empty": Case(STS, SCORE + "x.csv --model_name {d}/m", "/m … empty", 1, {"x.csv": THREE, "m/": ""}),
     "model folder of notes": Case(STS, SCORE + "x.csv --model_name {d}/m", "/m … none of modules.json … not a model", 1, {"x.csv": THREE, "m/notes.txt": "a"}),
-    "training run as a model": Case(STS, SCORE + "x.csv --model_name {d}/m", "/m … its model is … m/final", 1, {"x.csv": THREE, "m/run.json": "{}", "m/final/": ""}),
+    "training run as a model": Case(STS, SCORE + "x.csv --model_name {d}/m", "/m … whose model is in … m/final", 1, {"x.csv": THREE, "m/run.json": "{}", "m/final/": ""}),
     "model with a config that is not JSON": Case(NLI, "{d}/m --dev_data none --output_dir {d}/out --train_data {good_triplets}", "/m … cannot be loaded", 1, {"m/config.json": "{"}),
     "model with modules outside its folder": Case(STS, SCORE + "x.csv --model_name {d}/m", "outside", 1, {"x.csv": THREE, "m/modules.json": '[{"idx": 0, "name": "0", "path": "../../etc", "type": "sentence_transformers.models.Transformer"}]'}),
     "image model": Case(STS, SCORE + "x.csv --model_name {d}/m", "/m … cannot be loaded", 1, {"x.csv": THREE, "m/config.json": '{"model_type": "vit", "architectures": ["ViTModel"]}'}),
@@ -347,7 +347,7 @@ def transformer_case(folder: Path, kind: str) -> None:
         ("NaN weights", "NaN"),
         ("weights of another shape", "cannot be loaded"),
         ("a tokenizer alone", "not a model"),
-        ("a reranker", "says that it is a cross-encoder or classifier"),
+        ("a reranker", "is a cross-encoder or classifier"),
     ],
 )
 def test_models_that_are_none(warm, good, tiny_model, tmp_path, script, kind, said):

@@ -81,7 +81,7 @@ def test_capitals_in_the_names_of_columns_do_not_matter(tmp_path, hub):
     dataset = load(tmp_path, rows)
     assert dataset[0] == {"anchor": "a0", "positive": "p0", "negative": "n0"}
     with pytest.raises(
-        RunError, match='map the columns in a --config file with "columns": {"anchor": "COLUMN", "positive": "COLUMN"}'
+        RunError, match='map them in a --config file with "columns": {"anchor": "COLUMN", "positive": "COLUMN"}'
     ):
         load(tmp_path, [{"q": "a", "p": "b"}])
 
@@ -115,7 +115,7 @@ def test_a_list_of_labels_says_which_texts_are_positive(tmp_path, hub):
 
 def test_lists_with_scores_do_not_say_which_texts_are_positive(tmp_path, hub):
     rows = [{"query": q, "answer": [f"{q}1", f"{q}2"], "scores": [0.9, 0.1]} for q in "ab"]
-    with pytest.raises(RunError, match="column 'positive' holds lists, and 'scores' does not say which"):
+    with pytest.raises(RunError, match="column 'positive' holds lists, but 'scores' does not show which"):
         load(tmp_path, rows)
 
 
@@ -170,12 +170,12 @@ LISTS = ("mnrl", [{"anchor": f"a{i}", "positive": [f"p{i}", f"q{i}"]} for i in r
     ("data", "column", "value", "message", "removed"),
     [
         (SOFT, "label", -1, "'label' must be a non-negative integer, not -1", "1 without a label (missing or -1)"),
-        (SOFT, "label", None, "'label' is missing", "1 without a label (missing or -1)"),
-        (SOFT, "premise", None, "'sentence1' is missing", "1 without 'sentence1'"),
+        (SOFT, "label", None, "'label' has no value", "1 without a label (missing or -1)"),
+        (SOFT, "premise", None, "'sentence1' has no value", "1 without 'sentence1'"),
         (SOFT, "premise", " ", "'sentence1' is empty", "1 without 'sentence1'"),
-        (SCORED, "score", None, "'score' is missing", "1 without 'score'"),
+        (SCORED, "score", None, "'score' has no value", "1 without 'score'"),
         (SCORED, "score", float("nan"), "'score' must be a finite number, not nan", "1 without 'score'"),
-        (PAIRS, "positive", None, "'positive' is missing", "1 without 'positive'"),
+        (PAIRS, "positive", None, "'positive' has no value", "1 without 'positive'"),
         (TRIPLETS, "negative", "", "'negative' is empty", "1 without 'negative'"),
         (LISTS, "positive", ["p", ""], "'positive' holds an empty text", "1 empty texts"),
         (LISTS, "positive", [], "'positive' holds no text", "1 empty texts or lists"),

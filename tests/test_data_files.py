@@ -100,21 +100,25 @@ GOOD = "sentence1,sentence2,score\na,b,1\nc,d,2\ne,f,3\n"
         ("x.csv", b"sentence1,sentence2,score\n", "has no rows"),
         ("x.csv", b"\n\n", "has no rows"),
         ("x.jsonl", b"\n \n", "has no rows"),
-        ("x.csv", GOOD + "a,b\n", "line 5: 2 fields where the header has 3"),
-        ("x.csv", GOOD + "a,b,1,2\n", "line 5: 4 fields where the header has 3"),
+        ("x.csv", GOOD + "a,b\n", "line 5: 2 fields, but the header has 3"),
+        ("x.csv", GOOD + "a,b,1,2\n", "line 5: 4 fields, but the header has 3"),
         ("x.csv", GOOD + '"a,b,1\n', "line 5: unexpected end of data"),
         ("x.csv", "score,sentence1,sentence2,score\n1,a,b,2\n", "line 1: a column name is duplicated"),
         ("x.csv", GOOD.encode("utf-16"), "line 1: not UTF-8 text (byte 0xff); convert the file to UTF-8"),
         ("x.csv", (20_000 * GOOD + "é,b,1\n").encode("latin-1"), "line 80001: not UTF-8 text (byte 0xe9)"),
-        ("x.csv", GOOD.replace("sentence2", "second"), "no column 'sentence2'; found sentence1, second, score"),
-        ("x.csv", GOOD.replace(",", ";"), "no column 'sentence1'; found sentence1;sentence2;score"),
+        (
+            "x.csv",
+            GOOD.replace("sentence2", "second"),
+            "no column 'sentence2'; the columns are sentence1, second, score",
+        ),
+        ("x.csv", GOOD.replace(",", ";"), "no column 'sentence1'; the columns are sentence1;sentence2;score"),
         ("x.csv", GOOD + "a,b,high\n", "row 4: column 'score' must be a finite number, not 'high'"),
         ("x.csv", GOOD + "a,b,nan\n", "row 4: column 'score' must be a finite number, not 'nan'"),
         ("x.csv", GOOD + "a,b,inf\n", "row 4: column 'score' must be a finite number, not 'inf'"),
         ("x.csv", GOOD + "a,b,\n", "row 4: column 'score' must be a finite number, not ''"),
         ("x.csv", GOOD + "a, ,4\n", "row 4: column 'sentence2' is empty"),
         ("x.csv", GOOD + "\u00a0\u200a,b,4\n", "row 4: column 'sentence1' is empty"),
-        ("x.csv", "sentence1,sentence2,score\na,b,1\n", "1 graded pairs; a correlation needs at least 3"),
+        ("x.csv", "sentence1,sentence2,score\na,b,1\n", "1 graded pair; a correlation needs at least 3"),
         ("x.csv", "sentence1,sentence2,score\na,b,1\nc,d,1\ne,f,1\n", "every score is 1"),
         ("x.csv", GOOD.replace("score", "score,subset").replace("\n", ",\n").replace("subset,", "subset"), "subset"),
         ("x.tsv", GOOD, "no column 'sentence1'"),
@@ -129,7 +133,7 @@ GOOD = "sentence1,sentence2,score\na,b,1\nc,d,2\ne,f,3\n"
         (
             "x.jsonl",
             '{"sentence1": "a", "sentence2": "b", "score": 1}\n{"sentence1": null, "sentence2": "b", "score": 1}\n',
-            "row 2: column 'sentence1' is missing",
+            "row 2: column 'sentence1' has no value",
         ),
         ("x.jsonl", '{"sentence1": "a", "sentence2": "b", "score": true}\n', "row 1: column 'score' must be a finite"),
         ("x.jsonl", '{"sentence1": "a", "sentence2": "b", "score": null}\n', "row 1: column 'score' must be a finite"),
@@ -259,9 +263,9 @@ def test_columns_may_be_named(tmp_path, hub):
         UsageError, match="'columns' names 'achor', but the loss reads anchor, positive, negative, label"
     ):
         load_training_data(entry(path, columns={"achor": "q", "positive": "d"}))
-    with pytest.raises(RunError, match="no column 'x'; found q, d, anchor"):
+    with pytest.raises(RunError, match="no column 'x'; the columns are q, d, anchor"):
         load_training_data(entry(path, columns={"anchor": "x", "positive": "d"}))
-    with pytest.raises(RunError, match="no column for 'positive'; found q, d, anchor"):
+    with pytest.raises(RunError, match="no column for 'positive'; the columns are q, d, anchor"):
         load_training_data(entry(path))
     with pytest.raises(RunError, match="no column for 'positive'"):
         load_training_data(entry(path, columns={"anchor": "q"}))
@@ -339,7 +343,7 @@ def test_dev_sets_of_ones_own(hub, tmp_path):
     assert list(dev) == ["parallel", "mine"]
     for names, message in (
         (["none", "en"], "'none' cannot be combined"),
-        (["fr"], "'fr' is neither"),
+        (["fr"], "'fr' is not a file"),
         ([], "--dev_data"),
     ):
         with pytest.raises(UsageError, match=message):
@@ -406,7 +410,7 @@ def test_a_tsv_file_that_is_plainly_quoted_is_read_as_that_and_said_so(tmp_path,
     path.write_text(f'{header}\n"one ""word"""\tx\n"two"\ty\n')
     with caplog.at_level("INFO"):
         assert read_rows(path)[:] == {"a": ['one "word"', "two"], "b": ["x", "y"]}
-    assert caplog.messages == [f"{path}: read as a quoted TSV file, since {reason}"]
+    assert caplog.messages == [f"{path} is read as a quoted TSV file, because {reason}"]
 
 
 def test_a_quoted_tsv_file_may_hold_tabs_and_line_ends(tmp_path, hub):
@@ -418,7 +422,7 @@ def test_a_quoted_tsv_file_may_hold_tabs_and_line_ends(tmp_path, hub):
 def test_a_tsv_line_with_other_fields_is_named(tmp_path, hub):
     path = tmp_path / "x.tsv"
     path.write_text('a\tb\n"x\ty"\tz\n')
-    with pytest.raises(RunError, match="line 2: 3 fields where the header has 2"):
+    with pytest.raises(RunError, match="line 2: 3 fields, but the header has 2"):
         read_rows(path)
 
 
@@ -515,11 +519,11 @@ def test_files_that_cannot_be_read_together(tmp_path, hub):
         (
             UsageError,
             "splits",
-            r"files of several splits, test, train: give the files of one split, such as '.*/splits/train\*'",
+            r"files of several splits, test, train: select the files of one split with a glob, such as '.*/splits/train\*'",
         ),
         (UsageError, "empty", "no file in a supported format: use .csv, .tsv, .json, .jsonl .* save_to_disk"),
         (UsageError, "none-*.csv", "no file matches"),
-        (UsageError, "x.csv.zip", r"not a supported format: use .csv, .tsv, .json, .jsonl \(also compressed"),
+        (UsageError, "x.csv.zip", r"not a supported format: use .csv, .tsv, .json, .jsonl \(also gzipped"),
         (RunError, "other", "b.csv: the column 'score' is not in all of the files"),
         (RunError, "bad.csv.gz", "not a readable gzip file"),
         (RunError, "cut.csv.gz", "not a readable gzip file"),
@@ -537,7 +541,7 @@ def test_a_folder_of_several_saved_splits_asks_which(tmp_path, hub):
 
     rows = Dataset.from_list(TSV_ROWS)
     DatasetDict({"train": rows, "test": rows}).save_to_disk(tmp_path / "saved")
-    with pytest.raises(UsageError, match="splits test, train: give one of them, such as .*/saved/train"):
+    with pytest.raises(UsageError, match="splits test, train: use one of them, such as .*/saved/train"):
         read_rows(tmp_path / "saved")
     assert len(read_rows(tmp_path / "saved/test")) == 4
 

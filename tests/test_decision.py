@@ -249,7 +249,8 @@ def option(dim, precision, loss, most, accepted=True, least=-0.001, of_sets=None
 
 
 def material(options, chosen, max_loss=0.01, sets=(("STS17", "ar-ar"), ("STSBenchmark", "default")), other=()):
-    model = ModelAnalysis(ModelIdentity("me/model", "1" * 40, ""), sorted({o.dim for o in options}, reverse=True), [])
+    rows = [ScoreRow("me/model", "1" * 40, "float32", *key, 384, 250, "STS", "cosine_spearman", 0.8) for key in sets]
+    model = ModelAnalysis(ModelIdentity("me/model", "1" * 40, ""), sorted({o.dim for o in options}, reverse=True), rows)
     model.options, model.recommended = options, chosen
     best = model
     models = [model]
@@ -272,11 +273,11 @@ def test_the_sentence_names_model_dimension_precision_bytes_and_loss():
     assert section.leads == {0} and section.paragraphs[0] == (
         "Deploy me/model at 256 dimensions in int8: 256 bytes per vector instead of 1,536. It loses 0.30 points (at most 0.71 "
         "with 95% confidence), compared with all 384 dimensions in float32, which score 80.00 on average over 2 test sets "
-        "(STS17 ar-ar and STSBenchmark). You accept 1 point (--max_loss)."
+        "(STS17 ar-ar and STSBenchmark). You accept a drop of 1 point (--max_loss)."
     )
     assert section.paragraphs[1] == (
         "Why not smaller? 128 dimensions in float32 lose 1.63 points, more than you accept. 256 dimensions in binary lose 0.60 "
-        "points, but a loss of 1.40 points cannot be ruled out: about 4 times as many pairs would settle it."
+        "points, but a drop of 1.40 points cannot be ruled out: about 4 times as many pairs would settle it."
     )
     [table] = section.tables
     assert table.picked == {3} and table.rows[3][:4] == ["me/model", "256 int8", "yes", "256"]
@@ -293,26 +294,29 @@ def test_sets_that_lose_more_or_cannot_tell_are_named():
     small = option(256, "float32", 0.005, 0.009, of_sets=of_sets)
     section = answer.build(material([FULL, small], small, sets=tuple(of_sets)))
     assert (
-        "The mean can hide a larger loss on a single set: A loses 2.00 points (at least 1.20), more than you accept; B loses 0.50 points, "
-        "and its 250 pairs are too few to tell whether the true loss is more than you accept (it may be −0.10 to 1.50); about 1,000 would be enough; D loses "
-        "1.50 points, and its 250 pairs are too few to tell whether the true loss is more than you accept (it may be 0.50 to 2.50); about 1,000 would be enough."
+        "The mean can hide a larger drop on a single set: on A, the score drops by 2.00 points (at least 1.20), more than you accept; on B, "
+        "the score drops by 0.50 points, and 250 pairs are too few to tell whether the true drop is more than you accept (it may be anywhere "
+        "from −0.10 to 1.50; about 1,000 pairs would be enough); on D, the score drops by 1.50 points, and 250 pairs are too few to tell "
+        "whether the true drop is more than you accept (it may be anywhere from 0.50 to 2.50; about 1,000 pairs would be enough)."
     ) in section.paragraphs
-    assert not any("C loses" in text for text in section.paragraphs)
+    assert not any("on C" in text for text in section.paragraphs)
 
 
 def test_the_sentence_where_nothing_smaller_is_accepted_or_another_model_is_best_or_nothing_is_lost():
     unsure = option(256, "float32", 0.002, 0.02, accepted=False)
     text = answer.build(material([FULL, unsure], FULL)).paragraphs[0]
     assert text.startswith(
-        "Deploy me/model at all 384 dimensions in float32, 1,536 bytes per vector: no smaller vector is shown"
+        "Deploy me/model at all 384 dimensions in float32, 1,536 bytes per vector. No smaller vector is accepted"
     )
     gained = option(256, "float32", -0.002, -0.001)
     text = answer.build(material([FULL, gained], gained, max_loss=0.005)).paragraphs[0]
-    assert "It shows no measured loss (at most 0.00 with 95% confidence)" in text and "You accept 0.5 points" in text
+    assert "It shows no measured drop (at most 0.00 with 95% confidence)" in text and "a drop of 0.5 points" in text
     small = option(64, "float32", 0.004, 0.008)
     paragraphs = answer.build(material([small, FULL], small, other=[option(768, "float32", 0.0, 0.0)])).paragraphs
     assert "instead of 3,072" in paragraphs[0] and "all 768 dimensions of me/best in float32" in paragraphs[0]
-    assert any(text.startswith("By the same rule, the smallest vector of me/best, ") for text in paragraphs)
+    assert any(
+        text.startswith("By the same rule, the smallest accepted vector of me/best has 768 ") for text in paragraphs
+    )
 
 
 def test_a_full_width_alone_and_no_set_are_said_as_they_are():

@@ -81,7 +81,7 @@ def test_columns_of_other_names_are_mapped(graded, pairs):
     rows = load_dev_dataset(DevEntry("tiny/graded", "en-ar", columns=columns))
     assert rows["sentence1"] == [p["sentence1"] for p in pairs[-40:]]
     assert rows["score"] == [p["score"] for p in pairs[-40:]]
-    with pytest.raises(RunError, match="no column for 'sentence1'; found left, right, grade"):
+    with pytest.raises(RunError, match="no column for 'sentence1'; the columns are left, right, grade"):
         load_dev_dataset(DevEntry("tiny/graded", "en-ar"))
     assert list(load_dev_dataset(DevEntry("tiny/translated", split="dev"))) == ["source", "target"]
 

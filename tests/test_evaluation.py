@@ -150,7 +150,7 @@ def test_every_text_is_encoded_once_and_never_again(evaluated, call, tiny_model,
     shutil.copytree(folder, again)
     done = call(MTEB, "--model_name", tiny_model, *FLAGS, "--output_dir", again)
     assert done.code == 0, done.err
-    assert "existed already" in done.out
+    assert "already exist" in done.out
     assert scores_of(again) == pytest.approx(scores_of(folder), abs=1e-6)
     done = call(MTEB, "--model_name", tiny_model, *FLAGS, "--output_dir", again, "--overwrite")
     assert done.code == 0, done.err
@@ -263,7 +263,7 @@ def test_pairs_of_ones_own(call, tiny_model, pairs, tmp_path, suffix):
     for dim in DIMS:
         expected = independent(first[:, :dim], second[:, :dim], gold)[COSINE]
         assert scores_of(out)["mine", "default", dim] == pytest.approx(expected, abs=1e-5)
-    assert "not of MTEB" in done.out and "not of MTEB" in (out / "table.md").read_text()
+    assert "not on an MTEB task" in done.out and "not on an MTEB task" in (out / "table.md").read_text()
 
 
 def test_evaluate_sts_as_a_command(warm, tiny_model, tmp_path):

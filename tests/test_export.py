@@ -1,4 +1,4 @@
-"""An exported model gives the first numbers of the original's embeddings, normalised, wherever it is loaded."""
+"""An exported model returns the first numbers of the original's embeddings, normalised, wherever it is loaded."""
 
 from __future__ import annotations
 
@@ -238,7 +238,7 @@ def test_the_pairs_to_measure_int8_on(hub, pairs, tmp_path, caplog):
     }
     with hub.fail("/api/datasets/sentence-transformers/stsb", 404):
         assert load_scored_pairs(None) == {}
-    assert "the loss from int8 is not measured" in caplog.text
+    assert "the effect of int8 on the score is not measured" in caplog.text
     assert "Not measured" in loss_table([])
 
 
@@ -266,10 +266,10 @@ def test_wrong_use_ends_in_one_line(trained, fails, tmp_path):
     )
     fails(2, "--dim must be at least 1", EXPORT, trained, "--dim", "0")
     fails(2, "--format must be one of", EXPORT, trained, "--format", "gguf")
-    fails(2, "--weights int8 is for --format onnx", EXPORT, trained, "--weights", "int8")
-    fails(2, "--data measures the loss from int8", EXPORT, trained, "--data", "pairs.csv")
+    fails(2, "--weights int8 needs --format onnx", EXPORT, trained, "--weights", "int8")
+    fails(2, "--data is for measuring the effect of int8", EXPORT, trained, "--data", "pairs.csv")
     (tmp_path / "there").mkdir()
-    fails(2, f"{tmp_path / 'there'} exists", EXPORT, trained, "--dim", "8", "--output_dir", tmp_path / "there")
+    fails(2, f"{tmp_path / 'there'} already exists", EXPORT, trained, "--dim", "8", "--output_dir", tmp_path / "there")
     fails(1, "no such folder", EXPORT, tmp_path / "nothing", "--dim", "8")
     flags = ("--dim", "8", "--format", "onnx", "--weights", "int8", "--output_dir", tmp_path / "out")
     fails(2, "pairs.csv: no such file", EXPORT, trained, *flags, "--data", tmp_path / "pairs.csv")
@@ -295,7 +295,7 @@ def test_an_export_that_differs_is_refused(trained, fails, tmp_path, monkeypatch
     monkeypatch.setattr(torch, "eye", lambda n, m: torch.ones(n, m).cumsum(1).flip(1))
     message = fails(
         1,
-        "cannot be exported: the export's embeddings differ",
+        "cannot be exported: its embeddings would differ",
         EXPORT,
         trained,
         "--dim",

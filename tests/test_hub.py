@@ -124,7 +124,7 @@ def test_with_the_hub_gone_the_cache_serves_and_the_run_says_so(hub, fails, call
         done = call(STS, *flags, tmp_path / "offline")
     assert done.code == 0, done.err
     for what in (f"model {fresh_model}", "dataset mteb/sts17-crosslingual-sts"):
-        lines = [line for line in done.err.splitlines() if what in line and "Hub does not answer" in line]
+        lines = [line for line in done.err.splitlines() if what in line and "Hub did not answer" in line]
         assert len(lines) == 1 and "the copy in the cache" in lines[0]
     summaries = [(tmp_path / name / "summary.csv").read_bytes() for name in ("online", "offline")]
     assert summaries[0] == summaries[1]
@@ -138,7 +138,7 @@ def test_with_the_hub_gone_the_cache_serves_and_the_run_says_so(hub, fails, call
 def test_names_that_would_leave_a_folder(name, hub):
     assert not HUB_NAME.fullmatch(name)
     before = len(hub.requests)
-    with pytest.raises(RunError, match="not the name"):
+    with pytest.raises(RunError, match="nor the name"):
         load_hub_dataset(name, None, "train")
     assert len(hub.requests) == before
 

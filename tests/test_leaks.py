@@ -49,7 +49,7 @@ def test_rows_that_share_a_sentence_are_removed(caplog):
         kept, record = drop_leaks({"mine": (FILE, dataset)}, HELD, keep=False)
     assert kept["mine"]["anchor"][:] == ["one", "two", "three"] and kept["mine"]["label"][:] == [0, 2, 4]
     assert record == {"kept": False, "rows": {"mine": {"dev": 2}}, "not_checked": []}
-    assert caplog.messages == ["mine: 2 of 5 rows removed; they share sentences with dev (2)"]
+    assert caplog.messages == ["mine: 2 of 5 rows share sentences with dev (2) and are removed"]
 
 
 def test_they_may_be_kept_and_are_counted_all_the_same(caplog):
@@ -58,7 +58,7 @@ def test_they_may_be_kept_and_are_counted_all_the_same(caplog):
         kept, record = drop_leaks({"mine": (FILE, dataset)}, HELD, keep=True)
     assert kept["mine"] is dataset
     assert record == {"kept": True, "rows": {"mine": {"dev": 1}}, "not_checked": []}
-    assert "1 of 3 rows kept because of --keep_leaks" in caplog.text
+    assert "1 of 3 rows share sentences with dev (1) and are kept (--keep_leaks)" in caplog.text
 
 
 def test_a_row_counts_once_for_each_set_and_any_column_counts(monkeypatch):
@@ -73,7 +73,7 @@ def test_a_row_counts_once_for_each_set_and_any_column_counts(monkeypatch):
 
 
 def test_a_data_set_that_is_all_leaks():
-    with pytest.raises(RunError, match="mine: 1 rows remain .* --keep_leaks keeps them"):
+    with pytest.raises(RunError, match="mine: fewer than 2 rows remain .* add --keep_leaks"):
         drop_leaks({"mine": (FILE, rows(["a man walks", "A man walks", "one"]))}, HELD, keep=False)
 
 
@@ -101,4 +101,4 @@ def test_a_benchmark_that_cannot_be_had_is_a_warning(hub, monkeypatch, caplog):
     kept, record = drop_leaks({"nli": (DatasetEntry("org/name", "mnrl"), dataset)}, {}, keep=False)
     assert kept["nli"] is dataset
     assert record["not_checked"] == ["STS17", "STS22.v2", "STSBenchmark"]
-    assert "no check for leaks into STS17: task STS17: gone" in caplog.messages
+    assert "training rows are not compared with STS17: task STS17: gone" in caplog.messages

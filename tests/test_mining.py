@@ -249,7 +249,7 @@ def test_pairs_of_the_hub_become_a_file_that_trains(leaky, warm, call, tiny_mode
     done = warm(MINE, tiny_model, *flags)
     assert done.code == 0, done.err
     assert done.out == f"{out}\n" and "Traceback" not in done.err
-    assert "2 of 42 rows removed" in done.err
+    assert "2 of 42 rows share sentences with" in done.err
     table = pd.read_parquet(out)
     assert list(table) == ["anchor", "positive", "negative_1", "negative_2"] and len(table) == 40
     assert not table.isna().any(axis=None)
@@ -323,7 +323,7 @@ def test_a_file_that_exists_is_kept_unless_overwritten(tiny_model, groups, fails
     path, out = write(tmp_path / "pairs.csv", triplets(groups[:16], "en")), tmp_path / "mined.parquet"
     out.write_text("mine")
     flags = (MINE, tiny_model, "--path", path, "--dev_data", "none", "--output_file", out)
-    fails(2, f"--output_file {out} exists … --overwrite", *flags)
+    fails(2, f"--output_file {out} already exists … --overwrite", *flags)
     fails(1, "no pair has a negative … range_max", *flags, "--overwrite", "--max_score", "-1")
     assert out.read_text() == "mine" and len(list(tmp_path.iterdir())) == 2
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -346,12 +346,12 @@ def test_a_file_that_exists_is_kept_unless_overwritten(tiny_model, groups, fails
         (2, "--guide has no effect … --relative_margin", ["MODEL", "--path", "pairs.csv", "--guide", "x/y", "--relative_margin", "none"]),
         (2, "must end in .parquet", ["MODEL", "--path", "pairs.csv", "--output_file", "mined.csv"]),
         (2, "is a folder", ["MODEL", "--path", "pairs.csv", "--output_file", "folder.parquet"]),
-        (2, "no role 'anchor' … 'query'", ["MODEL", "--path", "pairs.csv", "--prompts", '{"anchor": "q: "}']),
+        (2, "unknown role 'anchor' … 'query'", ["MODEL", "--path", "pairs.csv", "--prompts", '{"anchor": "q: "}']),
         (2, "pairs.csv is a file", ["MODEL", "--path", "pairs.csv", "--output_file", "pairs.csv/mined.parquet"]),
-        (2, "is the file with the pairs", ["MODEL", "--path", "data.parquet", "--output_file", "data.parquet", "--overwrite"]),
+        (2, "is the file that contains the pairs", ["MODEL", "--path", "data.parquet", "--output_file", "data.parquet", "--overwrite"]),
         (2, "--relative_margin must be at least 0", ["MODEL", "--path", "pairs.csv", "--relative_margin", "-1"]),
         (2, "nothing.csv: no such file", ["MODEL", "--path", "nothing.csv"]),
-        (1, "no column for 'anchor' … found a, b", ["MODEL", "--path", "wrong.csv", "--dev_data", "none"]),
+        (1, "no column for 'anchor' … the columns are a, b", ["MODEL", "--path", "wrong.csv", "--dev_data", "none"]),
         (1, "row 2: column 'positive' is empty", ["MODEL", "--path", "empty.csv", "--dev_data", "none"]),
         (1, "model nobody/nothing", ["nobody/nothing", "--path", "pairs.csv", "--dev_data", "none"]),
         (1, "data set nobody/nothing", ["MODEL", "--path", "nobody/nothing"]),

@@ -84,7 +84,7 @@ def test_it_trains_logs_each_part_and_resumes_to_the_same_weights(call, fails, c
     shutil.rmtree(broken / "checkpoint-6")
     text = (broken / "run.json").read_text()
     (broken / "run.json").write_text(text.replace(own["revision"], "0" * 40))  # the folder holds another model now
-    message = f'datasets.guided.guide.revision was "{"0" * 40}" and is'
+    message = f'datasets.guided.guide.revision was "{"0" * 40}" and is now'
     fails(1, message, HYBRID, *flags, broken, "--resume_from_checkpoint", "latest")
     (broken / "run.json").write_text(text)
     done = call(HYBRID, *flags, broken, "--resume_from_checkpoint", "latest")
@@ -128,8 +128,8 @@ def test_with_gradient_cache_too(call, tiny_model, hub, tmp_path, monkeypatch):
         (1, "has 768 dimensions and the model 64: distill needs equal widths", ENTRIES["taught"] | {"teacher": "distilroberta-base"}),
         (1, "model nobody/nothing: not found on the Hub", ENTRIES["taught"] | {"teacher": "nobody/nothing"}),
         (1, "model nobody/nothing: not found on the Hub", ENTRIES["guided"] | {"guide": "nobody/nothing"}),
-        (2, "'teacher' is for distill, and the loss is gist", ENTRIES["guided"] | {"teacher": "x"}),
-        (1, "no column for 'sentence'; found anchor, positive, negative", ENTRIES["guided"] | {"loss": "distill"}),
+        (2, "'teacher' is for distill, but the loss is gist", ENTRIES["guided"] | {"teacher": "x"}),
+        (1, "no column for 'sentence'; the columns are anchor, positive, negative", ENTRIES["guided"] | {"loss": "distill"}),
     ],
 )  # fmt: skip
 def test_mistakes(fails, tmp_path, tiny_model, code, message, entry):

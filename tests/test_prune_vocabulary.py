@@ -100,7 +100,7 @@ def test_used_ids_are_those_of_the_texts_and_their_word_forms(hub):
 
 
 def test_byte_level_bpe_is_refused_in_one_line(hub):
-    with pytest.raises(RunError, match="Unigram or WordPiece tokenizer, and this model's is byte-level BPE"):
+    with pytest.raises(RunError, match="Unigram or WordPiece tokenizer, but this model's is byte-level BPE"):
         prune_vocabulary(sentence_model(hub.root / "models/distilroberta-base"), ["a dog"])
 
 

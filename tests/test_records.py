@@ -106,7 +106,7 @@ def test_a_file_is_replaced_atomically(tmp_path, monkeypatch):
         (UsageError("it is\nwrong"), 2, "error: it is wrong\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
         (FileNotFoundError(2, "No such file", "x.csv"), 1, "error: [Errno 2] No such file: 'x.csv'\n"),
-        (ModuleNotFoundError("No module named 'mteb'", name="mteb"), 1, "mteb is not installed: pip install"),
+        (ModuleNotFoundError("No module named 'mteb'", name="mteb"), 1, "mteb is not installed: run `pip install"),
     ],
 )
 def test_how_a_run_ends(capsys, error, code, said):

@@ -108,10 +108,8 @@ def test_rows_that_cannot_be_used_are_counted_in_one_warning(caplog):
         sampler = GlobalBatchSampler(rows(["a"] * 8 + ["b", "c"]), 4, name="mine")
     assert sorted(len(step) for step in sampler.steps(0)) == [2, 2]
     warnings = [record.message for record in caplog.records if record.levelno == logging.WARNING]
-    assert len(warnings) == 1 and warnings[0].startswith(
-        "mine: 6 of 10 rows are not trained on in the first epoch: 6 share"
-    )
-    assert "mine: 10 rows in 2 steps an epoch (3 if no texts were shared): 7 rows are carried over" in caplog.text
+    assert len(warnings) == 1 and warnings[0].startswith("mine: 6 of 10 rows are not used in the first epoch: 6 share")
+    assert "mine: 10 rows in 2 steps per epoch (3 if no texts were shared); 7 rows are carried over" in caplog.text
 
 
 def test_a_row_with_negatives_of_its_own_may_be_alone():
@@ -121,9 +119,7 @@ def test_a_row_with_negatives_of_its_own_may_be_alone():
 
 
 def test_rows_of_which_no_two_can_share_a_batch():
-    with pytest.raises(
-        RunError, match="mine: no batch can be made of the 8 rows: they share their anchors or positives"
-    ):
+    with pytest.raises(RunError, match="mine: the 8 rows cannot form a batch: they share their anchors or positives"):
         GlobalBatchSampler(rows(["a"] * 8), 4, name="mine")
 
 

@@ -90,7 +90,7 @@ def test_no_spelling_of_a_modules_folder_hides_a_pickle(dense, path):
     modules[1]["path"] = path
     (dense / "modules.json").write_text(json.dumps(modules))
     inside = path.endswith(("1_Dense", ".")) and not path.startswith("..")
-    with pytest.raises(RunError, match="pytorch_model.bin is pickled" if inside else "outside of the model"):
+    with pytest.raises(RunError, match="pytorch_model.bin is pickled" if inside else "outside the model's folder"):
         load_model(str(dense))
 
 

@@ -154,7 +154,7 @@ def test_progress_goes_to_standard_error(english):
     done, _ = english
     report = re.search(r"step 4 of 4, loss \d+\.\d+ \((.+?)\)", done.err)
     assert sorted(int(part.split(":")[0]) for part in report[1].split(", ")) == sorted(DEFAULT_DIMS)
-    assert re.search(r"sts-dev, Spearman × 100: 768: -?\d", done.err)
+    assert re.search(r"sts-dev, Spearman × 100 by dimension: 768 = -?\d", done.err)
 
 
 @pytest.fixture(scope="session")
@@ -361,7 +361,7 @@ def test_two_runs_never_share_a_folder(fails, call, english, tmp_path, monkeypat
     hold = f"import filelock; lock = filelock.FileLock({str(folder / '.lock')!r}); lock.acquire(); print(1, flush=True); input()"
     with subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout.readline() == b"1\n"
-        fails(1, "another process is training in this folder", NLI, *flags)
+        fails(1, "another process is training in ", NLI, *flags)
         assert (folder / "final/model.safetensors").exists() and record_of(folder)["status"] == "finished"
         other.kill()
     finished(call(NLI, *flags), folder)
@@ -426,8 +426,8 @@ def test_a_best_checkpoint_that_cannot_be_loaded_ends_the_run(fails, monkeypatch
         (2, "a dimension must be positive, not 0", [NLI, "--matryoshka_dims", "64", "0"]),
         (2, "a dimension must be positive, not -64", [HYBRID, "--matryoshka_dims", "-64"]),
         (2, "64 is duplicated", [NLI, "--matryoshka_dims", "64", "64"]),
-        (2, "--matryoshka_weights has length 1 and --matryoshka_dims 5", [NLI, ARABERT, "--matryoshka_weights", "1"]),
-        (2, "'fr' is neither auto, none, en, ar, en-ar nor a file", [NLI, "--dev_data", "fr"]),
+        (2, "the length of --matryoshka_weights is 1, but", [NLI, ARABERT, "--matryoshka_weights", "1"]),
+        (2, "'fr' is not a file and not one of auto, none, en, ar, en-ar", [NLI, "--dev_data", "fr"]),
         (1, "--max_seq_length 4096 is above the", [NLI, ARABERT, "--max_seq_length", "4096"]),
         (1, "has no checkpoint to resume from", [NLI, "--resume_from_checkpoint", "latest"]),
         (2, "--max_steps must be at least 1", [NLI, "--max_steps", "0"]),
@@ -457,7 +457,7 @@ def test_mistakes_end_in_one_line(fails, tmp_path, code, message, args):
         ),
         (
             1,
-            "no column for 'sentence1'; found anchor, positive, negative",
+            "no column for 'sentence1'; the columns are anchor, positive, negative",
             {"path": "sentence-transformers/all-nli", "name": "triplet", "loss": "softmax"},
         ),
         (1, "outside 0..1; set 'score_range' for this data set", {"path": "mteb/stsbenchmark-sts", "loss": "cosent"}),
@@ -475,7 +475,7 @@ def test_mini_batches_of_no_use(fails, call, tmp_path, rows, tiny_model):
     config = tmp_path / "mixture.json"
     config.write_text(json.dumps({"datasets": {"x": {"path": "sentence-transformers/stsb", "loss": "cosent"}}}))
     flags = ("--mini_batch_size", "4", "--output_dir", tmp_path / "run")
-    fails(2, "--mini_batch_size is for mnrl and gist", HYBRID, tiny_model, "--config", config, *flags)
+    fails(2, "--mini_batch_size is for the losses mnrl and gist", HYBRID, tiny_model, "--config", config, *flags)
     data = ("--train_data", write(tmp_path / "mine.csv", rows), "--dev_data", "none", *FAST)
     small = ("--static_embedding_dim", "16", "--static_vocab_size", "300", "--max_steps", "1")
     finished(call(NLI, "static", *data, *small, "--output_dir", tmp_path / "static"), tmp_path / "static")
@@ -586,7 +586,7 @@ def test_data_sets_are_drawn_by_their_weights(call, tmp_path, rows, tiny_model):
         "--precision",
         "fp32",
     )
-    at = ("--logging_steps", "1", "--output_dir")
+    at = ("--logging_steps", "1", "--eval_steps", "80", "--output_dir")
 
     def drawn(folder: Path, *more: str, **weights: float) -> dict[str, int]:
         entries = {"small": {"path": str(small), "loss": "mnrl"}, "large": {"path": str(large), "loss": "mnrl"}}

@@ -82,9 +82,12 @@ def test_arguments_that_the_libraries_take_pass(tmp_path, arguments):
 @pytest.mark.parametrize(
     ("mapping", "message"),
     [
-        ({"ancor": "query"}, "'router_mapping': no column 'ancor'; did you mean anchor?; found anchor, positive"),
+        (
+            {"ancor": "query"},
+            "'router_mapping' names an unknown column 'ancor' (the columns are anchor, positive); did you mean anchor?",
+        ),
         ({"anchor": "qeury"}, "No route found for task type 'qeury'"),
-        ({"data": {"anchor": "query"}}, "'router_mapping': no data set 'data'"),
+        ({"data": {"anchor": "query"}}, "'router_mapping' names an unknown data set 'data'"),
         ({"anchor": "query", "positive": "document"}, None),
     ],
 )

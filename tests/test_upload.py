@@ -115,7 +115,7 @@ def test_the_command_of_a_broken_upload_finishes_it(hub, fails, flags, tiny_mode
         ("POST /api/repos/create", 500, "status 500"),
         ("PUT /lfs/", "gone", "the connection failed"),
         ("POST /api/models/.*/commit/", "gone", "the connection failed"),
-        ("POST /api/models/.*/commit/", 403, "status 403: the token has no write permission there"),
+        ("POST /api/models/.*/commit/", 403, "status 403: the token has no write permission for this repository"),
     ],
 )
 def test_an_upload_that_breaks_off_leaves_the_model_and_can_be_repeated(

@@ -1,13 +1,12 @@
-"""Export a model at one dimension. The exported model returns normalised embeddings without any arguments.
+"""Export a model at one dimension. The exported model needs no arguments to return normalised embeddings.
 
     python training/export_model.py output/my-model/final --dim 256
     python training/export_model.py MODEL --dim 256 --format onnx --output_dir output/my-model-onnx
     python training/export_model.py MODEL --dim 256 --format onnx --weights int8 --data my_pairs.csv
 
 The embeddings are the first --dim numbers of the original model's embeddings, normalised. A sentence-transformers folder needs
-no arguments and no remote code. An ONNX file needs onnxruntime and tokenizers, but not torch. The card in the folder shows the
-code to use it.
-The path of the folder is the last line of standard output.
+no remote code. An ONNX file needs onnxruntime and tokenizers, but not torch. The README.md in the folder shows how to use the
+exported model. The path of the folder is the last line of standard output.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     from training.utils.export import dims_up_to, original_card_data, save_sentence_transformers
     from training.utils.export_card import export_card
 
-    # 2. The model, its dimension, and graded pairs to measure the loss of int8
+    # 2. The model, its dimension, and graded pairs for measuring how much int8 lowers the score
     identity = identify(config.model_name)
     model = load_model(
         config.model_name,
@@ -65,13 +64,13 @@ def main(argv: list[str] | None = None) -> None:
         else:
             save_sentence_transformers(model, partial, identity, dim)
 
-        # 4. Quantise the weights, and measure the loss
+        # 4. Quantise the weights, and measure how much this lowers the score
         losses = []
         if config.weights == INT8:
             onnx_export.quantise(partial / onnx_export.MODEL)
             losses = measure_loss(model, partial, dim, pairs)
 
-        # 5. The card
+        # 5. The model card
         card = export_card(config, identity, original_card_data(identity), dim, dims_up_to(model, dim), losses)
         (partial / "README.md").write_text(card, encoding="utf-8")
     print(folder)

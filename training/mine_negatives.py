@@ -1,12 +1,12 @@
-"""Mine hard negatives for pairs of an anchor and a positive, and write pairs and negatives to a Parquet file for training.
+"""Mine hard negatives for pairs of an anchor and a positive, and write them with the pairs to a Parquet file for training.
 
     python training/mine_negatives.py sentence-transformers/all-MiniLM-L6-v2 --path sentence-transformers/all-nli --name pair
     python training/mine_negatives.py MODEL --path my_pairs.csv --output_file mined.parquet --num_negatives 2
     python training/matryoshka_nli.py MODEL --train_data mined.parquet
 
-A negative is a text near the anchor that is the positive of another anchor. Texts that may be positives too, judging by their
-similarity to the anchor (--relative_margin, --absolute_margin, --max_score), are skipped; --guide lets a second model judge.
-The path of the file is the last line of standard output. The run's record is saved next to it.
+A negative is another anchor's positive that lies close to this anchor. Texts that may be positives too, judging by their
+similarity to the anchor (--relative_margin, --absolute_margin, --max_score), are skipped. With --guide, these limits apply to the
+similarities of a second model. The path of the file is the last line of standard output. The run's record is saved next to that file.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     dev_sets, test_sets = load_dev_sets(config.dev_data, "en")
     kept, leaks = drop_leaks({config.path: (entry, dataset)}, dev_sets | test_sets, config.keep_leaks)
 
-    # 3. The model that finds candidates and the guide that judges them, packed so that they do not process padding
+    # 3. The model that finds candidates and the guide that scores them, packed so that they do not process padding
     loading = {"trust_remote_code": config.trust_remote_code, "allow_pickle": config.allow_pickle}
     identity = identify(config.model_name, config.max_seq_length, config.prompts)
     model = pack(load_model(config.model_name, identity, **loading).eval())

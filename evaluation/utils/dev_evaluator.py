@@ -1,4 +1,4 @@
-"""Scores dev sets during training, at every dimension from one encoding: graded pairs by correlation, translations by retrieval."""
+"""Scores dev sets during training at every dimension, encoding each text once: graded pairs by correlation, translations by retrieval."""
 
 from __future__ import annotations
 
@@ -99,9 +99,9 @@ class MatryoshkaEvaluator(BaseEvaluator):
     def log(self, metrics: dict[str, float], prefix: str = "") -> None:
         """Log the scores, one line for each set."""
         for name, scores in self.by_set(metrics, prefix).items():
-            metric = "Spearman" if is_scored(self.sets[name]) else "translation accuracy"
-            at_dims = ", ".join(f"{dim}: {100 * score:.2f}" for dim, score in zip(self.dims, scores, strict=True))
-            logger.info("%s, %s × 100: %s", name, metric, at_dims)
+            metric = "Spearman × 100" if is_scored(self.sets[name]) else "translation accuracy (%)"
+            at_dims = ", ".join(f"{dim} = {100 * score:.2f}" for dim, score in zip(self.dims, scores, strict=True))
+            logger.info("%s, %s by dimension: %s", name, metric, at_dims)
 
     def by_set(self, metrics: dict[str, float], prefix: str = "") -> dict[str, list[float]]:
         """Return each set's main score, from 0 to 1, at each dimension."""

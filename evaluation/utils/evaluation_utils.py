@@ -57,7 +57,7 @@ def run_evaluation(config: EvalConfig, scorer: Scorer) -> None:
     if is_done(output_dir, fingerprint) and not config.overwrite and not config.update_model_card:
         print((output_dir / "table.md").read_text(encoding="utf-8"))
         print(
-            f"{output_dir}: these results existed already; --overwrite computes them again. The answer is in report.html"
+            f"{output_dir}: these results already exist; use --overwrite to compute them again. The answer is in report.html"
         )
         return
 
@@ -83,7 +83,7 @@ def run_evaluation(config: EvalConfig, scorer: Scorer) -> None:
         analyses.append(analysis)
         texts_encoded[names[identity.name, identity.revision]] = scorer.encoded_counts(*counts)
 
-    # 4. What to deploy for the acceptable loss, and the cost of each dimension
+    # 4. What to deploy for the acceptable drop in score, and the cost of each dimension
     with phases.measure("analysis"):
         compare_with_first(analyses)
         decision = decide(analyses, config.max_loss)
@@ -114,7 +114,7 @@ def run_evaluation(config: EvalConfig, scorer: Scorer) -> None:
     if scorer.warning:
         print(scorer.warning)
     print(
-        f"{output_dir}: report.html and report.md open with the answer; summary.csv, table.md, plot.png; "
+        f"{output_dir} has report.html and report.md (both open with the answer), summary.csv, table.md, plot.png, and "
         f"{scorer.result_files}"
     )
 

@@ -19,8 +19,8 @@ class EvalConfig(Config):
     subsets: Annotated[
         list[str],
         Key(
-            "subsets to score; a task that has none of these is scored on those of the default subsets that it has, "
-            "or else on all its subsets"
+            "subsets to score; a task without any of these is scored on the default subsets that it has, "
+            "or on all its subsets if it has none of those"
         ),
     ]
     dims: Annotated[
@@ -77,8 +77,8 @@ class EvalConfig(Config):
     max_loss: Annotated[
         float,
         Key(
-            "largest acceptable loss, in points of the mean score, compared with the full width of the best model; the report recommends "
-            "the smallest vector that is shown, with 95% confidence, to lose no more than this",
+            "largest acceptable drop in score, in points of the mean score, compared with the full width of the best model; the report "
+            "recommends the smallest vector whose drop, with 95% confidence, is no larger than this",
             minimum=0,
         ),
     ]
@@ -101,11 +101,12 @@ class MTEBConfig(EvalConfig):
 
 @dataclass
 class STSConfig(EvalConfig):
-    task: Annotated[str | None, Key("the mteb task to score", choices=STS_TASKS)]
+    task: Annotated[str | None, Key("the mteb task to score; give either this or --data", choices=STS_TASKS)]
     data: Annotated[
         str | None,
         Key(
-            "your own graded pairs instead of a task: CSV, TSV, JSONL or Parquet with the columns sentence1, sentence2, score and optionally subset",
+            "your own graded pairs, instead of --task: a CSV, TSV, JSON, JSONL or Parquet file with the columns sentence1, sentence2, score "
+            "and optionally subset",
             path=True,
         ),
     ]

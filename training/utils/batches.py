@@ -46,7 +46,7 @@ class RepeatedTexts:
 
     @classmethod
     def of(cls, dataset: Dataset) -> RepeatedTexts:
-        """Find the repeated texts of a data set with ``anchor``, ``positive`` and any number of negatives, which may be empty."""
+        """Find the repeated texts of a data set with ``anchor``, ``positive`` and any number of (possibly empty) negatives."""
         others = negative_columns(dataset.column_names)
         texts = _number_texts(dataset, [*PAIR, *others])
         counts = np.bincount(texts[texts >= 0])

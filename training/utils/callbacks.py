@@ -156,12 +156,12 @@ class ResumedState(TrainerCallback):
             self.trainer.load_loss_report(checkpoint)
 
     def _find_best(self, state: TrainerState, folder: Path) -> None:
-        """Find the best checkpoint so far in the current output directory. If it is unusable, only later checkpoints compete."""
+        """Find the best checkpoint so far in the output directory. If it is no longer intact, only later ones compete."""
         if state.best_global_step is None:
             return
         best = folder / f"checkpoint-{state.best_global_step}"
         if reason := why_unusable(best):
-            logger.warning("the best checkpoint so far, %s, is no longer usable: %s", best, reason)
+            logger.warning("the best checkpoint so far, %s, is no longer intact: %s", best, reason)
             state.best_metric = state.best_global_step = state.best_model_checkpoint = None
         else:
             state.best_model_checkpoint = str(best)
@@ -199,7 +199,7 @@ class FiniteCheck(TrainerCallback):
         self._batches.clear()
 
     def _fail(self, norm: torch.Tensor | float, step: int) -> None:
-        """End the run with the message of the first process whose loss is not finite; if there is none, of the first process."""
+        """End the run with the message of the first process whose loss is not finite, or else of process 0."""
         wrong = [batch for batch in self._batches if not batch[0].isfinite()]
         loss, name, inputs = (wrong or self._batches)[0]
         of, several = f" of {name}" if name else "", not wrong and len(self._batches) > 1

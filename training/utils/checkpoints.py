@@ -1,4 +1,8 @@
-"""Checkpoints with a manifest: a checkpoint is complete only if its manifest, written last, matches its files."""
+"""Checkpoints with a manifest, which is written last.
+
+A checkpoint is *complete* if it has a manifest that matches the names and sizes of its files. It is *intact* if the manifest also
+matches their contents.
+"""
 
 from __future__ import annotations
 
@@ -28,12 +32,12 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoints in an output directory that have all their files, oldest first."""
+    """Return the complete checkpoints in an output directory, oldest first."""
     return [path for path in checkpoints(folder) if why_unusable(path, contents=False) is None]
 
 
 def describe_last_checkpoint(folder: Path) -> str:
-    """Describe the checkpoint to resume from, for an error message."""
+    """Describe the last complete checkpoint, for an error message."""
     complete = complete_checkpoints(folder)
     return f"the last complete checkpoint is {complete[-1]}" if complete else "there is no complete checkpoint yet"
 
@@ -50,10 +54,10 @@ def seal(checkpoint: Path) -> None:
 
 
 def why_unusable(checkpoint: Path, contents: bool = True) -> str | None:
-    """Return why a checkpoint is incomplete or corrupt, or None if it is intact.
+    """Return why a checkpoint is not intact, or None if it is.
 
     Args:
-        contents: Also read and compare the content of every file, not only names and sizes.
+        contents: Check the contents of the files; otherwise only whether the checkpoint is complete.
     """
     if not (checkpoint / MANIFEST).is_file():
         return f"it is not complete (no {MANIFEST})"
@@ -78,15 +82,15 @@ def why_unusable(checkpoint: Path, contents: bool = True) -> str | None:
 
 
 def is_latest(wanted: str) -> bool:
-    """Return whether ``--resume_from_checkpoint`` asks for the newest checkpoint rather than naming one."""
+    """Return whether ``--resume_from_checkpoint`` is ``latest`` (or ``true``) and not a path."""
     return wanted.lower() in ("latest", "true")
 
 
 def find_checkpoint(folder: Path, wanted: str) -> Path:
-    """Return the checkpoint to resume from: for ``latest`` the newest usable one in ``folder``, otherwise the path ``wanted``.
+    """Return the checkpoint to resume from: for ``latest`` the newest intact one in ``folder``, otherwise the path ``wanted``.
 
     Raises:
-        RunError: There is no such checkpoint, or it is incomplete or corrupt.
+        RunError: There is no such checkpoint, or it is not intact.
     """
     paths = checkpoints(folder)
     if not is_latest(wanted):
@@ -94,7 +98,7 @@ def find_checkpoint(folder: Path, wanted: str) -> Path:
             listed = f"; {folder} has {', '.join(path.name for path in paths)}" if paths else ""
             raise RunError(f"--resume_from_checkpoint {wanted} is not a checkpoint{listed}")
         if reason := why_unusable(Path(wanted)):
-            raise RunError(f"--resume_from_checkpoint {wanted}: {reason}; 'latest' uses the newest usable one")
+            raise RunError(f"--resume_from_checkpoint {wanted}: {reason}; 'latest' uses the newest intact checkpoint")
         return Path(wanted)
     for path in reversed(paths):
         reason = why_unusable(path)
@@ -103,7 +107,7 @@ def find_checkpoint(folder: Path, wanted: str) -> Path:
         logger.warning("skipping %s: %s", path, reason)
     if paths:
         raise RunError(
-            f"{folder} has no usable checkpoint to resume from: start again, with --overwrite_output_dir instead of --resume_from_checkpoint"
+            f"{folder} has no intact checkpoint to resume from: start again, with --overwrite_output_dir instead of --resume_from_checkpoint"
         )
     raise RunError(f"{folder} has no checkpoint to resume from: run the command without --resume_from_checkpoint")
 

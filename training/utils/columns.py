@@ -46,7 +46,7 @@ def map_columns(
         if unknown := [role for role in chosen if role not in roles]:
             raise UsageError(f"{where}: 'columns' names {unknown[0]!r}, but the loss reads {', '.join(roles)}")
         if absent := [column for column in chosen.values() if column not in columns]:
-            raise RunError(f"{where}: no column {absent[0]!r}; found {listed}")
+            raise RunError(f"{where}: no column {absent[0]!r}; the columns are {listed}")
         mapped = {role: chosen[role] for role in roles if role in chosen}
         if twice := [column for column in mapped.values() if list(mapped.values()).count(column) > 1]:
             raise UsageError(f"{where}: the column {twice[0]!r} is used for more than one of {', '.join(mapped)}")
@@ -63,7 +63,8 @@ def map_columns(
         if role not in mapped and role not in optional:
             example = ", ".join(f'"{role}": "COLUMN"' for role in roles if role not in optional)
             raise RunError(
-                f'{where}: no column for {role!r}; found {listed}; map the columns in a --config file with "columns": {{{example}}}'
+                f"{where}: no column for {role!r}; the columns are {listed}; map them in a --config file with "
+                f'"columns": {{{example}}}'
             )
     return mapped
 
@@ -122,7 +123,7 @@ def expand(where: str, dataset: Dataset, unused: list[str], refuse: bool) -> Dat
         refuse: Whether an empty text in a list is an error; otherwise it is removed.
 
     Raises:
-        RunError: A label is neither 0 nor 1, no label is 1, nothing says which texts of a list are positive, or a text is empty.
+        RunError: A label is neither 0 nor 1, no label is 1, nothing shows which texts of a list are positive, or a text is empty.
     """
     lists = [name for name in dataset.column_names if _is_list(dataset, name)]
     labelled = "label" in lists
@@ -130,7 +131,7 @@ def expand(where: str, dataset: Dataset, unused: list[str], refuse: bool) -> Dat
         dataset = _keep_positive_pairs(where, dataset)
     if "positive" in lists and not labelled and (unread := {*LABELS, *SCORES} & set(unused)):
         raise RunError(
-            f"{where}: column 'positive' holds lists, and {sorted(unread)[0]!r} does not say which of their texts are positive: add a column 'labels' with a 1 or 0 for each text, or a column of negatives"
+            f"{where}: column 'positive' holds lists, but {sorted(unread)[0]!r} does not show which of their texts are positive: add a column 'labels' with a 1 or 0 for each text, or a column of negatives"
         )
     negatives = [name for name in dataset.column_names if name.startswith("negative")]
     if not lists:
@@ -162,7 +163,7 @@ def expand(where: str, dataset: Dataset, unused: list[str], refuse: bool) -> Dat
         against = [text for text in against if _is_text(text)]
         rows += [(values["anchor"], text, against) for text in texts if _is_text(text)]
     if blank:
-        logger.warning("%s: %d empty texts or lists removed", where, blank)
+        logger.warning("%s: removed %d empty texts or lists", where, blank)
     if len(rows) != len(dataset):
         logger.info("%s: expanded from %d to %d rows, one for each positive", where, len(dataset), len(rows))
     table = {"anchor": [anchor for anchor, _, _ in rows], "positive": [positive for _, positive, _ in rows]}
@@ -201,7 +202,7 @@ def _keep_positive_pairs(where: str, dataset: Dataset) -> Dataset:
     for row, label in enumerate(labels, 1):
         if not _are_binary([label]):
             raise RunError(
-                f"{where}, row {row}: column 'label' must be 1 (positive pair) or 0 for a contrastive loss, not {label!r}; say which columns to read with 'columns' in a --config file, or choose another loss"
+                f"{where}, row {row}: column 'label' must be 1 (positive pair) or 0 for a contrastive loss, not {label!r}; select the columns with 'columns' in a --config file, or choose another loss"
             )
     positive = np.array([float(label) == 1 for label in labels], dtype=bool)
     if not positive.any():
@@ -237,7 +238,7 @@ def _join_negatives(where: str, dataset: Dataset, negatives: list[str]) -> Datas
 
 
 def drop_unusable(where: str, dataset: Dataset, refuse: bool) -> Dataset:
-    """Remove the rows that lack a text, a label or a score. Lists are checked by :func:`expand`.
+    """Remove the rows that lack a text, a label or a score. :func:`expand` checks lists.
 
     Args:
         refuse: Whether such a row is an error, because the user can correct it.
@@ -266,7 +267,7 @@ def drop_unusable(where: str, dataset: Dataset, refuse: bool) -> Dataset:
         name = next(name for name, rows in reasons.items() if rows[row])
         value = dataset[row][name]
         if value is None or (isinstance(value, str) and name not in checks):
-            problem = "is missing" if value is None else "is empty"
+            problem = "has no value" if value is None else "is empty"
         elif name == "score":
             problem = f"must be a finite number, not {value!r}"
         elif "positive" in dataset.column_names:

@@ -64,7 +64,7 @@ def load_translations(spec: str) -> dict[str, str]:
     entry = parse_spec(spec, split="train") if is_hub_spec(spec) else DevEntry(spec)
     rows = load_dev_dataset(entry)
     if "source" not in rows:
-        raise RunError(f"{spec}: these are graded pairs; parallel sentences are needed")
+        raise RunError(f"{spec} holds graded pairs: 'translations' needs parallel sentences")
     return {source.strip(): target for source, target in zip(rows["source"], rows["target"], strict=True)}
 
 
@@ -76,7 +76,5 @@ def with_translations(dataset: Dataset, entry: DatasetEntry) -> Dataset:
         translated = translate_rows(dataset, load_translations(entry.translations), entry.translate)
     except RunError as error:
         raise RunError(f"{entry.path}: {error}") from None
-    logger.info(
-        "%s: %d cross-lingual rows, with %s translated", entry.path, len(translated), ", ".join(entry.translate)
-    )
+    logger.info("%s: %d cross-lingual rows ('translate': %s)", entry.path, len(translated), ", ".join(entry.translate))
     return translated

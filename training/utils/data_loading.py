@@ -36,7 +36,7 @@ NLI_TRIPLETS = {
 
 @dataclass(frozen=True)
 class STSData:
-    """The graded pairs of a language, to choose a checkpoint (dev) and to score it at the end (test)."""
+    """The graded pairs of a language: the split that chooses a checkpoint (dev), and the split that scores it (test)."""
 
     path: str
     dev: str
@@ -137,7 +137,7 @@ def load_dev_sets(
 
     def add(name: str, rows: dict[str, list[Any]]) -> None:
         if name in dev:
-            raise UsageError(f"--dev_data: two sets have the name {name!r}: name each once, or rename a file")
+            raise UsageError(f"--dev_data: two sets have the name {name!r}: list each set once, or rename a file")
         dev[name] = rows
 
     chosen = [] if names == ["none"] else [language if name == "auto" else name for name in names]
@@ -157,7 +157,9 @@ def load_dev_sets(
             for subset, pairs in read_pairs(Path(name)).items():
                 add(table_name(Path(name)) + ("" if subset == "default" else f"-{subset}"), pairs)
         else:
-            raise UsageError(f"--dev_data: {name!r} is neither auto, none, {', '.join([*STS, *PARALLEL])} nor a file")
+            raise UsageError(
+                f"--dev_data: {name!r} is not a file and not one of auto, none, {', '.join([*STS, *PARALLEL])}"
+            )
     return dev, test
 
 

@@ -52,7 +52,7 @@ def load_development_data(config: TrainingConfig, language: str) -> tuple[Sets, 
     dev, test = load_dev_sets(named, language) if named or not specs else ({}, {})
     for name, entry in specs.items():
         if name in dev:
-            raise UsageError(f"--dev_data: two sets have the name {name!r}: name each once, or rename one")
+            raise UsageError(f"--dev_data: two sets have the name {name!r}: list each set once, or rename one")
         dev[name] = load_dev_dataset(entry)
     from_hub = specs or any(not is_file_name(name) for name in named if name != "none")
     tests = test | (benchmark_pairs() if from_hub else {})
@@ -74,7 +74,7 @@ def parse_spec(text: str, split: str = "validation") -> DevEntry:
     """
     parts = text.split(":")
     if len(parts) > 3 or (len(parts) == 3 and not parts[2]):
-        raise UsageError(f"{text}: use path, path:config or path:config:split")
+        raise UsageError(f"{text!r} has too many parts, or an empty split: use path, path:config or path:config:split")
     name = parts[1] or None if len(parts) > 1 else None
     return DevEntry(parts[0], name, parts[2] if len(parts) == 3 else split)
 
@@ -108,7 +108,7 @@ def load_dev_dataset(entry: DevEntry) -> dict[str, list[Any]]:
 
 
 def benchmark_pairs() -> Sets:
-    """Load the benchmark test sets that must not choose checkpoints. A warning names a set that cannot be loaded."""
+    """Load the benchmark test sets, which must not affect the choice of a checkpoint. A set that cannot be loaded causes a warning."""
     sets: Sets = {}
     for task, subsets in BENCHMARK.items():
         try:

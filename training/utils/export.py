@@ -1,4 +1,4 @@
-"""Truncates a model to a dimension: the exported model gives the first numbers of the embeddings, normalised."""
+"""Truncates a model to a dimension: the exported model returns the first numbers of the embeddings, normalised."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# element-wise activation functions of a Dense module: with these, its first rows give the first numbers of the embedding
+# element-wise activation functions of a Dense module: with these, its first rows produce the first numbers of the embedding
 ELEMENTWISE = (
     "Identity",
     "Tanh",
@@ -131,12 +131,12 @@ def check_equal(identity: ModelIdentity, expected: np.ndarray, embeddings: np.nd
     """Raise :class:`RunError` if the exported model's embeddings differ from the original's."""
     if embeddings.shape != expected.shape:
         raise RunError(
-            f"model {identity.source}: the export gives embeddings of shape {embeddings.shape}, not {expected.shape}"
+            f"model {identity.source}: the exported model returns embeddings of shape {embeddings.shape}, not {expected.shape}"
         )
     difference = float(np.abs(embeddings - expected).max())
     if not difference <= TOLERANCE:
         raise RunError(
-            f"model {identity.source} cannot be exported: the export's embeddings differ from the original's by {difference:.1e}"
+            f"model {identity.source} cannot be exported: its embeddings would differ from the original's by {difference:.1e}"
         )
     logger.info("the exported embeddings equal the original's normalised prefix (largest difference %.1e)", difference)
 
@@ -151,6 +151,6 @@ def original_card_data(identity: ModelIdentity) -> dict:
         path = load_file_path(identity.source, "README.md", revision=revision)
         return {} if path is None else ModelCard.load(path, ignore_metadata_errors=True).data.to_dict()
     except Exception as error:  # the Hub and the YAML parser can raise anything
-        logger.warning("the card of %s cannot be read (%s): its licence and languages are not copied",
+        logger.warning("the model card of %s cannot be read (%s): the licence and languages are not copied",
                        identity.source, one_line(error, 100))  # fmt: skip
         return {}

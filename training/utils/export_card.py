@@ -1,4 +1,4 @@
-"""The card of an exported model: what it is, how to use it, how it was made, and the loss from quantisation."""
+"""The card of an exported model: what it is, how to use it, how it was made, and how much int8 lowers its score."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MADE_WITH = ("torch", "transformers", "sentence-transformers", "tokenizers")
 
 @dataclass(frozen=True)
 class Loss:
-    """The loss from int8 on one set of graded pairs: Spearman × 100, and the 95% interval of the difference."""
+    """The effect of int8 on a set of graded pairs: Spearman × 100 before and after, and the difference's 95% interval."""
 
     name: str
     pairs: int
@@ -41,7 +41,7 @@ def export_card(
     Args:
         original: The metadata of the original model's card.
         dims: The remaining Matryoshka dimensions, largest first; empty if the model states none.
-        losses: The losses from int8; empty for float32, and if there were no pairs to measure them on.
+        losses: The effect of int8 on each set; empty for float32, and if there were no pairs to measure it on.
     """
     from huggingface_hub import ModelCardData
 
@@ -66,7 +66,7 @@ def export_card(
     )
     parts += ["## Usage", ONNX_USAGE.replace("DIM", str(dim)) if onnx else st_usage(dim, dims)]
     if config.weights == INT8:
-        parts += ["## The loss from int8", loss_table(losses)]
+        parts += ["## Effect of int8 on the score", loss_table(losses)]
     made_with = ", ".join(f"{name} {version}" for name, version in versions().items() if name in MADE_WITH)
     source = identity.name if on_hub else "MODEL"  # the card may be uploaded, so it must not contain a local path
     command = (
@@ -77,7 +77,7 @@ def export_card(
 
 
 def loss_table(losses: Sequence[Loss]) -> str:
-    """Return the losses as Markdown."""
+    """Return the scores before and after quantisation as Markdown."""
     if not losses:
         return "Not measured, because there were no graded pairs (`--data`)."
     lines = ["| pairs | n | float32 | int8 | difference |", "|---|---:|---:|---:|---:|"]

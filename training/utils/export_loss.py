@@ -1,4 +1,4 @@
-"""Measures the loss from int8 weights on graded pairs."""
+"""Measures on graded pairs how much int8 weights lower the score."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 def load_scored_pairs(data: str | None) -> dict[str, dict[str, list[Any]]]:
-    """Load the pairs of a file by subset, or the validation set of STS-B; nothing if the latter cannot be loaded."""
+    """Load the pairs of a file by subset, or by default the validation set of STS-B; no sets if it cannot be loaded."""
     if data is not None:
         name = Path(data).stem
         return {
@@ -33,7 +33,10 @@ def load_scored_pairs(data: str | None) -> dict[str, dict[str, list[Any]]]:
     try:
         dataset = load_hub_dataset(STS["en"].path, None, STS["en"].dev)
     except RunError as error:
-        logger.warning("%s; the loss from int8 is not measured (--data FILE measures it on your own pairs)", error)
+        logger.warning(
+            "%s; the effect of int8 on the score is not measured (to measure it on your own pairs, add --data FILE)",
+            error,
+        )
         return {}
     return {"STS-B validation": {column: list(dataset[column]) for column in ("sentence1", "sentence2", "score")}}
 

@@ -23,27 +23,26 @@ class ExportConfig(Config):
     format: Annotated[
         str,
         Key(
-            "sentence-transformers: a folder that SentenceTransformer loads; onnx: one file that needs no torch",
+            "sentence-transformers: a folder that SentenceTransformer loads; onnx: a file that does not need torch",
             choices=(SENTENCE_TRANSFORMERS, ONNX),
         ),
     ]
     weights: Annotated[
         str,
         Key(
-            "precision of the weights; int8 is only for --format onnx, and its loss in score is measured",
+            "precision of the weights; int8 is only for --format onnx, and its effect on the score is measured",
             choices=(FLOAT32, INT8),
         ),
     ]
     output_dir: Annotated[
         str | None,
-        Key("the folder to write, which must not exist; output/<model>-<dim>[-onnx[-int8]] by default", path=True),
+        Key("the folder to create, which must not exist yet; output/<model>-<dim>[-onnx[-int8]] by default", path=True),
     ]
     data: Annotated[
         str | None,
         Key(
-            "graded pairs on which to measure the loss in score from int8: CSV, TSV, JSONL or Parquet with sentence1, "
-            "sentence2 and score; "
-            "by default the validation set of STS-B, if the Hub can be reached",
+            "graded pairs for measuring how much int8 lowers the score: a CSV, TSV, JSON, JSONL or Parquet file with the "
+            "columns sentence1, sentence2 and score; by default the validation set of STS-B, if the Hub can be reached",
             path=True,
         ),
     ]
@@ -61,11 +60,13 @@ class ExportConfig(Config):
 def check_export(config: ExportConfig) -> None:
     """Raise :class:`UsageError` if the model is missing, or if two keys contradict each other."""
     if not config.model_name:
-        raise UsageError("MODEL is missing: the model's folder, or its name on the Hub")
+        raise UsageError("MODEL is missing: set it to the model's folder or its name on the Hub")
     if config.weights == INT8 and config.format != ONNX:
-        raise UsageError("--weights int8 is for --format onnx: sentence-transformers computes in floating point")
+        raise UsageError("--weights int8 needs --format onnx, because sentence-transformers computes in floating point")
     if config.data is not None and config.weights != INT8:
-        raise UsageError("--data measures the loss from int8: it needs --format onnx --weights int8")
+        raise UsageError(
+            "--data is for measuring the effect of int8: add --format onnx --weights int8, or remove --data"
+        )
 
 
 def output_folder(config: ExportConfig, model_name: str, dim: int) -> Path:
@@ -84,6 +85,6 @@ def output_folder(config: ExportConfig, model_name: str, dim: int) -> Path:
     )
     folder = Path(config.output_dir or f"output/{name}")
     if folder.exists():
-        raise UsageError(f"--output_dir {folder} exists: choose another folder, or remove it")
+        raise UsageError(f"--output_dir {folder} already exists: choose another folder, or remove it")
     check_writable("--output_dir", folder)
     return folder

@@ -39,9 +39,12 @@ def finish(
 
     An adapter is saved next to the final model, and merged into it.
     """
+    # our samplers yield as many batches as they announce, so this can happen only if a library drops some of them
     if trainer.state.global_step < trainer.state.max_steps and not trainer.control.should_training_stop:
         raise RunError(
-            f"training ended at step {trainer.state.global_step} of {trainer.state.max_steps}: there were no more batches"
+            f"training ended at step {trainer.state.global_step} of {trainer.state.max_steps}, because the data loader "
+            "yielded fewer batches than expected: if 'training_arguments' has data loading settings (dataloader_*, "
+            "accelerator_config), remove them and start again with --overwrite_output_dir; otherwise, report this as a bug"
         )
     if not trainer.is_world_process_zero():
         return

@@ -35,7 +35,8 @@ NO_LETTER = re.compile(f"[^\\w{VOWEL_SIGNS}]+|[_\u0640]+")
 
 def normalise(text: str) -> str:
     """Normalise a text so that spelling variants compare equal: keep only letters and digits, in lower case, without accents,
-    Arabic vowel signs or tatweel, and unify all forms of alef. Vowel signs of Hindi, Thai and similar scripts stay. A text without letters or digits is only stripped.
+    Arabic vowel signs or tatweel, and unify all forms of alef. Vowel signs of Hindi, Thai and similar scripts are kept. From a text
+    without letters or digits, only surrounding whitespace is removed.
     """
     # NFKD separates accents from letters and the hamza from the alef, and decomposes ligatures and full-width characters;
     # the alef with wasla has no decomposition
@@ -70,7 +71,7 @@ def drop_leaks(
             try:
                 _, subsets_of_task, _ = load_pairs(task, None, subsets, [], explicit=False)
             except Exception as error:  # the run does not need this set, so a failure must not end it
-                logger.warning("no check for leaks into %s: %s", task, one_line(error))
+                logger.warning("training rows are not compared with %s: %s", task, one_line(error))
                 unchecked.append(task)
                 continue
             for subset, pairs in subsets_of_task.items():
@@ -87,18 +88,18 @@ def drop_leaks(
         if not leaks.any():
             continue
         logger.info(
-            "%s: %d of %d rows %s; they share sentences with %s",
+            "%s: %d of %d rows share sentences with %s and are %s",
             name,
             leaks.sum(),
             len(dataset),
-            "kept because of --keep_leaks" if keep else "removed",
             ", ".join(f"{held_name} ({count})" for held_name, count in counts[name].items()),
+            "kept (--keep_leaks)" if keep else "removed",
         )
         if not keep:
             kept[name] = dataset.select((~leaks).nonzero()[0])
             if len(kept[name]) < 2:
                 raise RunError(
-                    f"{name}: {len(kept[name])} rows remain after removing rows that share sentences with the dev and test sets; --keep_leaks keeps them"
+                    f"{name}: fewer than 2 rows remain after removing those that share sentences with the dev and test sets; to keep such rows, add --keep_leaks"
                 )
     return kept, {"kept": keep, "rows": counts, "not_checked": unchecked}
 

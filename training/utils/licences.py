@@ -27,7 +27,7 @@ def licence_of(path: str, revision: str | None = None) -> str:
 
         card = DatasetCard.load(hf_hub_download(path, "README.md", repo_type="dataset", revision=revision))
     except Exception as error:  # an unreadable card must not end the run
-        logger.warning("the licence of %s is not known: %s", path, one_line(error, 100))
+        logger.warning("the licence of %s cannot be read: %s", path, one_line(error, 100))
         return UNREADABLE
     metadata = card.data.to_dict()
     stated = metadata.get("license_name") if metadata.get("license") == "other" else metadata.get("license")

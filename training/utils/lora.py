@@ -36,7 +36,7 @@ def add_lora(model: SentenceTransformer, config: TrainingConfig) -> None:
     transformer = model[0]
     if not hasattr(transformer, "auto_model"):
         raise RunError(
-            f"--lora_r is for transformers, and {config.model_name} is a {type(transformer).__name__}: use --lora_r 0"
+            f"--lora_r is for transformers, but {config.model_name} is a {type(transformer).__name__}: use --lora_r 0"
         )
     local = Path(config.model_name).is_dir()
     identity = None if local else identify(config.model_name)
@@ -75,7 +75,7 @@ def layer_pattern(transformer: nn.Module) -> str:
     names = sorted(_names_of_linear_layers(transformer, repeated=True))
     if not names:
         raise RunError(
-            f"no linear layers were found in the blocks of {type(transformer).__name__}: name them with --lora_target_modules"
+            f"the blocks of {type(transformer).__name__} have no linear layers that can be detected: name them with --lora_target_modules"
         )
     return rf".*\.\d+\.(.*\.)?({'|'.join(map(re.escape, names))})"
 

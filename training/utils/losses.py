@@ -31,8 +31,8 @@ logger = logging.getLogger(__name__)
 class Guide:
     """A frozen model that identifies false negatives (GISTEmbed, Solatorio, 2024, https://arxiv.org/abs/2402.16829).
 
-    Not a torch module, so that it is not trained, saved with the losses or distributed to processes. It embeds the columns of
-    a batch once, although the loss asks for them at every dimension.
+    It is not a torch module, so it is not trained, saved with the losses or distributed to processes. It embeds the columns of
+    a batch once, although the loss asks for their embeddings at every dimension.
 
     Args:
         model: The guide; it is frozen, packed and put into evaluation mode.
@@ -58,7 +58,7 @@ class Guide:
 
 
 class GISTLoss(st.GISTEmbedLoss):
-    """GISTEmbedLoss with any number of negatives, all treated alike. The library's accepts only one."""
+    """GISTEmbedLoss with any number of negatives, all treated alike. The library's loss accepts only one."""
 
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> Tensor:
         anchors, positives, *negatives = sentence_features
@@ -131,7 +131,7 @@ def build_gist(inputs: LossInputs) -> nn.Module:
             return GISTLoss(model, guide, **options)
         return st.CachedGISTEmbedLoss(model, guide, mini_batch_size=inputs.mini_batch_size, **options)
     except (ValueError, TypeError) as error:  # the library refuses tokenizers that it cannot use
-        raise RunError(f"{entry.path}: gist: {one_line(error)}") from None
+        raise RunError(f"{entry.path}: the gist loss cannot be used ({one_line(error)})") from None
 
 
 def build_cosent(inputs: LossInputs) -> nn.Module:

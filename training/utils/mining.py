@@ -79,9 +79,9 @@ def mine(
 ) -> tuple[dict[str, list[str | None]], dict[str, Any]]:
     """Find negatives for each pair among the positives of all pairs.
 
-    An anchor, its positives and the anchors that it is a positive of never become its negatives, whatever their spelling (case,
-    punctuation, accents: see :func:`training.utils.leaks.normalise`). If an anchor has several positives, the margins apply to
-    the least similar one. The relative margin is from de Souza P. Moreira et al., 2024, https://arxiv.org/abs/2407.15831.
+    The negatives of an anchor never include the anchor itself, its positives, or another anchor whose positive it is, whatever
+    their spelling (case, punctuation, accents: see :func:`training.utils.leaks.normalise`). If an anchor has several positives,
+    the margins apply to the least similar one. The relative margin is from de Souza P. Moreira et al., 2024, https://arxiv.org/abs/2407.15831.
 
     Args:
         dataset: Rows of ``anchor`` and ``positive``.
@@ -132,7 +132,7 @@ def distinct_pairs(dataset: Dataset) -> dict[tuple[str, str], tuple[str, str]]:
 
 
 def refused_texts(pairs: Iterable[tuple[str, str]]) -> dict[str, set[str]]:
-    """Return the texts, besides its positives, that cannot be an anchor's negatives: itself and the anchors whose positive it is."""
+    """Return for each anchor the texts, apart from its positives, that cannot be its negatives: itself, and anchors whose positive it is."""
     refused: dict[str, set[str]] = defaultdict(set)
     for anchor, positive in pairs:
         refused[anchor].add(anchor)
@@ -159,7 +159,7 @@ def find_candidates(
     counts = Counter(anchor for anchor, _ in pairs)
     if too_many := {anchor for anchor, count in counts.items() if count > MOST_POSITIVES}:
         logger.warning(
-            "%d anchors have more than %d positives, so other texts are probably positives too: no negatives are mined for them",
+            "%d anchors have more than %d positives, so other texts are probably positives too: no negatives are mined for these anchors",
             len(too_many),
             MOST_POSITIVES,
         )

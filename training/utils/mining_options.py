@@ -33,7 +33,8 @@ class MiningConfig(Config):
     name: Annotated[str | None, Key("the configuration (subset) on the Hub")]
     split: Annotated[str, Key("the split on the Hub")]
     columns: Annotated[
-        dict[str, str] | None, Key("for anchor and positive, the names of the columns in the data (config file only)")
+        dict[str, str] | None,
+        Key("the names of the columns that hold the anchors and the positives (config file only)"),
     ]
     max_train_samples: Annotated[int | None, Key("use only the first N rows", minimum=1)]
     drop_unusable_rows: Annotated[
@@ -57,7 +58,7 @@ class MiningConfig(Config):
     relative_margin: Annotated[
         float | None,
         Key(
-            "skip a candidate whose similarity to the anchor is above (1 - relative_margin) times the positive's, since it may be a false negative",
+            "skip a candidate whose similarity to the anchor is above (1 - relative_margin) times the positive's, because it may be a false negative",
             minimum=0,
         ),
     ]
@@ -77,7 +78,7 @@ class MiningConfig(Config):
         str | dict[str, str] | None,
         Key(
             "prompt to put before each text, instead of the prompts stored in the model: a string, or an object such as "
-            '{"query": "query: ", "document": "passage: "} (anchors are queries); a guide uses its own'
+            '{"query": "query: ", "document": "passage: "} (anchors are queries); the guide uses its own prompts'
         ),
     ]
     max_seq_length: Annotated[
@@ -108,9 +109,9 @@ class MiningConfig(Config):
 def check_mining(config: MiningConfig) -> None:
     """Raise :class:`UsageError` if the model or the data is missing, or if two keys contradict each other."""
     if not config.model_name:
-        raise UsageError("MODEL is missing: the model's folder, or its name on the Hub")
+        raise UsageError("MODEL is missing: set it to the model's folder or its name on the Hub")
     if not config.path:
-        raise UsageError("--path is missing: give the pairs, as a data set on the Hub or a file")
+        raise UsageError("--path is missing: set it to the pairs, which can be a data set on the Hub or a file")
     if config.num_negatives > config.range_max - config.range_min:
         raise UsageError(
             f"--num_negatives {config.num_negatives} is above the {max(0, config.range_max - config.range_min)} candidates between --range_min {config.range_min} and --range_max {config.range_max}: lower it, or raise --range_max"
@@ -118,7 +119,7 @@ def check_mining(config: MiningConfig) -> None:
     names = config.prompts if isinstance(config.prompts, dict) else {}
     if unknown := [name for name in names if name not in (QUERY, *DOCUMENT_PROMPTS)]:
         raise UsageError(
-            f"--prompts: no role {unknown[0]!r}: use {QUERY!r} for anchors and {DOCUMENT!r} for candidates (or its other names, {', '.join(DOCUMENT_PROMPTS[1:])})"
+            f"--prompts: unknown role {unknown[0]!r}; use {QUERY!r} for anchors and {DOCUMENT!r} for candidates (also accepted: {', '.join(DOCUMENT_PROMPTS[1:])})"
         )
     if config.guide is not None and config.relative_margin is config.absolute_margin is config.max_score is None:
         raise UsageError(
@@ -131,7 +132,7 @@ def output_file(config: MiningConfig) -> Path:
 
     Raises:
         UsageError: The name does not end in .parquet, the folder is not writable, the file exists and --overwrite is not set,
-            or it is the file with the pairs.
+            or it is the file that contains the pairs.
     """
     data = Path(config.path)
     stem = table_name(data) if is_file_name(config.path) else "-".join([data.name, *filter(None, [config.name])])
@@ -139,10 +140,10 @@ def output_file(config: MiningConfig) -> Path:
     if path.suffix != ".parquet":
         raise UsageError(f"--output_file {path}: its name must end in .parquet")
     if path.is_dir():
-        raise UsageError(f"--output_file {path} is a folder: give the name of a file")
+        raise UsageError(f"--output_file {path} is a folder: choose a file name")
     check_writable("--output_file", path.parent)
     if path.exists() and path.resolve() == data.resolve():
-        raise UsageError(f"--output_file {path} is the file with the pairs: choose another file")
+        raise UsageError(f"--output_file {path} is the file that contains the pairs: choose another file")
     if path.exists() and not config.overwrite:
-        raise UsageError(f"--output_file {path} exists: choose another file, or replace it with --overwrite")
+        raise UsageError(f"--output_file {path} already exists: choose another file, or replace it with --overwrite")
     return path

@@ -132,7 +132,7 @@ def choose_precision(wanted: str, model: SentenceTransformer) -> torch.dtype:
             fast = device == "cpu" and cpu_has_bfloat16() and slowdown(torch.bfloat16) < 1
             wanted = "bf16" if fast else "fp32"
     if wanted == "fp16" and device != "cuda":
-        raise RunError(f"--precision fp16 needs a GPU, and the device is {device}: use bf16 or fp32")
+        raise RunError(f"--precision fp16 needs a GPU, but the device is {device}: use bf16 or fp32")
     if wanted == "bf16" and device == "cpu" and not is_static(model):
         warn_if_slow("--precision bf16", torch.bfloat16)
     if device == "cuda":

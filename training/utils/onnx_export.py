@@ -36,7 +36,7 @@ def require_packages() -> None:
     from importlib.util import find_spec
 
     if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]:
-        raise RunError(f"--format onnx needs {', '.join(missing)}: pip install -r requirements-export.txt")
+        raise RunError(f"--format onnx needs {', '.join(missing)}: run `pip install -r requirements-export.txt`")
 
 
 class Embedder(nn.Module):

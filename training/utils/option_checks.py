@@ -18,7 +18,7 @@ from training.utils.options import (
 def check_training(config: TrainingConfig) -> None:
     """Raise :class:`UsageError` if two keys contradict each other."""
     if config.max_steps == 0:
-        raise UsageError("--max_steps must be at least 1, or -1 for all of num_train_epochs")
+        raise UsageError("--max_steps must be at least 1, or -1 to train for num_train_epochs")
     if config.push_to_hub:
         from training.utils.upload import check_login  # imports packages that only an upload needs
 
@@ -30,9 +30,7 @@ def check_training(config: TrainingConfig) -> None:
             f"--start_share {config.start_share:g} must be below 1: at 1, the final model would be the untrained one"
         )
     if config.start_share and config.model_name == STATIC:
-        raise UsageError(
-            "--start_share needs a pretrained model: new static embeddings have random weights at the start"
-        )
+        raise UsageError("--start_share needs a pretrained model: new static embeddings start with random weights")
     if config.start_share and config.lora_r:
         raise UsageError("--start_share does not work with --lora_r: to weaken an adapter, lower --lora_alpha")
     if config.model_name == STATIC:
@@ -40,7 +38,7 @@ def check_training(config: TrainingConfig) -> None:
     check_lora(config)
     if config.matryoshka_weights is not None and len(config.matryoshka_weights) != len(config.matryoshka_dims):
         raise UsageError(
-            f"--matryoshka_weights has length {len(config.matryoshka_weights)} and --matryoshka_dims {len(config.matryoshka_dims)}: set one weight for each dimension"
+            f"the length of --matryoshka_weights is {len(config.matryoshka_weights)}, but that of --matryoshka_dims is {len(config.matryoshka_dims)}: set one weight for each dimension"
         )
     if config.mini_batch_size is not None and config.mini_batch_size >= config.per_device_train_batch_size:
         raise UsageError(
@@ -63,7 +61,7 @@ def check_lora(config: TrainingConfig) -> None:
 
 
 def check_nli(config: MatryoshkaNLIConfig) -> None:
-    """Raise :class:`UsageError` if a key describes data that is not given."""
+    """Raise :class:`UsageError` if a key describes the user's own data, but there is none."""
     if config.columns is not None and config.train_data is None:
         raise UsageError("'columns' describes your own data: set --train_data too")
 
@@ -71,9 +69,7 @@ def check_nli(config: MatryoshkaNLIConfig) -> None:
 def check_static(config: TrainingConfig) -> None:
     """Raise :class:`UsageError` if a key has no effect on static embeddings."""
     if config.mini_batch_size is not None:
-        raise UsageError(
-            "--mini_batch_size has no effect on static embeddings: they need hardly any memory for a batch"
-        )
+        raise UsageError("--mini_batch_size has no effect on static embeddings: a batch needs hardly any memory")
     if config.max_seq_length is not None:
         raise UsageError("--max_seq_length has no effect on static embeddings: they accept texts of any length")
     if config.lora_r:
@@ -85,24 +81,24 @@ def check_static(config: TrainingConfig) -> None:
 
 
 def check_mixture(config: HybridConfig) -> None:
-    """Raise :class:`UsageError` if the mixture is empty, only some data sets have weights, or keys do not fit together."""
+    """Raise :class:`UsageError` if the mixture is empty, only some data sets have weights, or two keys contradict each other."""
     if not config.datasets:
         raise UsageError("'datasets' is empty: a mixture needs at least one data set")
     weighted = [name for name, entry in config.datasets.items() if entry.weight is not None]
     if weighted and len(weighted) < len(config.datasets):
         unweighted = next(name for name in config.datasets if name not in weighted)
         raise UsageError(
-            f"'datasets': {weighted[0]!r} has a weight and {unweighted!r} has none; set a weight for all data sets or for none"
+            f"'datasets': {weighted[0]!r} has a weight, but {unweighted!r} has none: set a weight for all data sets or for none"
         )
     contrastive = [name for name, loss in LOSSES.items() if loss.contrastive]
     if config.mini_batch_size is not None and not any(e.loss in contrastive for e in config.datasets.values()):
         raise UsageError(
-            f"--mini_batch_size is for {' and '.join(contrastive)}, and no data set has one of these losses"
+            f"--mini_batch_size is for the losses {' and '.join(contrastive)}, but no data set uses one of them"
         )
     for name, entry in config.datasets.items():
         if not name or "." in name:
             raise UsageError(
-                f"'datasets': the name {name!r} must not be empty or contain a dot, since it names a module of the loss"
+                f"'datasets': the name {name!r} must not be empty or contain a dot, because a module of the loss has this name"
             )
         check_entry(f"'datasets.{name}'", entry)
         if "guide" in LOSSES[entry.loss].keys and config.model_name == STATIC:
@@ -117,11 +113,11 @@ def check_entry(where: str, entry: DatasetEntry) -> None:
     """Raise :class:`UsageError` if an entry has a key that its loss does not support, or an invalid value."""
     for key in sorted({key for loss in LOSSES.values() for key in loss.keys} - set(LOSSES[entry.loss].keys)):
         if getattr(entry, key) is not None:
-            raise UsageError(f"{where}: {key!r} is for {', '.join(losses_with(key))}, and the loss is {entry.loss}")
+            raise UsageError(f"{where}: {key!r} is for {', '.join(losses_with(key))}, but the loss is {entry.loss}")
     if entry.translate is not None and entry.translations is None:
         raise UsageError(f"{where}: 'translate' needs 'translations', the parallel sentences to translate with")
     if (entry.name is not None or entry.split != "train") and is_file_name(entry.path):
-        raise UsageError(f"{where}: 'name' and 'split' are for data sets on the Hub, and {entry.path} is a file")
+        raise UsageError(f"{where}: 'name' and 'split' are for data sets on the Hub, but {entry.path} is a file")
     if entry.directions is not None and "query_to_doc" not in entry.directions:
         raise UsageError(f"{where}: 'directions' must include query_to_doc, which contrasts the positive pairs")
     if entry.directions is not None and len(set(entry.directions)) < len(entry.directions):

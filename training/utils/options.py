@@ -22,7 +22,7 @@ class Loss:
     """The properties of a loss, apart from its computation, which :mod:`training.utils.losses` builds.
 
     Attributes:
-        required: The columns that the loss reads, in this order, each with the other names it has in public data sets.
+        required: The columns that the loss reads, in this order, each with its other names in public data sets.
         optional: Further columns that the loss reads if a data set has them.
         keys: The keys of :class:`DatasetEntry` that it supports, in addition to those that every loss supports.
         contrastive: Whether the other rows of a batch are negatives. If so, no two rows of a batch may be false negatives of
@@ -69,7 +69,7 @@ class DevEntry:
 
     path: Annotated[str, Key("a data set on the Hub, or a file", path=True)]
     name: Annotated[str | None, Key("the data set's configuration on the Hub")] = None
-    split: Annotated[str, Key("its split")] = "validation"
+    split: Annotated[str, Key("the data set's split on the Hub")] = "validation"
     columns: Annotated[
         dict[str, str] | None,
         Key(
@@ -118,7 +118,8 @@ class TrainingConfig(Config):
     mini_batch_size: Annotated[
         int | None,
         Key(
-            "embed the batch N rows at a time (GradCache; mnrl and gist only), so that memory depends on N, not on the batch size; by default the whole batch at once",
+            "embed the batch N rows at a time (GradCache), so that memory depends on N, not on the batch size; only for the contrastive "
+            "losses: mnrl, which matryoshka_nli.py uses, and gist; by default the whole batch at once",
             minimum=1,
         ),
     ]
@@ -174,7 +175,7 @@ class TrainingConfig(Config):
     start_share: Annotated[
         float,
         Key(
-            "average the trained weights with the weights before training, which get this share (0.3: 30% before, 70% after); 0 turns it off",
+            "average the trained weights with the initial weights, which get this share (0.3: 30% initial, 70% trained); 0 turns it off",
             minimum=0,
         ),
     ]
@@ -227,12 +228,15 @@ class TrainingConfig(Config):
     dev_data: Annotated[
         list[str],
         Key(
-            "dev sets for choosing the best checkpoint, one or more of: en or ar (graded pairs), en-ar (translation retrieval), a file of graded pairs or of translations, a Hub data set as path:config:split; or auto (the dev set of --language; en for a mixture); or none; pairs that are also in a test set are removed",
+            "dev sets for choosing the best checkpoint, one or more of: en or ar (graded pairs: the validation set of STS-B in English or "
+            "Arabic), en-ar (translation retrieval: the English-Arabic dev set of Tatoeba), a file of graded pairs or translations, a Hub "
+            "data set as path:config:split; or auto (the set of --language in matryoshka_nli.py, en in hybrid_training.py); or none; "
+            "pairs that are also in a test set are removed",
             path=True,
         ),
     ]
     dev_datasets: Annotated[
-        dict[str, DevEntry], Key("more dev sets by name, with path, name, split and columns (config file only)")
+        dict[str, DevEntry], Key("further dev sets by name, each with path, name, split and columns (config file only)")
     ]
     keep_leaks: Annotated[
         bool,
@@ -251,10 +255,10 @@ class TrainingConfig(Config):
     ]
     save_total_limit: Annotated[int, Key("keep this many checkpoints", minimum=1)]
     seed: Annotated[int, Key("random seed", minimum=0)]
-    report_to: Annotated[str, Key("tracker to report to: none, all, tensorboard, wandb, ...")]
+    report_to: Annotated[str, Key("experiment tracker to report to: none, all, tensorboard, wandb, ...")]
     push_to_hub: Annotated[bool, Key("upload the final model to the Hub")]
     hub_model_id: Annotated[
-        str | None, Key("name of the uploaded model on the Hub; by default the name of output_dir's last folder")
+        str | None, Key("name of the uploaded model on the Hub; by default the last part of output_dir")
     ]
     hub_private_repo: Annotated[bool, Key("make the uploaded model private")]
     training_arguments: Annotated[

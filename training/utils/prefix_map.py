@@ -52,9 +52,9 @@ class PrefixMap:
 def similarity_errors(embeddings: Tensor, dims: Sequence[int]) -> list[Tensor]:
     """Return for each dimension the weighted mean squared difference between the prefix's cosine similarities and those at full width.
 
-    Search and grading depend on the similarities of related texts, but most pairs of texts are unrelated. Therefore each pair
-    is weighted by how far its similarity at full width is above the mean: the weight is the logistic function of 2(z - 1), where
-    z is the distance from the mean in standard deviations.
+    Search and graded similarity tasks depend on the similarities of related texts, but most pairs of texts are unrelated.
+    Therefore each pair is weighted by how far its similarity at full width is above the mean: the weight is the logistic function
+    of 2(z - 1), where z is the distance from the mean in standard deviations.
 
     Args:
         embeddings: Shape ``[texts, width]``.
@@ -82,8 +82,8 @@ def learn_prefix_map(
 ) -> PrefixMap:
     """Learn the rotation that minimises the weighted sum of :func:`similarity_errors` over the dimensions.
 
-    Between each two successive dimensions, the axes are then aligned with the principal axes of the span between them, largest
-    first, so that dimensions between two of ``dims`` work well too.
+    Within each block of axes, from one of ``dims`` to the next, the axes are then rotated to the principal axes of the
+    subspace that they span, largest first, so that dimensions between two of ``dims`` work well too.
 
     Args:
         embeddings: Embeddings of training texts, shape ``[texts, width]``. Neighbouring rows may be similar (a text and its
@@ -134,7 +134,7 @@ def learn_prefix_map(
 
 
 def _order_axes(embeddings: Tensor, rotation: Tensor, ends: list[int]) -> Tensor:
-    """Align the axes between each two successive dimensions with the principal axes of their span, largest first."""
+    """Rotate each block of axes, from one of ``ends`` to the next, to the principal axes of its subspace, largest first."""
     rotated = embeddings @ rotation
     blocks = []
     for start, end in zip([0, *ends], ends, strict=False):
@@ -170,7 +170,10 @@ def add_prefix_map(
     prefix_map = learn_prefix_map(embeddings, dims, weights, seed)
     for dim, error in prefix_map.errors_before.items():
         logger.info(
-            "prefix map: error of the similarities at %d: %.4f (before: %.4f)", dim, prefix_map.errors_after[dim], error
+            "prefix map, %d dimensions: root mean squared error of the similarities %.4f (before: %.4f)",
+            dim,
+            prefix_map.errors_after[dim],
+            error,
         )
     if sum(prefix_map.errors_after.values()) >= sum(prefix_map.errors_before.values()):
         logger.warning("the prefix map is not used: it does not reduce the error on held-out texts")
@@ -201,7 +204,7 @@ def insert_rotation(model: SentenceTransformer, rotation: Tensor) -> None:
         return
     if "Pooling" not in kinds:
         raise RunError(
-            f"--prefix_map: the map goes after a pooling module, and the model has none (its modules: {', '.join(kinds)})"
+            f"--prefix_map: the map goes after a pooling module, but the model has none (its modules: {', '.join(kinds)})"
         )
     place = kinds.index("Normalize") if "Normalize" in kinds else len(modules)
     width = len(rotation)

@@ -54,8 +54,8 @@ def _own_default(model: SentenceTransformer) -> str | None:
         return prompt or None
     if stored := {name: text for name, text in model.prompts.items() if text}:
         logger.info(
-            "the model stores prompts (%s) but none is its default: training without a prompt; set 'prompts' to train with one",
-            ", ".join(f"{name}: {text!r}" for name, text in stored.items()),
+            "training without a prompt, because the model has prompts (%s) but no default prompt; set 'prompts' to train with one",
+            ", ".join(f"{name} {text!r}" for name, text in stored.items()),
         )
     return None
 
@@ -67,7 +67,7 @@ def _by_dataset(prompts: str | dict[str, Any], columns: dict[str, list[str]]) ->
     if len(columns) > 1 and any(key in columns for key in prompts):
         if unknown := [key for key in prompts if key not in columns]:
             raise UsageError(
-                f"prompts: no data set {unknown[0]!r}{suggest(unknown[0], columns)}; choose from {', '.join(columns)}"
+                f"prompts: no data set {unknown[0]!r}; choose from {', '.join(columns)}{suggest(unknown[0], columns)}"
             )
         return {
             name: _by_column(f"prompts.{name}", prompts.get(name, {}), columns[name], columns[name]) for name in columns
@@ -77,7 +77,7 @@ def _by_dataset(prompts: str | dict[str, Any], columns: dict[str, list[str]]) ->
 
 
 def _by_column(where: str, prompts: Any, columns: list[str], known: list[str]) -> dict[str, str]:
-    """Return the prompt of each column that has one. The key ``negative`` also stands for negative_1, negative_2 and so on."""
+    """Return the prompt of each column that has one. The key ``negative`` also applies to negative_1, negative_2 and so on."""
     if isinstance(prompts, str):
         return dict.fromkeys(columns, prompts)
     if not isinstance(prompts, dict):
@@ -85,7 +85,7 @@ def _by_column(where: str, prompts: Any, columns: list[str], known: list[str]) -
     negatives = [column for column in columns if column.startswith("negative")]
     for key, prompt in prompts.items():
         if key not in known and not (key == "negative" and negatives):
-            raise UsageError(f"{where}: no column {key!r}{suggest(key, known)}; choose from {', '.join(known)}")
+            raise UsageError(f"{where}: no column {key!r}; choose from {', '.join(known)}{suggest(key, known)}")
         if not isinstance(prompt, str):
             raise UsageError(f"{where}: {key!r} must be a string, not {prompt!r}")
     of_negatives = dict.fromkeys(negatives, prompts["negative"]) if "negative" in prompts else {}

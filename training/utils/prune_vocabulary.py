@@ -1,4 +1,5 @@
-"""Prunes the vocabulary to the pieces that the training texts use, plus the single characters that keep other text readable.
+"""Prunes the vocabulary to the pieces that the training texts use. Single characters are kept too, so that
+almost all other text can still be tokenised without unknown tokens.
 
 Most parameters of a small multilingual model are the vectors of a vocabulary for a hundred languages: 96 of the 118 million of
 multilingual-e5-small. A text whose pieces all remain is segmented as before, and its embedding is bit-identical. A text that used
@@ -60,7 +61,8 @@ def prune_vocabulary(model: SentenceTransformer, texts: Iterable[str], keep_char
     Args:
         model: A transformer with a Unigram or WordPiece tokenizer; it is changed in place.
         texts: The training texts.
-        keep_characters: Keep every single-character piece, so that text in other languages and scripts stays readable.
+        keep_characters: Keep every single-character piece, so that almost all text in other languages and
+            scripts can still be tokenised without unknown tokens.
 
     Returns:
         The sizes before and after.
@@ -76,7 +78,7 @@ def prune_vocabulary(model: SentenceTransformer, texts: Iterable[str], keep_char
     if kind not in ("Unigram", "WordPiece"):
         detail = "byte-level BPE" if kind == "BPE" and "ByteLevel" in json.dumps(state["pre_tokenizer"]) else kind
         raise RunError(
-            f"--prune_vocabulary needs a Unigram or WordPiece tokenizer, and this model's is {detail}, whose merges build on "
+            f"--prune_vocabulary needs a Unigram or WordPiece tokenizer, but this model's is {detail}, whose merges build on "
             "each other: remove the flag"
         )
     transformer = model[0].auto_model
@@ -133,7 +135,7 @@ def used_ids(tokenizer: Tokenizer, texts: Iterable[str]) -> set[int]:
 
 
 def count_unknown(tokenizer: Tokenizer, texts: Iterable[str]) -> int:
-    """Count the unknown tokens that ``tokenizer`` gives for ``texts``."""
+    """Count the unknown tokens that ``tokenizer`` produces for ``texts``."""
     state = json.loads(tokenizer.to_str())["model"]
     unknown = state.get("unk_id")
     if unknown is None:

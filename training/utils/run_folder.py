@@ -39,7 +39,8 @@ UNTRAINED = "untrained"
 RECORD = "run.json"
 PARTIAL = ".partial"
 LOCK = ".lock"
-LOCK_WAIT = 10  # seconds; the data-loading processes of a killed run hold its lock until they notice that it is gone
+# seconds; the data-loading processes of a killed run hold its lock until they notice that the run has ended
+LOCK_WAIT = 10
 # keys that a resumed run may change, because the weights do not depend on them
 MAY_CHANGE = {
     "output_dir",
@@ -85,7 +86,7 @@ def check_nothing_is_lost(folder: Path, config: TrainingConfig) -> None:
     """Check that the flags say what to do with an earlier run in the folder.
 
     Raises:
-        RunError: The folder contains a finished or unfinished run, and no flag says what to do with it; or it contains a
+        RunError: The folder contains a finished or unfinished run, but no flag says what to do with it; or it contains a
             ``checkpoint-*`` that is not a checkpoint.
     """
     paths = checkpoints(folder)
@@ -122,7 +123,7 @@ def check_same_settings(path: Path, config: TrainingConfig) -> None:
     """
     before = read_record(path)
     if before is None:
-        logger.warning("%s cannot be read: not checking that the settings are those of the original run", path)
+        logger.warning("%s cannot be read, so the settings are not compared with those of the original run", path)
         return
     after = as_dict(config)
     check_unchanged(path, {key: before["config"].get(key, after[key]) for key in after}, after)
@@ -132,13 +133,14 @@ def check_unchanged(path: Path, before: dict[str, Any], after: dict[str, Any]) -
     """Raise :class:`RunError` if a value that the weights depend on differs from the record at ``path``."""
     old, new = flatten(before), flatten(redact_values(json.loads(json.dumps(after, default=str))))  # as in a record
     changed = [
-        f"{key} was {json.dumps(old.get(key), ensure_ascii=False)} and is {json.dumps(new.get(key), ensure_ascii=False)}"
+        f"{key} was {json.dumps(old.get(key), ensure_ascii=False)} and is now {json.dumps(new.get(key), ensure_ascii=False)}"
         for key in {**old, **new}
         if key not in MAY_CHANGE and old.get(key) != new.get(key)
     ]
     if changed:
         raise RunError(
-            f"{path}: cannot resume: these settings changed: {'; '.join(changed)}; restore them or choose a new --output_dir"
+            f"cannot resume, because settings differ from those in {path}: {'; '.join(changed)}; restore them, or start a new "
+            "run in another --output_dir"
         )
 
 
@@ -162,7 +164,7 @@ def make_record(
     """Create the record of the facts known before training, without writing it.
 
     Raises:
-        RunError: The run is resumed with other data, other dimensions or another number of processes.
+        RunError: The data, the dimensions or the number of processes differ from those of the run that is resumed.
     """
     record = RunRecord(
         folder / RECORD,
@@ -246,10 +248,12 @@ def lock_run_folder(folder: Path) -> None:
         lock.acquire(timeout=LOCK_WAIT)
     except Timeout:
         raise RunError(
-            f"{folder}: another process is training in this folder: wait for it to end, or choose another --output_dir"
+            f"another process is training in {folder}: wait for it to end, or choose another --output_dir"
         ) from None
     except NotImplementedError:
-        logger.warning("%s: this file system has no locks: start only one run in this folder at a time", folder)
+        logger.warning(
+            "%s: this file system does not support locks: start only one run in this folder at a time", folder
+        )
     _locks.append(lock)
 
 

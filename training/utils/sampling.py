@@ -1,4 +1,6 @@
-"""Chooses the rows of each step: every row once per epoch, no false negatives in a batch, all processes on the same data set."""
+"""Chooses the rows of each step: no false negatives in a batch, the same data set for all processes, and every row of a data set
+once before any is repeated.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +73,7 @@ class GlobalBatchSampler(Sampler[list[int]]):
             )
         if not first.steps:
             raise RunError(
-                f"{self.where}no batch can be made of the {len(dataset)} rows: they share their anchors or positives, so each would be a false negative of the others; add negatives, or rows with other texts"
+                f"{self.where}the {len(dataset)} rows cannot form a batch: they share their anchors or positives, so each would be a false negative of the others; add negatives, or rows with other texts"
             )
         self.first = first
         self._steps = {0: first.steps}
@@ -79,7 +81,7 @@ class GlobalBatchSampler(Sampler[list[int]]):
 
     @property
     def count(self) -> int:
-        """The steps of an epoch."""
+        """The number of steps in an epoch."""
         return len(self.first.steps)
 
     def set_epoch(self, epoch: int) -> None:
@@ -136,7 +138,7 @@ class GlobalBatchSampler(Sampler[list[int]]):
         rows = len(self.dataset)
         if epoch.carried:
             logger.info(
-                "%s%d rows in %d steps an epoch (%d if no texts were shared): %d rows are carried over to a later step, because they share a text with the step being filled",
+                "%s%d rows in %d steps per epoch (%d if no texts were shared); %d rows are carried over to a later step, because they share a text with the step being filled",
                 self.where,
                 rows,
                 self.count,
@@ -148,12 +150,12 @@ class GlobalBatchSampler(Sampler[list[int]]):
             "share a text with every row that could be in a batch with them, and have no negative of their own": len(
                 epoch.alone
             ),
-            f"cannot be dealt equally to {self.processes} processes": len(epoch.uneven),
+            f"cannot be divided equally among {self.processes} processes": len(epoch.uneven),
             "are in incomplete batches (dataloader_drop_last)": dropped,
         }
         if reasons := {reason: count for reason, count in reasons.items() if count}:
             logger.warning(
-                "%s%d of %d rows are not trained on in the first epoch: %s",
+                "%s%d of %d rows are not used in the first epoch: %s",
                 self.where,
                 sum(reasons.values()),
                 rows,

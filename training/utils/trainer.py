@@ -122,16 +122,16 @@ class MatryoshkaTrainer(SentenceTransformerTrainer):
             raise ValueError(f"'metric_for_best_model' is {metric!r}; choose from {', '.join(self.evaluator.metrics)}")
 
     def _check_router_mapping(self) -> None:
-        """Raise :class:`ValueError` if ``router_mapping`` names a data set or a column that does not exist: the library ignores it."""
+        """Raise :class:`ValueError` if ``router_mapping`` names an unknown data set or column, which the library would ignore."""
         datasets = self.train_dataset if isinstance(self.train_dataset, dict) else {"": self.train_dataset}
         columns = {column for rows in datasets.values() for column in rows.column_names}
         for name, value in self.args.router_mapping.items():
             if isinstance(value, dict) and name not in datasets:
-                raise ValueError(f"'router_mapping': no data set {name!r}{suggest(name, datasets)}")
+                raise ValueError(f"'router_mapping' names an unknown data set {name!r}{suggest(name, datasets)}")
             for column in value if isinstance(value, dict) else [name]:
                 if column not in columns:
                     raise ValueError(
-                        f"'router_mapping': no column {column!r}{suggest(column, columns)}; found {', '.join(sorted(columns))}"
+                        f"'router_mapping' names an unknown column {column!r} (the columns are {', '.join(sorted(columns))}){suggest(column, columns)}"
                     )
 
     def get_batch_sampler(self, dataset, batch_size, drop_last, **kwargs):

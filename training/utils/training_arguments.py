@@ -28,7 +28,7 @@ NOT_FOR_TRAINER = {"output_dir", "resume_from_checkpoint", "push_to_hub", "hub_m
 WITHOUT_EFFECT = {
     "bf16": "set --precision",
     "fp16": "set --precision",
-    "batch_sampler": "every row is drawn once per epoch, and no batch has a known false negative",
+    "batch_sampler": "every row of a data set is drawn once before any is repeated, and no batch has a known false negative",
 }
 # exceptions that the libraries raise for an invalid value, or for a missing package that a value needs
 REFUSALS = (ValueError, TypeError, KeyError, ImportError, NotImplementedError, AssertionError, OSError)

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_login() -> None:
-    """Raise :class:`UsageError` if the user is not logged in, which would otherwise show only after training."""
+    """Raise :class:`UsageError` if the user is not logged in. Otherwise, the run would fail only after training."""
     from huggingface_hub import get_token
 
     if get_token() is None:
@@ -76,7 +76,7 @@ def _why(error: BaseException) -> str:
     statuses: list[Any] = [getattr(getattr(e, "response", None), "status_code", None) for e in chain_of(error)]
     status = next((status for status in statuses if status), None)
     if status in (401, 403):
-        return f"status {status}: the token has no write permission there; `hf auth login` changes the token"
+        return f"status {status}: the token has no write permission for this repository; log in with another one (`hf auth login`)"
     if status is not None:
         return f"status {status}"
     return "the connection failed" if is_temporary(error) else one_line(error, 160)

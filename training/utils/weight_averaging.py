@@ -1,4 +1,4 @@
-"""Averages the weights before and after training: the model keeps most of what it learnt, and forgets less of what it knew.
+"""Averages the initial and the trained weights: the model keeps most of what it learnt, and forgets less of what it knew.
 
 Wortsman et al., Robust fine-tuning of zero-shot models, 2022, https://arxiv.org/abs/2109.01903.
 """
@@ -32,4 +32,4 @@ def average_weights(model: SentenceTransformer, start: dict[str, Tensor], share:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.lerp_(start[name].to(parameter), share)
-    logger.info("averaged weights: %g of the weights before training, %g of the trained weights", share, 1 - share)
+    logger.info("averaged the weights: %g of the initial weights, %g of the trained weights", share, 1 - share)

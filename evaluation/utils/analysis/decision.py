@@ -1,6 +1,7 @@
 """Decides which model, dimension and precision to deploy for an acceptable loss, and computes the loss of each choice.
 
-The loss is measured against the full-width float32 embedding of the best model compared, on the mean over the test sets.
+Here and in ``recommendation.py``, a loss is a drop in score, compared with the full-width float32 embedding of the best model, on the
+mean over the test sets. It is not a training loss.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from evaluation.utils.scoring.statistics import Estimate
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss and its one-sided bounds, from 0 to 1. ``n`` is the number of pairs or queries."""
+    """A drop in score and its one-sided bounds, from 0 to 1. ``n`` is the number of pairs or queries."""
 
     value: float
     least: float

@@ -1,9 +1,9 @@
-"""How far an embedding may be truncated for an acceptable loss: non-inferiority tests in a fixed sequence.
+"""How far an embedding may be truncated for an acceptable loss (drop in score): non-inferiority tests in a fixed sequence.
 
 The order of the steps does not depend on scores: first the dimensions from the full width down, then the precisions at the last
 accepted dimension. The first step whose loss is not shown to be within the tolerance ends its sequence, so that the error rate of a
 sequence is that of a single test (Wiens, 2003, https://doi.org/10.1002/pst.64). The two sequences and the compared models share the
-5% error: a vector that loses more than the tolerance is recommended in at most 5% of cases, whatever the number of steps
+5% error: a vector that loses more than the tolerance is recommended in at most about 5% of cases, whatever the number of steps
 (``benchmarks/decision_coverage.py`` measures how often).
 """
 

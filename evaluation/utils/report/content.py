@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Table:
-    """A table of strings. The first ``text_columns`` columns hold text, the others numbers; rows in ``picked`` are highlighted."""
+    """A table of strings. The first ``text_columns`` columns hold text, the others numbers; rows in ``picked`` are highlighted.
+
+    Each line of ``note`` becomes a paragraph below the table.
+    """
 
     columns: list[str]
     rows: list[list[str]]

@@ -10,6 +10,8 @@ import pandas as pd
 from common.models import short_revision
 
 NO_VALUE = "–"
+METRIC_NAMES = {"cosine_spearman": "Spearman correlation (cosine)", "max_ap": "Average precision (best similarity)"}
+PAIR_TASKS = ("STS", "PairClassification", "BitextMining")  # task types
 # characters that would end a table cell, start a tag or start a link
 STRUCTURE = {"&": "&amp;", "<": "&lt;", "|": "\\|", "[": "\\["}
 EMPHASIS = {character: "\\" + character for character in "\\*_`]"}
@@ -79,6 +81,14 @@ def names_in(table: pd.DataFrame) -> dict[tuple[str, str], str]:
 def metric_name(table: pd.DataFrame) -> str:
     """Return the name of a summary's scores: their metric if all share one, otherwise ``Main score``."""
     metrics = set(table["metric"].dropna())
-    if metrics == {"cosine_spearman"}:
-        return "Spearman correlation (cosine)"
-    return metrics.pop() if len(metrics) == 1 else "Main score"
+    if len(metrics) != 1:
+        return "Main score"
+    metric = metrics.pop()
+    return METRIC_NAMES.get(metric, metric)
+
+
+def items_of(task_type: str) -> str:
+    """Return what the test sets of an mteb task type consist of: ``pairs``, ``queries`` or ``texts``."""
+    if task_type.endswith(("Retrieval", "Reranking")):
+        return "queries"
+    return "pairs" if task_type in PAIR_TASKS else "texts"

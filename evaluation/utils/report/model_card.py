@@ -11,18 +11,17 @@ from common.model_cards import with_recommendation
 from common.records import write_atomically
 from evaluation.utils.analysis.decision import decide
 from evaluation.utils.analysis.model_analysis import ModelAnalysis
+from evaluation.utils.report.formatting import METRIC_NAMES
 from evaluation.utils.scoring.rows import ScoreRow, set_name
 
 logger = logging.getLogger(__name__)
-
-METRIC_NAMES = {"cosine_spearman": "Spearman correlation (cosine)", "max_ap": "Average precision (best similarity)"}
 
 
 def update_model_cards(analyses: list[ModelAnalysis], hub_datasets: dict[str, str], max_loss: float) -> None:
     """Call :func:`update_model_card` for each model on disk that is not a baseline.
 
     Args:
-        max_loss: The loss, in points, for which a dimension is recommended.
+        max_loss: The acceptable drop in score, in points, for which a dimension is recommended.
     """
     for analysis in analyses:
         source = Path(analysis.identity.source)

@@ -48,5 +48,5 @@ def write_moved_pairs(output_dir: Path, material: Material) -> None:
     if not sections:
         (output_dir / "errors.html").unlink(missing_ok=True)
         return
-    subtitle = "Ranks are percentages of the pairs in a set: 100 is the most similar pair, 0 the least."
+    subtitle = "Ranks are percentages of the number of pairs: 100 is the most similar pair of a set, 0 the least."
     write_html(output_dir / "errors.html", "The pairs whose rank changes most", subtitle, sections)

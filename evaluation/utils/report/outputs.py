@@ -20,6 +20,7 @@ from evaluation.utils.analysis.cost import SearchTimes
 from evaluation.utils.analysis.decision import Decision
 from evaluation.utils.analysis.model_analysis import ModelAnalysis
 from evaluation.utils.phases import Phases
+from evaluation.utils.report.formatting import join
 from evaluation.utils.report.material import Material
 from evaluation.utils.report.moved_pairs import write_moved_pairs
 from evaluation.utils.report.render import write_report
@@ -149,10 +150,10 @@ def _write_outputs(
         warning=warning,
     )
     identities = dict.fromkeys((a.identity.name, a.identity.revision) for a in analyses)
-    title = f"Evaluation of {', '.join(analysis.identity.name for analysis in analyses)}"
+    title = f"Evaluation of {join(analysis.identity.name for analysis in analyses)}"
     subtitle = (
         f"{len(identities)} model{'s' * (len(identities) > 1)}, {(sets := len(scored.groupby(['task', 'subset'])))} test set{'s' * (sets > 1)}. "
-        "Scores are × 100."
+        "All scores are multiplied by 100."
     )
     write_report(output_dir, title, subtitle, build_sections(material), SECTIONS)
     write_moved_pairs(output_dir, material)
@@ -166,7 +167,7 @@ def _provenance(analyses: list[ModelAnalysis], table: pd.DataFrame, calibration:
         "Command": command_line(),
         "Models": "; ".join(f"{a.identity.name} at revision {a.identity.revision}" for a in analyses),
         "Data sets": "; ".join(f"{task} at {str(revision)[:12]}" for task, revision in revisions.items()),
-        "Fitted on": calibration or "nothing: no baselines, quantised vectors or shortlists",
+        "PCA and int8 ranges fitted on": calibration or "nothing (no baselines, quantised vectors or shortlists)",
         "Versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
     }
 

@@ -216,13 +216,13 @@ def pareto_plot(
         _least_span(axis, 4)
         axis.set_xlabel("bytes per vector")
         axis.set_ylabel("mean score × 100")
-        axis.set_title("Score against bytes per vector; bars: bounds of the loss", fontsize=10)
+        axis.set_title("Score against bytes per vector; bars: bounds of the drop", fontsize=10)
         _legend(figure, axes, columns=2)
     return svg[0]
 
 
 def shortlist_plot(title: str, rows: list[dict[str, Any]]) -> str:
-    """Plot the recall of the full search against the size of the shortlist."""
+    """Plot recall, relative to the full search, against the size of the shortlist."""
     with _figure(6.4, 3.8) as (figure, axes, svg):
         dims = sorted({row["dim"] for row in rows}, reverse=True)
         for dim in dims:
@@ -236,7 +236,7 @@ def shortlist_plot(title: str, rows: list[dict[str, Any]]) -> str:
         axes[0].set_xticks(sizes, [str(size) for size in sizes])
         axes[0].minorticks_off()
         axes[0].set_xlabel("texts in the shortlist (k)")
-        axes[0].set_ylabel("recall of the full search, %")
+        axes[0].set_ylabel("recall relative to the full search, %")
         axes[0].set_title(title, fontsize=11)
         _legend(figure, axes)
     return svg[0]

@@ -51,9 +51,7 @@ def unscored_lines(table: pd.DataFrame) -> list[str]:
         ["model", "revision", "task", "subset", NOTE], sort=False
     ):
         dims = ", ".join(str(dim) for dim in group["dim"])
-        lines.append(
-            f"{set_name(task, subset)} at {dims} dimensions has no score with {names[model, revision]}: {note}."
-        )
+        lines.append(f"{names[model, revision]} has no score on {set_name(task, subset)} at {dims} dimensions: {note}.")
     return lines
 
 

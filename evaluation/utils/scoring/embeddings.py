@@ -126,7 +126,7 @@ class EmbeddingStore:
             view of the file instead of a copy.
 
         Raises:
-            RunError: The model gives embeddings that are not finite.
+            RunError: The model produces NaN or infinite embeddings.
         """
         if not (self.model.prompts and any(self.model.prompts.values())) and not self._routes():
             role = None  # the model encodes queries and documents in the same way

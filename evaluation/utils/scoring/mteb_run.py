@@ -111,7 +111,7 @@ class MTEBRun:
         except ValueError as error:
             if "NaN" not in str(error):
                 raise
-            where = f"{self.scored_model.identity.name} on {task.metadata.name} at {dim}"
+            where = f"{self.scored_model.identity.name} on {task.metadata.name} at {dim} dimensions"
             raise RunError(f"{where}: {one_line(error)}") from None
         if query_scores:
             save_query_scores(self._queries_file(task, dim), query_scores, self.overwrite)
@@ -148,7 +148,7 @@ class MTEBRun:
                 if subset not in task.hf_subsets:
                     continue
                 if not np.isfinite(entry["main_score"]):
-                    reason = f"mteb gives none for {task.metadata.main_score}"
+                    reason = f"mteb returned no finite {task.metadata.main_score}"
                     rows.append(self._row_without_score(task, subset, split, dim, reason))
                     continue
                 rows.append(

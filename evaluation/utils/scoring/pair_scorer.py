@@ -1,4 +1,4 @@
-"""Scores models on sets of pairs with four similarities, for ``evaluate_sts.py``."""
+"""Scores models on sets of pairs with four similarity measures, for ``evaluate_sts.py``."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class PairScorer:
     def __init__(self, config: STSConfig):
         self.config = config
         self.data_files = [str(file_hash(config.data))]
-        self.warning = "" if config.task else f"These scores are of {config.data}, not of MTEB."
+        self.warning = "" if config.task else f"These are scores on {config.data}, not on an MTEB task."
         self.mteb_version = versions().get("mteb")
         self.task, self.dataset_revision = "", ""
         self.subsets: dict[str, dict[str, list[Any]]] = {}

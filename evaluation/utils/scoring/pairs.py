@@ -54,7 +54,7 @@ class PairSet:
 
     def similarity(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
         """Return the similarities of the pairs' embeddings, shape ``[n]``: cosine for graded pairs; for classified pairs,
-        whichever of the four similarities scores highest, as in mteb's ``max_ap``."""
+        whichever of the four similarity measures scores highest, as in mteb's ``max_ap``."""
         similarities = pairwise_similarities(first, second)
         if self.kind == "spearman":
             return similarities["cosine"]

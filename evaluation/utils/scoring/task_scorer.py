@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class TaskScorer:
     """Scores models on mteb tasks, with mteb's own scores. See :class:`evaluation.utils.scoring.scorer.Scorer`."""
 
-    result_files = "mteb's files under mteb/"
+    result_files = "mteb's result files under mteb/"
     warning = ""
     data_files: list[str] = []
 

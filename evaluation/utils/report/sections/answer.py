@@ -1,4 +1,4 @@
-"""The report's first section: what to deploy, its loss, and the cost and loss of every other choice."""
+"""The report's first section: what to deploy, how far the score drops, and the cost and drop of every other choice."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from evaluation.utils.analysis.quantization import bytes_per_vector, pareto_fron
 from evaluation.utils.analysis.recommendation import MIN_SCORE, pairs_that_tell
 from evaluation.utils.report import plots
 from evaluation.utils.report.content import Plot, Section, Table
-from evaluation.utils.report.formatting import NO_VALUE, join, number
+from evaluation.utils.report.formatting import NO_VALUE, items_of, join, number
 from evaluation.utils.report.material import Material
 from evaluation.utils.scoring.rows import set_name
 
 MAX_NAMES = 5  # test sets named in a sentence
-SEARCHED_BY_QUERY = ("Retrieval", "Reranking")  # task types whose items are queries
 
 
 def build(material: Material) -> Section:
@@ -37,7 +36,7 @@ def build(material: Material) -> Section:
 
 
 def points(value: float) -> str:
-    """Format a score or loss in points; 1 point is 0.01."""
+    """Format a score or a drop in score in points; 1 point is 0.01."""
     return number(value if abs(value) >= 0.00005 else 0.0)
 
 
@@ -65,8 +64,8 @@ def _sentence(material: Material) -> str:
         return f"For {name}, only the full width of {model.width} dimensions was scored: add smaller dimensions with --dims."
     if (model, option.dim, option.precision) == (best, best.width, "float32"):
         return (
-            f"Deploy {name} at all {option.dim} dimensions in float32, {_bytes(option.bytes)} per vector: no smaller vector is "
-            f"shown to lose at most {_tolerance(decision)}, the loss that you accept (--max_loss)."
+            f"Deploy {name} at all {option.dim} dimensions in float32, {_bytes(option.bytes)} per vector. No smaller vector is "
+            f"accepted, because the score may drop by more than {_tolerance(decision)} (--max_loss)."
         )
     reference = (
         f"all {best.width} dimensions" + (f" of {material.name(best)}" if model is not best else "") + " in float32"
@@ -74,14 +73,14 @@ def _sentence(material: Material) -> str:
     return (
         f"Deploy {name} at {option.dim} dimensions in {option.precision}: {_bytes(option.bytes)} per vector instead of "
         f"{bytes_per_vector(best.width, 'float32'):,}. {_lost(option.loss)}, compared with {reference}, which score "
-        f"{points(decision.full_score)} on {'average over ' if len(decision.sets) > 1 else ''}{_sets(decision)}. You accept {_tolerance(decision)} (--max_loss)."
+        f"{points(decision.full_score)} on {'average over ' if len(decision.sets) > 1 else ''}{_sets(decision)}. You accept a drop of {_tolerance(decision)} (--max_loss)."
     )
 
 
 def _lost(loss: Loss) -> str:
     most = f"at most {points(max(0.0, loss.most))} with 95% confidence"
     if loss.value < 0.00005:
-        return f"It shows no measured loss ({most})"
+        return f"It shows no measured drop ({most})"
     return f"It loses {points(loss.value)} points ({most})"
 
 
@@ -97,7 +96,7 @@ def _option(option: Option) -> str:
 
 
 def _why_not_smaller(material: Material) -> str:
-    """Describe the first smaller choices that were tried and not accepted, with their losses."""
+    """Describe the first smaller choices that were tried and not accepted, with the drop in score of each."""
     decision = material.decision
     model, option = decision.model, decision.option
     assert model is not None and option is not None
@@ -111,12 +110,12 @@ def _why_not_smaller(material: Material) -> str:
 
 def _refusal(option: Option, tolerance: float) -> str:
     loss = option.loss
-    text = f"{_option(option)} {'lose' if loss.value > 0 else 'show no measured loss'}"
+    text = f"{_option(option)} {'lose' if loss.value > 0 else 'show no measured drop'}"
     if loss.value > 0:
         text += f" {points(loss.value)} points"
     if loss.value > tolerance:
         return f"{text}, more than you accept"
-    text += f", but a loss of {points(loss.most)} points cannot be ruled out"
+    text += f", but a drop of {points(loss.most)} points cannot be ruled out"
     times = pairs_that_tell(1, loss.value, loss.most, tolerance)
     return (
         f"{text}: about {_rounded_up(times, digits=2):g} times as many pairs would settle it" if times < 1000 else text
@@ -129,7 +128,7 @@ def _rounded_up(value: float, digits: int = 2) -> float:
 
 
 def _single_sets(material: Material) -> str:
-    """Describe the sets whose loss exceeds the tolerance, or that have too few pairs or queries to tell."""
+    """Describe the sets where the drop exceeds the tolerance, or that have too few pairs or queries to tell."""
     decision = material.decision
     assert decision.model is not None and decision.option is not None
     if len(decision.sets) == 1:
@@ -137,24 +136,23 @@ def _single_sets(material: Material) -> str:
     type_of = {row.set_key: row.task_type for row in decision.model.scored_rows}
     texts: list[str] = []
     for key, loss in decision.option.of_sets.items():
-        items = "queries" if type_of.get(key) in SEARCHED_BY_QUERY else "pairs"
-        if text := _single_set(loss, decision.tolerance, items):
-            texts.append(f"{set_name(*key)} {text}")
-    return f"The mean can hide a larger loss on a single set: {'; '.join(texts)}." if texts else ""
+        if text := _single_set(loss, decision.tolerance, items_of(type_of[key])):
+            texts.append(f"on {set_name(*key)}, {text}")
+    return f"The mean can hide a larger drop on a single set: {'; '.join(texts)}." if texts else ""
 
 
 def _single_set(loss: Loss, tolerance: float, items: str) -> str:
     if loss.most <= tolerance:
         return ""
     if loss.least > tolerance:
-        return f"loses {points(loss.value)} points (at least {points(loss.least)}), more than you accept"
+        return f"the score drops by {points(loss.value)} points (at least {points(loss.least)}), more than you accept"
     bound = loss.most if loss.value < tolerance else loss.least
     enough = pairs_that_tell(loss.n, loss.value, bound, tolerance)
-    text = (
-        f"loses {points(max(0.0, loss.value))} points, and its {loss.n:,} {items} are too few to tell whether the true "
-        f"loss is more than you accept (it may be {points(loss.least)} to {points(loss.most)})"
+    settled_by = f"; about {_rounded_up(enough):,.0f} {items} would be enough" if enough < 1e6 else ""
+    return (
+        f"the score drops by {points(max(0.0, loss.value))} points, and {loss.n:,} {items} are too few to tell whether the true "
+        f"drop is more than you accept (it may be anywhere from {points(loss.least)} to {points(loss.most)}{settled_by})"
     )
-    return f"{text}; about {_rounded_up(enough):,.0f} would be enough" if enough < 1e6 else text
 
 
 def _others(material: Material) -> list[ModelAnalysis]:
@@ -166,9 +164,9 @@ def _other_model(material: Material, model: ModelAnalysis) -> str:
     against = "" if model is best or best is None else f", compared with {material.name(best)}"
     if option is None:
         return f"No vector of {name} is accepted{against}: {_refusal(model.options[0], material.decision.tolerance)}."
-    lost = _lost(option.loss).removeprefix("It ")
     return (
-        f"By the same rule, the smallest vector of {name}, {_option(option)} ({_bytes(option.bytes)}), {lost}{against}."
+        f"By the same rule, the smallest accepted vector of {name} has {_option(option)} ({_bytes(option.bytes)}). "
+        f"{_lost(option.loss)}{against}."
     )
 
 
@@ -181,9 +179,13 @@ def _not_counted(material: Material) -> list[str]:
     paragraphs: list[str] = []
     if decision.too_low and decision.sets:
         names = join(set_name(*key) for key in decision.too_low)
-        paragraphs.append(f"{names} did not count: no model reaches {100 * MIN_SCORE:.0f} there at full width.")
+        paragraphs.append(
+            f"Excluded from the mean, because no model scores {100 * MIN_SCORE:.0f} or more there at full width: {names}."
+        )
     if others and decision.sets:
-        paragraphs.append(f"{join(others)} did not count: no interval, or not scored for every model.")
+        paragraphs.append(
+            f"Excluded from the mean, because there is no confidence interval or no score for some model: {join(others)}."
+        )
     if decision.model is not None:
         has_int8 = [
             key for key in decision.sets if (decision.model.width, "int8") in decision.model.estimates.get(key, {})
@@ -194,7 +196,7 @@ def _not_counted(material: Material) -> list[str]:
 
 
 def _plot(material: Material) -> Plot:
-    """Plot score against bytes, with the paired interval of the loss around each score."""
+    """Plot score against bytes, with the paired interval of the drop around each score."""
     decision = material.decision
     assert decision.model is not None and decision.option is not None
     full = decision.full_score
@@ -216,14 +218,14 @@ def _plot(material: Material) -> Plot:
     }
     candidates = [p for m in material.models if not m.baseline for p in of_models.get(material.label(m), [])]
     lowest_accepted = 100 * (full - decision.tolerance)
-    svg = plots.pareto_plot(of_models, pareto_front(candidates), lowest_accepted, f"{_tolerance(decision)} lost")
+    svg = plots.pareto_plot(of_models, pareto_front(candidates), lowest_accepted, f"drop of {_tolerance(decision)}")
     return Plot("Score against bytes per vector", svg)
 
 
 def _table(material: Material) -> Table:
     decision, search = material.decision, material.search
-    columns = ["model", "vector", "accepted", "bytes per vector", "mean score", "loss", "loss at most", "encode, ms per text",
-               "search, ms per query"]  # fmt: skip
+    columns = ["model", "vector", "accepted", "bytes per vector", "mean score", "drop", "upper bound of the drop (95%)",
+               "encode, ms per text", "search, ms per query"]  # fmt: skip
     rows: list[list[str]] = []
     picked: set[int] = set()
     for model in material.models:
@@ -244,7 +246,9 @@ def _table(material: Material) -> Table:
                     _milliseconds(search.ms.get((option.dim, option.precision))),
                 ]
             )
-    return Table(columns, rows, "What each choice costs and loses", note=_note(material), text_columns=3, picked=picked)
+    return Table(
+        columns, rows, "Cost and drop in score of each choice", note=_note(material), text_columns=3, picked=picked
+    )
 
 
 def _milliseconds(value: float | None) -> str:
@@ -255,20 +259,23 @@ def _note(material: Material) -> str:
     decision, search = material.decision, material.search
     assert decision.best is not None
     text = (
-        f"Loss: points of the mean over {_sets(decision)}, compared with all {decision.best.width} dimensions of "
-        f"{material.name(decision.best)} in float32. Loss at most: the true loss is below this with 95% confidence, for all steps of the "
-        "decision taken together. Accepted: dimensions are tried from the full width down, then int8 and binary at the smallest "
-        f"accepted dimension; each sequence ends at the first step that may lose more than {_tolerance(decision)}, and later steps are not "
-        "tried (–). Bytes per vector equal megabytes per million vectors, without an index."
+        "Accepted: dimensions are tried from the full width down, then int8 and binary at the smallest accepted dimension. Each "
+        f"sequence ends at the first vector whose score may drop by more than {_tolerance(decision)}; the vectors after it are not tried "
+        "(–).\nBytes per vector: equal to megabytes per million vectors, without an index. Mean score: "
+        f"{'the mean over ' if len(decision.sets) > 1 else 'the score on '}{_sets(decision)}. Drop: how many points the mean score is below "
+        f"that of all {decision.best.width} dimensions of {material.name(decision.best)} in float32. Upper bound of the drop: the true "
+        "drop is below it with 95% confidence. This confidence holds for the decision as a whole, not only for a single vector."
     )
     if search.vectors:
         text += (
-            f" Times on this machine ({material.hardware}): encoding takes the same time at every dimension; search is exhaustive over "
-            f"{search.vectors:,} random vectors, one query at a time, in NumPy; int8 search is not timed, since NumPy has no fast int8 product."
+            f"\nTimes: short measurements on this machine ({material.hardware}), which other load can distort: compare them only roughly. "
+            f"Encoding takes the same time at every dimension. Search is exhaustive, over {search.vectors:,} random vectors, one query at a "
+            "time, in NumPy; int8 search is not timed, because NumPy has no fast int8 product."
         )
     if any(option.precision != "float32" for model in material.models for option in model.options):
         text += (
-            f" Both sides of a pair are quantised with sentence-transformers: int8 with ranges from {material.calibration}, "
-            "converted back to float32 before the cosine; binary (one bit for the sign of each dimension) compared by Hamming distance."
+            "\nQuantisation: both sentences of a pair are quantised, with sentence-transformers. The int8 ranges are fitted on "
+            f"{material.calibration}, and int8 vectors are converted back to float32 before their cosine similarity is computed. Binary "
+            "vectors (one bit for the sign of each dimension) are compared by Hamming distance."
         )
     return text

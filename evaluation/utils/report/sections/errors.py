@@ -28,7 +28,8 @@ def build(material: Material) -> Section | None:
     if not section.tables:
         return None
     section.paragraphs.append(
-        "The average distance between a pair's rank by similarity and its rank by gold score, as a percentage of the number of pairs: "
-        "0 is the gold order, 33 a random order. errors.html, next to this report, quotes the pairs whose rank changes most."
+        "The tables give the average distance between a pair's rank by similarity and its rank by gold score, as a percentage of the "
+        "number of pairs: 0 is the gold order, 33 a random order. The quarters are by length: the number of words in both sentences "
+        "together. errors.html, next to this report, quotes the pairs whose rank changes most."
     )
     return section

@@ -13,14 +13,15 @@ def build(material: Material) -> Section:
         [
             *(f"{name}: {text}" for name, text in material.provenance.items()),
             f"Scores are mteb's main scores × 100. Intervals are 95% bias-corrected and accelerated bootstrap intervals "
-            f"({RESAMPLES} resamples of the pairs or queries, seed {SEED}, ranks recomputed in every resample); differences are paired: "
+            f"({RESAMPLES} resamples of the pairs or queries, seed {SEED}, ranks recomputed in every resample). Differences are paired: "
             "each resample uses the same pairs or queries for both scores. p-values are two-sided and not corrected for the number of "
-            "comparisons. Intervals say how much a score would vary with other pairs of the same kind, but nothing about texts "
-            "of another kind. In means over sets, a pair that occurs in several sets is resampled once for all of them; sets without a "
-            "pair in common are treated as independent, which makes the intervals of means somewhat too narrow where sets are "
-            "translations of the same sentences.",
-            "The recommendation tests non-inferiority in a fixed sequence: a step is accepted only if the one-sided upper bound of its loss is "
-            "within the tolerance, and the 5% error rate is divided equally between dimensions and precisions, and between the models "
-            "compared. A vector that loses more than the tolerance is therefore recommended in at most 5% of cases.",
+            "comparisons. An interval shows how much a score would vary with other pairs of the same kind; it says nothing about texts "
+            "of another kind. In means over sets, a pair that occurs in several sets is resampled once for all of them. Sets without a "
+            "pair in common are treated as independent; if they are translations of the same sentences, the interval of their mean is "
+            "therefore somewhat too narrow.",
+            "The recommendation comes from non-inferiority tests in a fixed sequence. A vector is accepted only if the one-sided upper bound "
+            "of its drop in score is no larger than you accept (--max_loss). The 5% error rate is divided equally between dimensions and "
+            "precisions, and between the models compared. If a vector's score drops by more than you accept, the report recommends that "
+            "vector in at most about 5% of cases.",
         ],
     )

@@ -47,7 +47,7 @@ def build(material: Material) -> Section | None:
         "Ranks at full width; 1 is the best. The last column gives the ranks at the two ends of the score's interval. Published "
         "scores are just as uncertain."
     )
-    columns = ["model", "set", "score here", "its published score", "rank", "rank by interval"]
+    columns = ["model", "set", "score here", "published score", "rank", "rank, 95% interval"]
     section.tables = [Table(columns, ranks, text_columns=2), *tables]
     section.tables[-1].note = SOURCES
     return section

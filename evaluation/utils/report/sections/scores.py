@@ -9,7 +9,7 @@ from evaluation.utils.analysis.published import neighbours
 from evaluation.utils.analysis.recommendation import MIN_SCORE
 from evaluation.utils.report import plots
 from evaluation.utils.report.content import Plot, Section, Table
-from evaluation.utils.report.formatting import metric_name, minus, number, score_cell
+from evaluation.utils.report.formatting import items_of, metric_name, minus, number, score_cell
 from evaluation.utils.report.material import Material
 from evaluation.utils.scoring.rows import set_name
 
@@ -28,7 +28,7 @@ def build(material: Material) -> Section:
     section.tables[-1].note = (
         "In brackets: the 95% interval, for tasks that have one (sentence "
         "similarity, pair classification and retrieval). * significantly below the same model's full width (p < 0.05). "
-        f"Retention is the percentage of the full-width score that is kept; it is undefined where that score is below {100 * MIN_SCORE:.0f}."
+        f"Kept: the score as a percentage of the full-width score; undefined where that score is below {100 * MIN_SCORE:.0f}."
     )
     if any_published:
         section.tables[-1].note += (
@@ -70,10 +70,10 @@ def _table(material: Material, name: str, panel: pd.DataFrame, near: pd.DataFram
         row_of_dim = {row.dim: row for row in rows.itertuples()}
         rows_at_dims = [row_of_dim.get(dim) for dim in dims]
         cells.append([label, "score", *("" if row is None else _score(row) for row in rows_at_dims)])
-        cells.append(["", "retention, %", *("" if row is None else number(row.retention, 1) for row in rows_at_dims)])
+        cells.append(["", "kept, %", *("" if row is None else number(row.retention, 1) for row in rows_at_dims)])
     for other in near.itertuples():
         cells.append([other.model, "published", number(other.cosine_spearman), *[""] * (len(dims) - 1)])
-    caption = f"{name}, n = {panel['n'].iloc[0]:.0f}, {panel['metric'].iloc[0]}"
+    caption = f"{name}: {panel['n'].iloc[0]:,.0f} {items_of(panel['task_type'].iloc[0])}, {metric_name(panel)}"
     return Table(["model", "", *map(str, dims)], cells, caption, text_columns=2)
 
 

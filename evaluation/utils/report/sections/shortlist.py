@@ -19,7 +19,7 @@ def build(material: Material) -> Section | None:
                 continue
             label = material.label(model)
             section.plots.append(Plot(f"{label}: recall of a shortlist", plots.shortlist_plot(label, shortlists)))
-            section.tables.append(_table(shortlists, model.dims, f"{label}: recall, %, searching {corpus_name}"))
+            section.tables.append(_table(shortlists, model.dims, f"{label}: recall, %, on {corpus_name}"))
     if not section.tables:
         return None
     section.paragraphs.append(
