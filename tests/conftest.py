@@ -6,14 +6,16 @@ files and the architectures that the scripts ask for.
 
 from __future__ import annotations
 
+import gc
 import importlib
-import json
 import logging
 import os
+import resource
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -32,6 +34,10 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             if "slow" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="slow: give --slow to run it"))
+
+
+def pytest_collection_finish():
+    gc.freeze()  # the libraries have been imported: no collection need visit their objects again
 
 
 def pytest_configure(config):
@@ -110,32 +116,44 @@ def cli(hub):
 
 
 @pytest.fixture(scope="session")
-def warm(hub, tmp_path_factory):
-    """Like ``cli``, but runs the script in a fork of a process that has imported the libraries (see tests/warm.py)."""
-    folder = tmp_path_factory.mktemp("warm")
-    command = [sys.executable, str(ROOT / "tests/warm.py")]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
-    ) as server:
+def warm_python(hub, tmp_path_factory) -> list[str]:
+    """The start of a command that runs a script as ``python`` does, without the time for imports (see tests/warm.py)."""
+    path = tmp_path_factory.mktemp("warm") / "socket"
+    program = [sys.executable, str(ROOT / "tests/warm.py")]
+    with subprocess.Popen([*program, "serve", str(path)]) as server:
+        while not path.exists() and server.poll() is None:
+            time.sleep(0.05)
+        os.environ["WARM_SOCKET"] = str(path)
+        yield program
+        server.terminate()
 
-        def run(
-            script: str,
-            *args: str | Path,
-            cwd: Path = ROOT,
-            env: dict[str, str] | None = None,
-            file_size: int | None = None,
-        ):
-            out, err = folder / "out", folder / "err"
-            request = {"argv": [str(ROOT / script), *map(str, args)], "cwd": str(cwd), "env": env or {}}
-            request |= {"out": str(out), "err": str(err), "file_size": file_size}
-            server.stdin.write(json.dumps(request) + "\n")
-            server.stdin.flush()
-            code = int(server.stdout.readline())
-            return SimpleNamespace(code=code, out=out.read_text(), err=err.read_text())
 
-        yield run
-        server.stdin.close()
+@pytest.fixture(scope="session")
+def warm(warm_python):
+    """Like ``cli``, but without the time for imports. No file can grow beyond ``file_size`` bytes, as on a full disk."""
+
+    def run(
+        script: str | Path,
+        *args: str | Path,
+        cwd: Path = ROOT,
+        env: dict[str, str] | None = None,
+        file_size: int | None = None,
+    ):
+        def limit() -> None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
+
+        done = subprocess.run(
+            [*warm_python, *map(str, (ROOT / script, *args))],
+            cwd=cwd,
+            env=os.environ | (env or {}),
+            preexec_fn=limit if file_size else None,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        return SimpleNamespace(code=done.returncode, out=done.stdout, err=done.stderr)
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Run by test_distributed.py: writes the gradients of one step, with or without torchrun, for each size of GradCache's mini-batches."""
+"""Run by test_distributed.py: writes the gradients of one step, in one process or several, for each size of GradCache's mini-batches."""
 
 import os
 import sys

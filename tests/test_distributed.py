@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -16,23 +16,24 @@ from training.utils.sampling import GlobalBatchSampler, MixtureBatchSampler, dea
 ROWS = 8
 
 
-def test_two_processes_have_the_gradients_of_one_with_twice_the_batch(warm, tmp_path, tiny_model, groups):
+def test_two_processes_have_the_gradients_of_one_with_twice_the_batch(warm, warm_python, tmp_path, tiny_model, groups):
     texts = [g[key] for key in ("premise_ar", "entailment_ar", "contradiction_ar") for g in groups[:ROWS]]
     (tmp_path / "texts.txt").write_text("\n".join(texts), encoding="utf-8")
     (tmp_path / "model").symlink_to(tiny_model)
-    done = warm("tests/distributed_worker.py", tmp_path, "0")
+    done = warm("tests/distributed_worker.py", tmp_path, "0", env={"PYTHONPATH": str(ROOT)})
     assert done.code == 0, done.err
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [
-        *torchrun,
-        str(ROOT / "tests/distributed_worker.py"),
-        str(tmp_path),
-        "0",
-        "2",
-    ]  # in one go, and by GradCache
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
+    command = [*warm_python, ROOT / "tests/distributed_worker.py", tmp_path, "0", "2"]  # in one go, and by GradCache
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    processes = []
+    for rank in ("0", "1"):
+        environment = os.environ | meeting | {"RANK": rank, "PYTHONPATH": str(ROOT)}
+        words = [*map(str, command)]
+        processes.append(subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=environment))
+    for process in processes:
+        errors = process.communicate(timeout=300)[1]
+        assert process.returncode == 0, errors[-2000:]
     one = torch.load(tmp_path / "gradients-1-0.pt", weights_only=True)
     scale = max(float(g.abs().max()) for g in one.values())
     for mini in (0, 2):

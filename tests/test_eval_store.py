@@ -49,7 +49,7 @@ def test_evaluation_pads_nothing(tmp_path, tiny_model):
     assert len(set(lengths)) == 3 and tokens_seen(store.model, texts) == sum(lengths)
 
 
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("packed", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_several_devices_share_the_texts_and_give_the_same_embeddings(tmp_path, tiny_model, packed):
     texts = texts_of(400)
     model = pack(SentenceTransformer(str(tiny_model), device="cpu")) if packed else static_model()

@@ -222,7 +222,7 @@ def test_a_corrupt_checkpoint_is_passed_over(whole, tmp_path, caplog, harm, said
     with pytest.raises(RunError, match=f"not a checkpoint|{said}"):
         find_checkpoint(folder, str(newest))
     harm(older)
-    with pytest.raises(RunError, match="no usable checkpoint to resume from: start again"):
+    with pytest.raises(RunError, match="no intact checkpoint to resume from: start again"):
         find_checkpoint(folder, "latest")
 
 
@@ -249,7 +249,7 @@ def test_the_best_checkpoint_may_be_lost(call, runs, whole, tmp_path):
     truncate(best / "model.safetensors")
     log = resume(call, runs[NLI], folder)
     assert f"removing {best}: model.safetensors has" in log
-    assert f"the best checkpoint so far, {best}, is no longer usable" in log
+    assert f"the best checkpoint so far, {best}, is no longer intact" in log
     final, kept = weights_of(folder / "final"), weights_of(last)
     assert all(torch.equal(final[key], kept[key]) for key in kept)
 
@@ -266,7 +266,7 @@ def test_a_run_without_a_complete_checkpoint_says_what_to_do(fails, runs, whole,
         (path / MANIFEST).unlink()
     at = (*runs[NLI], "--output_dir", folder)
     fails(1, "before its first complete checkpoint: start it again with --overwrite_output_dir", *at)
-    fails(1, "no usable checkpoint to resume from: start again, with --overwrite_output_dir", *at, *RESUME)
+    fails(1, "no intact checkpoint to resume from: start again, with --overwrite_output_dir", *at, *RESUME)
 
 
 def test_a_run_that_died_before_its_first_checkpoint_is_simply_started(call, runs, whole, tmp_path):
@@ -299,19 +299,19 @@ def test_a_checkpoint_that_cannot_be_read_is_corrupt(tmp_path):
 @pytest.mark.parametrize(
     "flags, said",
     [
-        (("--seed", "6"), "seed was 5 and is 6"),
-        (("--learning_rate", "0.5", "--seed", "6"), "learning_rate was 0.001 and is 0.5; seed was 5 and is 6"),
-        (("--per_device_train_batch_size", "4"), "per_device_train_batch_size was 8 and is 4"),
-        (("--matryoshka_dims", "64", "8"), "matryoshka_dims was [768, 512, 256, 128, 64] and is [64, 8]"),
+        (("--seed", "6"), "seed was 5 and is now 6"),
+        (("--learning_rate", "0.5", "--seed", "6"), "learning_rate was 0.001 and is now 0.5; seed was 5 and is now 6"),
+        (("--per_device_train_batch_size", "4"), "per_device_train_batch_size was 8 and is now 4"),
+        (("--matryoshka_dims", "64", "8"), "matryoshka_dims was [768, 512, 256, 128, 64] and is now [64, 8]"),
         (("--train_data", "data/sample/nli_groups.jsonl"), "train_data was"),
-        (("--dev_data", "none"), 'dev_data was ["en"] and is ["none"]'),
+        (("--dev_data", "none"), 'dev_data was ["en"] and is now ["none"]'),
     ],
 )
 def test_a_run_resumes_with_its_original_settings(fails, runs, whole, tmp_path, flags, said):
     folder = unfinished(whole(NLI), tmp_path / "run")
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
     message = fails(1, said, *runs[NLI], *flags, "--output_dir", folder, *RESUME)
-    assert f"{folder}/run.json: cannot resume: these settings changed" in message
+    assert f"cannot resume, because settings differ from those in {folder}/run.json" in message
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
 
 
@@ -322,7 +322,7 @@ def test_a_run_resumes_with_its_original_data(fails, whole, runs, groups, tmp_pa
     name = next(iter(record["datasets"]))
     record["datasets"][name]["revision"] = "0" * 40
     (folder / "run.json").write_text(json.dumps(record))
-    fails(1, f'datasets.{name}.revision was "{"0" * 40}" and is', *runs[NLI], "--output_dir", folder, *RESUME)
+    fails(1, f'datasets.{name}.revision was "{"0" * 40}" and is now', *runs[NLI], "--output_dir", folder, *RESUME)
 
 
 def test_a_secret_in_a_setting_is_the_same_secret(monkeypatch, tmp_path):
@@ -332,7 +332,7 @@ def test_a_secret_in_a_setting_is_the_same_secret(monkeypatch, tmp_path):
     RunRecord(tmp_path / "run.json", settings).write()
     before = read_record(tmp_path / "run.json")["config"]
     check_unchanged(tmp_path, before, settings)
-    with pytest.raises(RunError, match=r'datasets.x.path was "/home/\*\*\*/x.csv" and is "/home/\*\*\*/y.csv"'):
+    with pytest.raises(RunError, match=r'datasets.x.path was "/home/\*\*\*/x.csv" and is now "/home/\*\*\*/y.csv"'):
         check_unchanged(tmp_path, before, {"datasets": {"x": {"path": "/home/hunter2hunter2/y.csv"}}})
 
 
@@ -347,12 +347,13 @@ def test_what_does_not_matter_may_change(call, runs, whole, tmp_path):
 # Signals
 
 
-def start(*command: str | Path, cwd: Path = ROOT) -> subprocess.Popen:
-    def heed() -> None:  # a job in the background of a shell ignores Ctrl-C
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+@pytest.fixture
+def start(warm_python):
+    def start(script: str, *args: str | Path) -> subprocess.Popen:
+        words = [*warm_python, ROOT / script, *args]
+        return subprocess.Popen([*map(str, words)], stderr=subprocess.PIPE, text=True, cwd=ROOT)
 
-    words = [sys.executable, ROOT / command[0], *command[1:]]
-    return subprocess.Popen([*map(str, words)], stderr=subprocess.PIPE, text=True, cwd=cwd, preexec_fn=heed)
+    return start
 
 
 def interrupt(process: subprocess.Popen, number: int, said: str) -> tuple[int, str]:
@@ -372,7 +373,7 @@ def interrupt(process: subprocess.Popen, number: int, said: str) -> tuple[int, s
 @pytest.mark.parametrize(
     "script, number, code", [(NLI, signal.SIGINT, 130), (HYBRID, signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"]
 )
-def test_a_signal_saves_a_checkpoint_and_says_how_to_resume(call, runs, tmp_path, script, number, code):
+def test_a_signal_saves_a_checkpoint_and_says_how_to_resume(start, call, runs, tmp_path, script, number, code):
     steps = 24
     flags = ("--max_steps", str(steps), "--eval_steps", str(steps), "--dev_data", "none", "--logging_steps", "1")
     command = (*runs[script], *flags, "--output_dir")
@@ -416,7 +417,7 @@ def test_a_signal_behind_the_last_step_ends_the_run_too(call, runs, whole, tmp_p
 
 
 @pytest.mark.slow
-def test_a_signal_before_training_has_begun(runs, tmp_path):
+def test_a_signal_before_training_has_begun(start, runs, tmp_path):
     process = start(*runs[NLI], "--output_dir", tmp_path / "run")
     code, log = interrupt(process, signal.SIGTERM, "training on cpu")
     assert code == 143 and log.splitlines()[-1] == "terminated" and "Traceback" not in log
@@ -445,7 +446,7 @@ run(main)
     assert process.stderr.read() == "" and process.wait(timeout=5) == -signal.SIGTERM
 
 
-def test_a_signal_ends_an_evaluation_with_one_line(tiny_model, tmp_path):
+def test_a_signal_ends_an_evaluation_with_one_line(start, tiny_model, tmp_path):
     pairs = ROOT / "data/sample/sts_pairs.jsonl"
     process = start(
         "evaluation/evaluate_sts.py", "--model_name", tiny_model, "--data", pairs, "--output_dir", tmp_path / "r"

@@ -1,8 +1,10 @@
-"""Imports the libraries once and runs scripts in forks: real commands without the import time.
+"""Runs scripts without the time to import the libraries: in forks of a process that has imported them.
 
-Each line of standard input is ``{"argv": [script, ...], "cwd": ..., "env": {...}, "out": file, "err": file, "file_size": N}``.
-With a file size, no file can grow beyond N bytes, as on a full disk. The answer is the exit code, or -N for signal N.
-This process computes nothing itself: a fork would lose the threads of a computation.
+``python tests/warm.py serve SOCKET`` imports the libraries and waits. With SOCKET in the environment variable WARM_SOCKET,
+``python tests/warm.py SCRIPT [ARGUMENT ...]`` then does what ``python SCRIPT [ARGUMENT ...]`` does. The script has the folder,
+environment, streams and file size limit of this command, receives its SIGINT and SIGTERM, and ends it with its own exit
+code or signal. The libraries have read their environment variables already (HF_HOME, HF_HUB_OFFLINE): a script that needs
+other values must start on its own. The server computes nothing itself: a fork would lose the threads of a computation.
 """
 
 from __future__ import annotations
@@ -10,39 +12,98 @@ from __future__ import annotations
 import json
 import os
 import resource
-import runpy
+import signal
+import socket
 import sys
-import traceback
 
 
-def run(request: dict) -> int:
-    """Run a script in a child as ``python script ...`` would. Returns its exit code."""
-    child = os.fork()
-    if child:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    for number, name in ((1, "out"), (2, "err")):
-        os.dup2(os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+def run_script(request: dict, streams: list[int]) -> int:
+    """Do in this process what the interpreter does with a script. Returns the exit code."""
+    import runpy
+    import traceback
+
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background of a shell ignores it
     os.chdir(request["cwd"])
+    os.environ.clear()
     os.environ.update(request["env"])
-    if size := request["file_size"]:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-    sys.argv = [os.fsdecode(text.encode("utf-8", "surrogateescape")) for text in request["argv"]]
-    code = 0
+    resource.setrlimit(resource.RLIMIT_FSIZE, tuple(request["file_size"]))
+    sys.argv = request["argv"]
+    paths = request["env"].get("PYTHONPATH", "").split(os.pathsep)
+    sys.path[:1] = [os.path.dirname(os.path.abspath(sys.argv[0])), *filter(None, paths)]
+    code: int | str | None = 0
     try:
         runpy.run_path(sys.argv[0], run_name="__main__")
     except SystemExit as stop:
-        code = stop.code or 0
+        code = stop.code
     except BaseException:
         traceback.print_exc()
         code = 1
     sys.stdout.flush()
     sys.stderr.flush()
+    return code if isinstance(code, int) else int(code is not None)
+
+
+def serve(path: str) -> None:
+    """Fork a process for each connection. The answers are its process ID, and at its end its exit code, or -N for signal N."""
+    import gc
+    import selectors
+
+    import mteb  # noqa: F401
+    import sentence_transformers  # noqa: F401
+
+    gc.freeze()  # the forks then share these pages, and no collection visits them
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # a message is received complete
+    listener.bind(f"{path}.new")
+    listener.listen()
+    os.rename(f"{path}.new", path)
+    events = selectors.DefaultSelector()
+    events.register(listener, selectors.EVENT_READ)
+    while True:
+        for key, _ in events.select():
+            if key.fileobj is listener:
+                connection, _ = listener.accept()
+                message, streams, _, _ = socket.recv_fds(connection, 1 << 20, 3)
+                child = os.fork()
+                if not child:
+                    listener.close()
+                    connection.close()
+                    os._exit(run_script(json.loads(message), streams))
+                for stream in streams:
+                    os.close(stream)
+                connection.send(b"%d" % child)
+                events.register(os.pidfd_open(child), selectors.EVENT_READ, (child, connection))
+            else:
+                child, connection = key.data
+                code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+                connection.send(b"%d" % code)
+                connection.close()
+                events.unregister(key.fileobj)
+                os.close(key.fileobj)
+
+
+def main() -> None:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    connection.connect(os.environ["WARM_SOCKET"])
+    request = {"argv": sys.argv[1:], "cwd": os.getcwd(), "env": dict(os.environ)}
+    request["file_size"] = resource.getrlimit(resource.RLIMIT_FSIZE)
+    socket.send_fds(connection, [json.dumps(request).encode()], [0, 1, 2])
+    child = int(connection.recv(100))
+    forwarded = (signal.SIGINT, signal.SIGTERM)
+    for number in forwarded:
+        signal.signal(number, lambda number, _: os.kill(child, number))
+    code = int(connection.recv(100))
+    for number in forwarded:
+        signal.signal(number, signal.SIG_DFL)
+    if code < 0:
+        os.kill(os.getpid(), -code)
     os._exit(code)
 
 
 if __name__ == "__main__":
-    import mteb  # noqa: F401
-    import sentence_transformers  # noqa: F401
-
-    for line in sys.stdin:
-        print(run(json.loads(line)), flush=True)
+    if sys.argv[1] == "serve":
+        serve(sys.argv[2])
+    else:
+        main()
