@@ -470,7 +470,7 @@ def test_weights_that_are_cut_off(fails, tiny_model, tmp_path):
     fails(1, "cannot be loaded", STS, "--model_name", folder, "--task", "STS17", "--output_dir", tmp_path / "out")
 
 
-@pytest.mark.parametrize("script", [MTEB, STS])
+@pytest.mark.parametrize("script", [MTEB, pytest.param(STS, marks=pytest.mark.slow)])
 def test_without_network_and_without_cache(cli, tmp_path, script):
     offline = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "home")}
     flags = ("--task", "STS17") if script == STS else ()

@@ -8,6 +8,8 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -51,14 +53,17 @@ def expected(
     return prefix / np.linalg.norm(prefix, axis=1, keepdims=True)
 
 
-def in_a_fresh_process(code: str, cwd: Path) -> np.ndarray:
+def in_a_fresh_process(code: str, cwd: Path, python: Sequence[str] = (sys.executable,)) -> np.ndarray:
     """Run ``code`` in a process without this repository and its environment variables, and return its ``embeddings``."""
     (cwd / "texts.json").write_text(json.dumps(TEXTS))
     program = f"import json, sys\ntexts = json.load(open('texts.json'))\n{code}\n"
     program += f"assert {str(ROOT)!r} not in sys.path\n"
     program += "import numpy; numpy.save('embeddings.npy', embeddings)"
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "PYTHON"))} | {"HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, "-c", program], cwd=cwd, env=environment, capture_output=True, text=True)
+    with tempfile.TemporaryDirectory() as folder:
+        script = Path(folder) / "program.py"
+        script.write_text(program)
+        done = subprocess.run([*python, script], cwd=cwd, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return np.load(cwd / "embeddings.npy")
 
@@ -166,12 +171,12 @@ def test_one_onnx_file(name, tiny_model, hub, call, tmp_path):
     np.testing.assert_allclose(in_a_fresh_process(code, tmp_path / "out"), both, atol=1e-5)
 
 
-def test_a_trained_model_in_both_formats(trained, call, tmp_path):
+def test_a_trained_model_in_both_formats(trained, call, warm_python, tmp_path):
     for form in ("sentence-transformers", "onnx"):
         done = call(EXPORT, trained, "--dim", "32", "--format", form, "--output_dir", tmp_path / form)
         assert done.code == 0, done.err
     code = "from sentence_transformers import SentenceTransformer\nembeddings = SentenceTransformer('.').encode(texts)"
-    of_folder = in_a_fresh_process(code, tmp_path / "sentence-transformers")
+    of_folder = in_a_fresh_process(code, tmp_path / "sentence-transformers", warm_python)
     code = WITHOUT_TORCH + example_of(tmp_path / "onnx") + "\nembeddings = embed(texts)"
     of_onnx = in_a_fresh_process(code, tmp_path / "onnx")
     for embeddings in (of_folder, of_onnx):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -116,17 +114,18 @@ def test_another_rank_is_not_resumed(run, command, fails, tmp_path):
     fails(1, "lora_r was 4 and is now 8", *command, *flags)
 
 
-def test_the_final_model_loads_where_there_is_no_peft(run):
+def test_the_final_model_loads_where_there_is_no_peft(run, warm, tmp_path):
     code = f"""
 import sys
 sys.modules["peft"] = None  # importing it fails
 from sentence_transformers import SentenceTransformer
 print(SentenceTransformer({str(run / "final")!r}, device="cpu").encode(["word1 word2"])[0, :4].tolist())
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    (tmp_path / "load.py").write_text(code)
+    done = warm(tmp_path / "load.py")
+    assert done.code == 0, done.err
     expected = load_model(str(run / "final")).encode(["word1 word2"])[0, :4]
-    assert json.loads(done.stdout.splitlines()[-1]) == pytest.approx(expected.tolist(), abs=1e-6)
+    assert json.loads(done.out.splitlines()[-1]) == pytest.approx(expected.tolist(), abs=1e-6)
 
 
 def test_peft_itself_loads_the_adapter(run, base):

@@ -634,6 +634,7 @@ def test_nothing_is_uploaded_unasked(english, hub):
     assert record_of(english[1])["config"]["push_to_hub"] is False
 
 
+@pytest.mark.slow  # as in test_evaluation.py
 def test_without_network_and_without_cache(cli, tmp_path):
     offline = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
     done = cli(NLI, "--output_dir", tmp_path / "run", env=offline)
