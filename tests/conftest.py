@@ -120,12 +120,12 @@ def warm_python(hub, tmp_path_factory) -> list[str]:
     """The start of a command that runs a script as ``python`` does, without the time for imports (see tests/warm.py)."""
     path = tmp_path_factory.mktemp("warm") / "socket"
     program = [sys.executable, str(ROOT / "tests/warm.py")]
-    with subprocess.Popen([*program, "serve", str(path)]) as server:
+    with subprocess.Popen([*program, "serve", str(path)], stdin=subprocess.PIPE) as server:
         while not path.exists() and server.poll() is None:
             time.sleep(0.05)
         os.environ["WARM_SOCKET"] = str(path)
         yield program
-        server.terminate()
+        server.stdin.close()
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ other values must start on its own. The server computes nothing itself: a fork w
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -47,7 +48,10 @@ def run_script(request: dict, streams: list[int]) -> int:
 
 
 def serve(path: str) -> None:
-    """Fork a process for each connection. The answers are its process ID, and at its end its exit code, or -N for signal N."""
+    """Fork a process for each connection, until standard input ends.
+
+    A connection is answered with two lines: the process ID, and at the end the exit code, or -N for signal N.
+    """
     import gc
     import selectors
 
@@ -55,46 +59,60 @@ def serve(path: str) -> None:
     import sentence_transformers  # noqa: F401
 
     gc.freeze()  # the forks then share these pages, and no collection visits them
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # a message is received complete
+    listener = socket.socket(socket.AF_UNIX)
     listener.bind(f"{path}.new")
     listener.listen()
     os.rename(f"{path}.new", path)
+    ended, wake = socket.socketpair()  # a byte arrives whenever a child ends
+    wake.setblocking(False)
+    signal.set_wakeup_fd(wake.fileno())
+    signal.signal(signal.SIGCHLD, lambda *_: None)
     events = selectors.DefaultSelector()
-    events.register(listener, selectors.EVENT_READ)
+    for source in (listener, ended, sys.stdin):
+        events.register(source, selectors.EVENT_READ)
+    connections: dict[int, socket.socket] = {}  # by child
     while True:
-        for key, _ in events.select():
-            if key.fileobj is listener:
-                connection, _ = listener.accept()
-                message, streams, _, _ = socket.recv_fds(connection, 1 << 20, 3)
-                child = os.fork()
-                if not child:
-                    listener.close()
-                    connection.close()
-                    os._exit(run_script(json.loads(message), streams))
-                for stream in streams:
-                    os.close(stream)
-                connection.send(b"%d" % child)
-                events.register(os.pidfd_open(child), selectors.EVENT_READ, (child, connection))
-            else:
-                child, connection = key.data
-                code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-                connection.send(b"%d" % code)
-                connection.close()
-                events.unregister(key.fileobj)
-                os.close(key.fileobj)
+        sources = [key.fileobj for key, _ in events.select()]
+        if sys.stdin in sources:
+            return
+        if listener in sources:
+            connection, _ = listener.accept()
+            message, streams, _, _ = socket.recv_fds(connection, 1 << 16, 3)
+            while not message.endswith(b"\n"):
+                message += connection.recv(1 << 16)
+            child = os.fork()
+            if not child:
+                signal.set_wakeup_fd(-1)
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                for other in (listener, connection, *connections.values()):
+                    other.close()
+                os._exit(run_script(json.loads(message), streams))
+            for stream in streams:
+                os.close(stream)
+            connections[child] = connection
+            connection.sendall(f"{child}\n".encode())
+        if ended in sources:
+            ended.recv(1 << 16)
+            for child in list(connections):
+                pid, status = os.waitpid(child, os.WNOHANG)
+                if pid:
+                    with connections.pop(child) as connection, contextlib.suppress(BrokenPipeError):
+                        connection.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
 
 
 def main() -> None:
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    connection = socket.socket(socket.AF_UNIX)
     connection.connect(os.environ["WARM_SOCKET"])
     request = {"argv": sys.argv[1:], "cwd": os.getcwd(), "env": dict(os.environ)}
     request["file_size"] = resource.getrlimit(resource.RLIMIT_FSIZE)
-    socket.send_fds(connection, [json.dumps(request).encode()], [0, 1, 2])
-    child = int(connection.recv(100))
+    message = (json.dumps(request) + "\n").encode()
+    connection.sendall(message[socket.send_fds(connection, [message], [0, 1, 2]) :])
+    answers = connection.makefile()
+    child = int(answers.readline())
     forwarded = (signal.SIGINT, signal.SIGTERM)
     for number in forwarded:
         signal.signal(number, lambda number, _: os.kill(child, number))
-    code = int(connection.recv(100))
+    code = int(answers.readline())
     for number in forwarded:
         signal.signal(number, signal.SIG_DFL)
     if code < 0:
