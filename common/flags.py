@@ -73,9 +73,10 @@ def make_parser(cls: type, defaults: dict[str, Any], description: str, positiona
                 f"--{name}", type=flag_type(item, optional), nargs="+", metavar=name.upper().rstrip("S"), help=text
             )
         elif inner in (int, float, str):
-            choices = f"{{{','.join(key.choices)}}}" if key.choices else name.upper()
+            number = inner in (int, float)  # the help texts call it N
+            metavar = f"{{{','.join(key.choices)}}}" if key.choices else "N" if number else name.upper()
             convert = flag_type(inner, optional, takes_object=len(members_of(hint)) > 1)
-            parser.add_argument(f"--{name}", type=convert, metavar=choices, help=text)
+            parser.add_argument(f"--{name}", type=convert, metavar=metavar, help=text)
     return parser
 
 

@@ -23,7 +23,7 @@ def redact(text: str) -> str:
 
 
 def redact_values(value: Any, name: str = "") -> Any:
-    """Redact JSON values in the same way. Any string under a key such as ``hub_token`` is a secret."""
+    """Redact JSON values in the same way. Any string under a key such as ``hub_token`` is treated as a secret."""
     if isinstance(value, dict):
         return {redact(str(key)): redact_values(inner, str(key)) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):

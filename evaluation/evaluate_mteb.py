@@ -6,7 +6,7 @@
     python evaluation/evaluate_mteb.py --model_name A --benchmark "MTEB(Multilingual, v2)" --languages ara
 
 Writes report.html and report.md, summary.csv, a table, a plot, and mteb's result files into --output_dir. Every score
-equals the one that mteb computes for SentenceTransformer(model, truncate_dim=d).
+equals the one that mteb computes for SentenceTransformer(model, truncate_dim=DIM).
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
     python evaluation/evaluate_sts.py --model_name output/my-model/final --data my_pairs.csv
 
 Encodes each text once and computes Spearman and Pearson correlations for the cosine similarity, the dot product, and the
-Euclidean and Manhattan distances, on the raw prefix of each embedding. Recommends what to deploy. Writes report.html and
-report.md, summary.csv, a table, a plot and result files into --output_dir.
+Euclidean and Manhattan distances, on truncated embeddings that are not normalised again. Recommends what to deploy. Writes
+report.html and report.md, summary.csv, a table, a plot and result files into --output_dir.
 """
 
 from __future__ import annotations

@@ -273,11 +273,11 @@ def test_the_sentence_names_model_dimension_precision_bytes_and_loss():
     assert section.leads == {0} and section.paragraphs[0] == (
         "Deploy me/model at 256 dimensions in int8: 256 bytes per vector instead of 1,536. It loses 0.30 points (at most 0.71 "
         "with 95% confidence), compared with all 384 dimensions in float32, which score 80.00 on average over 2 test sets "
-        "(STS17 ar-ar and STSBenchmark). You accept a drop of 1 point (--max_loss)."
+        "(STS17 ar-ar and STSBenchmark). The accepted drop is 1 point (--max_loss)."
     )
     assert section.paragraphs[1] == (
-        "Why not smaller? 128 dimensions in float32 lose 1.63 points, more than you accept. 256 dimensions in binary lose 0.60 "
-        "points, but a drop of 1.40 points cannot be ruled out: about 4 times as many pairs would settle it."
+        "Why not smaller? 128 dimensions in float32 lose 1.63 points, more than the accepted drop. 256 binary dimensions "
+        "lose 0.60 points, but a drop of 1.40 points cannot be ruled out: about 4 times as many pairs would be needed to tell."
     )
     [table] = section.tables
     assert table.picked == {3} and table.rows[3][:4] == ["me/model", "256 int8", "yes", "256"]
@@ -294,10 +294,10 @@ def test_sets_that_lose_more_or_cannot_tell_are_named():
     small = option(256, "float32", 0.005, 0.009, of_sets=of_sets)
     section = answer.build(material([FULL, small], small, sets=tuple(of_sets)))
     assert (
-        "The mean can hide a larger drop on a single set: on A, the score drops by 2.00 points (at least 1.20), more than you accept; on B, "
-        "the score drops by 0.50 points, and 250 pairs are too few to tell whether the true drop is more than you accept (it may be anywhere "
+        "The mean can hide a larger drop on a single set: on A, the score drops by 2.00 points (at least 1.20), more than the accepted drop; on B, "
+        "the score drops by 0.50 points, and 250 pairs are too few to tell whether the true drop is more than the accepted one (it may be anywhere "
         "from −0.10 to 1.50; about 1,000 pairs would be enough); on D, the score drops by 1.50 points, and 250 pairs are too few to tell "
-        "whether the true drop is more than you accept (it may be anywhere from 0.50 to 2.50; about 1,000 pairs would be enough)."
+        "whether the true drop is more than the accepted one (it may be anywhere from 0.50 to 2.50; about 1,000 pairs would be enough)."
     ) in section.paragraphs
     assert not any("on C" in text for text in section.paragraphs)
 
@@ -310,7 +310,7 @@ def test_the_sentence_where_nothing_smaller_is_accepted_or_another_model_is_best
     )
     gained = option(256, "float32", -0.002, -0.001)
     text = answer.build(material([FULL, gained], gained, max_loss=0.005)).paragraphs[0]
-    assert "It shows no measured drop (at most 0.00 with 95% confidence)" in text and "a drop of 0.5 points" in text
+    assert "No drop was measured (at most 0.00 with 95% confidence)" in text and "drop is 0.5 points" in text
     small = option(64, "float32", 0.004, 0.008)
     paragraphs = answer.build(material([small, FULL], small, other=[option(768, "float32", 0.0, 0.0)])).paragraphs
     assert "instead of 3,072" in paragraphs[0] and "all 768 dimensions of me/best in float32" in paragraphs[0]
@@ -364,7 +364,7 @@ def test_max_loss_decides_and_changes_no_score(call, tmp_path):
         report = (out / "report.md").read_text()
         said.append(next(line for line in report.splitlines() if line.startswith("**")))
         summaries.append((out / "summary.csv").read_bytes())
-    assert "at all 32 dimensions in float32" in said[0] and "at 8 dimensions in binary: 1 byte per" in said[1], said
+    assert "at all 32 dimensions in float32" in said[0] and "at 8 binary dimensions: 1 byte per" in said[1], said
     assert summaries[0] == summaries[1] and len(read_summary(out)) == 3
     costs = json.loads((out / "run.json").read_text())["costs"]
     assert costs["encode_ms"]["local/model"] > 0 and set(costs["search_ms"]) == {

@@ -5,6 +5,7 @@ import resource
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from huggingface_hub import ModelCard
 from scipy.stats import spearmanr
@@ -15,17 +16,20 @@ from common.errors import RunError
 from common.models import ModelIdentity, hash_folder
 from evaluation.utils.analysis.baselines import PCA, baseline_scores, transforms
 from evaluation.utils.analysis.calibration import calibration_id, calibration_texts
+from evaluation.utils.analysis.decision import Decision
 from evaluation.utils.analysis.error_analysis import pairs_that_move, rank_errors
-from evaluation.utils.analysis.model_analysis import analyse
-from evaluation.utils.analysis.published import published_results, rank_among_published
+from evaluation.utils.analysis.model_analysis import ModelAnalysis, analyse
+from evaluation.utils.analysis.published import neighbours, published_results, rank_among_published
 from evaluation.utils.analysis.quantization import Quantizer, bytes_per_vector, hamming_similarity, pareto_front
 from evaluation.utils.analysis.recommendation import retention
 from evaluation.utils.analysis.shortlist import search, shortlist_rows
 from evaluation.utils.report import sections
 from evaluation.utils.report.content import Plot, Section, Table
-from evaluation.utils.report.formatting import escape_markdown
+from evaluation.utils.report.formatting import escape_markdown, interval, number, score_cell, signed
+from evaluation.utils.report.material import Material
 from evaluation.utils.report.model_card import update_model_card
 from evaluation.utils.report.render import write_report
+from evaluation.utils.report.sections import scores
 from evaluation.utils.report.summary import COLUMNS, update_summary
 from evaluation.utils.scoring.pairs import PairSet
 from evaluation.utils.scoring.rows import ScoreRow, set_name
@@ -121,6 +125,36 @@ def test_published_scores_and_ranks():
     middle = rank_among_published("STS17", "ar-ar", 0.80, 0.75, 0.84)
     assert middle["best"] < middle["rank"] < middle["worst"] <= middle["of"]
     assert rank_among_published("STSBenchmark", "default", 0.8, 0.7, 0.9) is None
+
+
+def test_the_neighbours_are_chosen_among_the_models_that_were_not_evaluated():
+    mini = "sentence-transformers/all-MiniLM-L6-v2"
+    table = published_results()
+    others = table[(table["task"] == "STS17") & (table["subset"] == "en-en") & (table["model"] != mini)]
+    above = others.loc[others["cosine_spearman"] > 0.8759, "cosine_spearman"]
+    below = others.loc[others["cosine_spearman"] <= 0.8759, "cosine_spearman"]
+    near = neighbours("STS17", "en-en", 0.8759, each_side=1, exclude=[mini])
+    assert mini not in set(near["model"])
+    assert {above.max(), above.min(), below.max()} <= set(near["cosine_spearman"])
+
+    rows = [
+        dataclasses.replace(row(384, score), model=name, subset="en-en")
+        for name, score in ((mini, 0.8759), ("local/m", 0.8733))
+    ]
+    models = [ModelAnalysis(ModelIdentity(r.model, r.revision, ""), [384], [r]) for r in rows]
+    columns = pd.DataFrame([r.as_columns() for r in rows])
+    columns = columns.reindex(columns=[*columns, "ci_low", "ci_high", "diff_full", "p_full", "retention"])
+    [shown] = scores.build(Material(models, columns, Decision(0.01))).tables
+    published = [cells[2] for cells in shown.rows if cells[1] == "published"]
+    assert mini not in [cells[0] for cells in shown.rows if cells[1] == "published"] and len(published) >= 3
+    assert {number(above.max()), number(above.min()), number(below.max())} <= set(published)
+
+
+@pytest.mark.parametrize("tiny", [-1e-9, -0.0, 0.0, 1e-9])
+def test_nothing_is_printed_as_minus_zero(tiny):
+    assert (number(tiny), signed(tiny), signed(tiny, 1)) == ("0.00", "0.00", "0.0")
+    assert interval(tiny, 0.01) == "0.00 to +1.00" and score_cell(tiny, -0.1, tiny) == "0.00 (-10.0 to 0.0)"
+    assert (number(-0.01), signed(-0.01), signed(0.1, 1), signed(float("nan"))) == ("−1.00", "−1.00", "+10.0", "–")
 
 
 def test_errors_by_band_length_and_dimension():

@@ -125,7 +125,7 @@ def test_with_gradient_cache_too(call, tiny_model, hub, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("code", "message", "entry"),
     [
-        (1, "has 768 dimensions and the model 64: distill needs equal widths", ENTRIES["taught"] | {"teacher": "distilroberta-base"}),
+        (1, "has width 768, and the model has width 64: distill needs equal widths", ENTRIES["taught"] | {"teacher": "distilroberta-base"}),
         (1, "model nobody/nothing: not found on the Hub", ENTRIES["taught"] | {"teacher": "nobody/nothing"}),
         (1, "model nobody/nothing: not found on the Hub", ENTRIES["guided"] | {"guide": "nobody/nothing"}),
         (2, "'teacher' is for distill, but the loss is gist", ENTRIES["guided"] | {"teacher": "x"}),

@@ -80,7 +80,7 @@ def test_corrupt_targets_are_set_aside_and_computed_again(tiny_model, harm, load
 
 
 def test_a_teacher_of_another_width(rows, tiny_model, hub):
-    with pytest.raises(RunError, match="64 .* 768.* distill"):
+    with pytest.raises(RunError, match="width 64, .* width 768: distill"):
         add_targets(rows, str(tiny_model), 768)
 
 

@@ -68,10 +68,10 @@ def assert_card_has_the_scores(final: Path, record: dict) -> None:
 
 
 @pytest.fixture(scope="session")
-def english(cli, tmp_path_factory) -> Path:
+def english(warm, tmp_path_factory) -> Path:
     """`python training/matryoshka_nli.py`, with no model named, from another folder."""
     cwd = tmp_path_factory.mktemp("english")
-    done = cli(NLI, *FAST, "--max_steps", "4", "--eval_steps", "1", "--save_total_limit", "9", cwd=cwd)
+    done = warm(NLI, *FAST, "--max_steps", "4", "--eval_steps", "1", "--save_total_limit", "9", cwd=cwd)
     finished(done, cwd / "output/matryoshka_nli-distilroberta-base", cwd)
     return done, cwd / "output/matryoshka_nli-distilroberta-base"
 
@@ -645,7 +645,7 @@ def test_without_network_and_without_cache(cli, tmp_path):
 
 
 def test_without_network_but_with_the_cache(cli, english, tmp_path):
-    """Files that were downloaded earlier are enough."""
+    """Files that were downloaded earlier are enough. The command starts in a new interpreter, as a user's does."""
     flags = ("--max_steps", "1", "--dev_data", "none", *FAST, "--output_dir", tmp_path / "run")
     done = cli(NLI, *flags, env={"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "1"})
     finished(done, tmp_path / "run")

@@ -5,8 +5,8 @@
     python training/hybrid_training.py MODEL --config my_mixture.json
 
 The key "datasets" of the configuration lists the data sets, each with its loss and how often it is drawn. Every loss applies
-at every dimension. A classification loss has a head for each dimension, which is not part of the final model. The path of the
-final model is the last line of standard output.
+at every dimension. The softmax loss trains a classifier head for each dimension; the heads are not part of the final model. The
+path of the final model is the last line of standard output.
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ def run_evaluation(config: EvalConfig, scorer: Scorer) -> None:
     if scorer.warning:
         print(scorer.warning)
     print(
-        f"{output_dir} has report.html and report.md (both open with the answer), summary.csv, table.md, plot.png, and "
+        f"{output_dir} contains report.html and report.md (both open with the answer), summary.csv, table.md, plot.png, and "
         f"{scorer.result_files}"
     )
 
@@ -130,13 +130,13 @@ def _report_unused_prompts(prompts: str | dict[str, str] | None, encoded_as: lis
 def encode_like_tasks(
     store: EmbeddingStore, texts: list[str], encoded_as: list[tuple[str, str, str | None]]
 ) -> np.ndarray:
-    """Encode texts with the prompts and roles of the tasks. If there are several, each encodes an equal share of the texts.
+    """Encode texts with the prompts and roles of the tasks. If these differ, each combination is applied to an equal share of the texts.
 
     Args:
         encoded_as: See :meth:`evaluation.utils.scoring.scorer.Scorer.encoded_as`.
 
     Returns:
-        A float32 array of shape ``[texts, width]``.
+        A float32 array of shape ``[texts, width]``; its rows may not be in the order of ``texts``.
     """
     ways = list(dict.fromkeys((task_prompt(store.model, *task), task[2]) for task in encoded_as))
     parts = [

@@ -19,8 +19,8 @@ class EvalConfig(Config):
     subsets: Annotated[
         list[str],
         Key(
-            "subsets to score; a task without any of these is scored on the default subsets that it has, "
-            "or on all its subsets if it has none of those"
+            "subsets to score; a task that has none of them is scored on those of the default subsets that it has, or, if it has none of "
+            "these either, on all its subsets"
         ),
     ]
     dims: Annotated[
@@ -46,7 +46,7 @@ class EvalConfig(Config):
         str | dict[str, str] | None,
         Key(
             "prompt to put before each text, instead of the prompts stored in the model: a string, or a JSON object keyed by mteb task "
-            'name or type, such as {"STS": "query: "} (for retrieval: "query" and "document")'
+            'name or type, such as {"STS": "query: "} (for retrieval: "query" and "document"; for --data: "STS")'
         ),
     ]
     batch_size: Annotated[int, Key("texts in a forward pass", minimum=1)]
@@ -62,7 +62,7 @@ class EvalConfig(Config):
     baseline_model: Annotated[
         str | None,
         Key(
-            "a model to compare with, such as the untrained model or one trained without Matryoshka; scored like the others",
+            "a model to compare with, such as the untrained model or one trained without Matryoshka; scored like the others, but never recommended",
             path=True,
         ),
     ]
@@ -70,7 +70,7 @@ class EvalConfig(Config):
         str | None,
         Key(
             "texts from outside the test sets, to fit PCA and the int8 ranges on: a file, a folder or a glob of files, or a Hub data set as path:config:split; "
-            "with 'none' the report has no baselines, quantised vectors or shortlists",
+            "with 'none', the report compares no PCA or random projections, and has no quantised vectors or shortlists",
             path=True,
         ),
     ]

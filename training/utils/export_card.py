@@ -82,7 +82,7 @@ def loss_table(losses: Sequence[Loss]) -> str:
         return "Not measured, because there were no graded pairs (`--data`)."
     lines = ["| pairs | n | float32 | int8 | difference |", "|---|---:|---:|---:|---:|"]
     for loss in losses:
-        difference = f"{loss.after - loss.before:+.2f} [{loss.low:+.2f}, {loss.high:+.2f}]"
+        difference = f"{loss.after - loss.before:+z.2f} [{loss.low:+z.2f}, {loss.high:+z.2f}]"
         lines.append(f"| {loss.name} | {loss.pairs} | {loss.before:.2f} | {loss.after:.2f} | {difference} |")
     return "\n".join(
         [*lines, "", "Spearman × 100 of the cosine similarities; in brackets the 95% interval (paired bootstrap)."]

@@ -51,7 +51,7 @@ class MiningConfig(Config):
         int, Key("number of negatives for each pair; fewer if not enough candidates remain", minimum=1)
     ]
     range_min: Annotated[int, Key("skip the N nearest candidates that satisfy the margins", minimum=0)]
-    range_max: Annotated[int, Key("number of candidates: the N texts nearest to an anchor", minimum=1)]
+    range_max: Annotated[int, Key("the candidates are the N texts nearest to the anchor", minimum=1)]
     sampling_strategy: Annotated[
         str, Key("top: the nearest candidates; random: any of the candidates", choices=(TOP, RANDOM))
     ]
@@ -64,9 +64,14 @@ class MiningConfig(Config):
     ]
     absolute_margin: Annotated[
         float | None,
-        Key("skip a candidate whose similarity to the anchor is above the positive's minus absolute_margin", minimum=0),
+        Key(
+            "skip a candidate whose similarity to the anchor is above the positive's minus absolute_margin; off by default",
+            minimum=0,
+        ),
     ]
-    max_score: Annotated[float | None, Key("skip a candidate whose similarity to the anchor is above max_score")]
+    max_score: Annotated[
+        float | None, Key("skip a candidate whose similarity to the anchor is above max_score; off by default")
+    ]
     guide: Annotated[
         str | None,
         Key(
@@ -88,11 +93,11 @@ class MiningConfig(Config):
     dev_data: Annotated[
         list[str],
         Key(
-            "remove pairs that share a sentence with these dev sets, as in training: en, ar, en-ar, files, or none; for data from the Hub, pairs that share a sentence with STS17, STS22.v2 or the STS-B test set are removed too",
+            "remove pairs that share a sentence with these dev sets: none, or one or more of: en (the STS-B validation and test sets), ar (the Arabic STS-B validation set), en-ar (the English-Arabic dev set of Tatoeba), files of graded pairs or translations; for data from the Hub, pairs that share a sentence with STS17, STS22.v2 or the STS-B test set are removed too",
             path=True,
         ),
     ]
-    keep_leaks: Annotated[bool, Key("keep pairs that share a sentence with the dev or test sets")]
+    keep_leaks: Annotated[bool, Key("keep the pairs that share a sentence with the sets described at --dev_data")]
     seed: Annotated[int, Key("random seed, for --sampling_strategy random", minimum=0)]
     trust_remote_code: Annotated[
         bool,

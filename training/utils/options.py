@@ -119,7 +119,7 @@ class TrainingConfig(Config):
         int | None,
         Key(
             "embed the batch N rows at a time (GradCache), so that memory depends on N, not on the batch size; only for the contrastive "
-            "losses: mnrl, which matryoshka_nli.py uses, and gist; by default the whole batch at once",
+            "losses, which are mnrl (the loss of matryoshka_nli.py) and gist; by default the whole batch at once",
             minimum=1,
         ),
     ]
@@ -182,13 +182,13 @@ class TrainingConfig(Config):
     prefix_map: Annotated[
         bool,
         Key(
-            "after training, rotate the embeddings so that the smaller dimensions better preserve the full-width similarities, which do not change"
+            "after training, rotate the embeddings so that shorter prefixes better preserve the full-width similarities, which do not change"
         ),
     ]
     lora_r: Annotated[
         int,
         Key(
-            "rank of a LoRA adapter: only the adapter is trained, then merged into the model at the end; 0 trains all weights",
+            "rank of a LoRA adapter: only the adapter is trained and then merged into the model; 0 trains all weights",
             minimum=0,
         ),
     ]
@@ -228,10 +228,10 @@ class TrainingConfig(Config):
     dev_data: Annotated[
         list[str],
         Key(
-            "dev sets for choosing the best checkpoint, one or more of: en or ar (graded pairs: the validation set of STS-B in English or "
-            "Arabic), en-ar (translation retrieval: the English-Arabic dev set of Tatoeba), a file of graded pairs or translations, a Hub "
-            "data set as path:config:split; or auto (the set of --language in matryoshka_nli.py, en in hybrid_training.py); or none; "
-            "pairs that are also in a test set are removed",
+            "dev sets for choosing the best checkpoint: none, or one or more of: en, ar (graded pairs: the validation set of STS-B in "
+            "English or Arabic); en-ar (translation retrieval: the English-Arabic dev set of Tatoeba); auto (en, or in matryoshka_nli.py "
+            "the set of --language); a file of graded pairs or translations; a Hub data set as path:config:split. If any set comes from "
+            "the Hub, pairs that are also in STS17, STS22.v2 or the STS-B test set are removed",
             path=True,
         ),
     ]
@@ -241,7 +241,7 @@ class TrainingConfig(Config):
     keep_leaks: Annotated[
         bool,
         Key(
-            "keep training rows that share a sentence with the dev or test sets or, if any training data comes from the Hub, with STS17, STS22.v2 or the STS-B test set"
+            "keep training rows that share a sentence with a dev set (for en, also with the STS-B test set) or, if any training data comes from the Hub, with STS17, STS22.v2 or the STS-B test set"
         ),
     ]
     eval_steps: Annotated[

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-ROWS = 4096  # texts embedded between two writes to disk; encode sorts them by length, so larger is faster
+ROWS = 4096  # texts embedded between two writes to disk; encode sorts them by length, so a larger value is faster
 BATCH = 64
 
 
 def add_targets(dataset: Dataset, teacher: str, width: int | None, **loading_options: bool) -> Dataset:
-    """Add the teacher's embeddings of the column ``sentence`` as the column ``label``.
+    """Embed the texts in the column ``sentence`` with the teacher and add the result as the column ``label``.
 
     A translation has the same target as its sentence, so that both move towards the teacher's embedding of the sentence
     (Reimers and Gurevych, 2020, https://arxiv.org/abs/2004.09813). The embeddings are stored in the datasets cache under a hash of
@@ -31,14 +31,14 @@ def add_targets(dataset: Dataset, teacher: str, width: int | None, **loading_opt
         dataset: Rows with a text ``sentence``.
         teacher: A model's name on the Hub, or its folder.
         width: Width of the student's embeddings; None if only similarities are distilled, because the teacher may then have
-            another width.
+            a different width.
         **loading_options: ``trust_remote_code`` and ``allow_pickle`` of :func:`load_model`.
 
     Returns:
         The rows with ``label``, lists of float32 numbers.
 
     Raises:
-        RunError: The teacher cannot be loaded, its embeddings have another width, or they are not finite.
+        RunError: The teacher cannot be loaded, its embeddings have a different width, or they are not finite.
     """
     import numpy as np
     from datasets import Features, List, Value, config
@@ -52,7 +52,7 @@ def add_targets(dataset: Dataset, teacher: str, width: int | None, **loading_opt
     model = None if _is_complete(path, len(dataset)) else pack(load_model(teacher, identity, **loading_options).eval())
     if model is not None and width is not None and model.get_embedding_dimension() != width:
         raise RunError(
-            f"the teacher {teacher} has {model.get_embedding_dimension()} dimensions and the model {width}: distill needs equal widths, unless its 'target' is similarities"
+            f"the teacher {teacher} has width {model.get_embedding_dimension()}, and the model has width {width}: distill needs equal widths, unless its 'target' is similarities"
         )
 
     def embed(batch: dict[str, list[str]]) -> dict[str, np.ndarray]:

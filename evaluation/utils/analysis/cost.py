@@ -18,22 +18,23 @@ FEW_TEXTS = 4  # texts encoded first; if these are slow, only they are timed
 REPEATS = 5  # the largest number of repetitions; the median is reported
 SECONDS = 0.3  # limit after which a measurement is not repeated
 VECTORS = 20_000  # vectors searched; fewer for a wide model
-NUMBERS = 2**24  # limit for all vectors together: 64 MiB
+NUMBERS = 2**24  # limit on the number of values in all vectors (64 MiB)
 NEIGHBOURS = 10
 
 
 @dataclass(frozen=True)
 class SearchTimes:
-    """Milliseconds to find a query's ten nearest among ``vectors`` vectors, one query at a time, by dimension and precision."""
+    """Milliseconds to find a query's ten nearest neighbours in a corpus of ``vectors`` vectors, one query at a time, by dimension
+    and precision."""
 
     vectors: int = 0
     ms: dict[tuple[int, str], float] = field(default_factory=dict)
 
 
 def encode_ms(model: SentenceTransformer, texts: Collection[str], batch_size: int) -> float | None:
-    """Measure the milliseconds to encode a text, in batches of at most ``batch_size``; None without texts.
+    """Measure the milliseconds to encode a text, in batches of at most ``batch_size``; None if there are no texts.
 
-    Takes less than a second, or twice the time to encode four texts.
+    Takes less than a second or twice the time to encode four texts, whichever is longer.
     """
     chosen = sorted(texts)
     chosen = chosen[:: max(1, len(chosen) // TEXTS)][:TEXTS]

@@ -1,7 +1,7 @@
 """Decides which model, dimension and precision to deploy for an acceptable loss, and computes the loss of each choice.
 
-Here and in ``recommendation.py``, a loss is a drop in score, compared with the full-width float32 embedding of the best model, on the
-mean over the test sets. It is not a training loss.
+Here and in ``recommendation.py``, a loss is a drop in score compared with the full-width float32 embedding of the best model: in the
+mean over the test sets or, in ``of_sets``, on each set. It is not a training loss.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ class Decision:
 
     Attributes:
         tolerance: The acceptable loss, from 0 to 1.
-        sets: The counted tasks and subsets: those on which some compared model scores 0.3 or more at full width.
+        sets: The tasks and subsets that count: those with an interval for every compared model, on which at least one of them
+            scores 0.3 or more at full width.
         too_low: The tasks and subsets that do not count, because every compared model scores below 0.3 there.
         best: The model whose full width scores highest; None if no set counts.
         model, option: The choice to deploy; None if no set counts.
@@ -91,7 +92,7 @@ def decide(analyses: Sequence[ModelAnalysis], max_loss: float) -> Decision:
     A baseline model gets options for comparison, but is never recommended.
 
     Args:
-        max_loss: The acceptable loss in points, hundredths of the score.
+        max_loss: The acceptable loss in points (hundredths of the score).
     """
     tolerance = max_loss / 100
     for analysis in analyses:
@@ -102,7 +103,7 @@ def decide(analyses: Sequence[ModelAnalysis], max_loss: float) -> Decision:
     too_low = [key for key in common if key not in sets]
     if not sets:
         return Decision(tolerance, too_low=too_low)
-    # sets are resampled jointly only if they have the same groups in all models; otherwise the scores would not be paired
+    # resample sets jointly only if all models group them in the same way; otherwise the scores would not be paired
     joint = all(analysis.shared == compared[0].shared for analysis in compared)
     best = max(compared, key=lambda analysis: analysis.mean(sets, analysis.width, joint=joint).value)
     for analysis in analyses:
@@ -125,7 +126,7 @@ def _full(analysis: ModelAnalysis, key: SetKey) -> Estimate:
 def _set_options(
     analysis: ModelAnalysis, best: ModelAnalysis, sets: list[SetKey], tolerance: float, models: int, joint: bool
 ) -> None:
-    """Set the options of a model, by precision and from the full width down, and the recommended one."""
+    """Set a model's options, ordered by precision and then from the full width down, and its recommended option."""
     pairs_of = {row.set_key: row.n for row in analysis.scored_rows}
     total = sum(pairs_of.get(key, 0) for key in sets)
     full, error = best.mean(sets, best.width, joint=joint), error_of_step(models)

@@ -44,6 +44,7 @@ class ModelAnalysis:
         encode_ms: Milliseconds to encode a text, if measured.
         options: The loss of each dimension and precision; ``recommended`` is the smallest whose loss is acceptable, if any.
             :func:`evaluation.utils.analysis.decision.decide` sets both.
+        corpus_sizes: The number of texts in each corpus of ``shortlists``.
         baselines, shortlists, errors, moved: Rows of the modules ``baselines``, ``shortlist`` and ``error_analysis``.
     """
 
@@ -60,6 +61,7 @@ class ModelAnalysis:
     recommended: Option | None = None
     baselines: list[dict[str, Any]] = field(default_factory=list)
     shortlists: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    corpus_sizes: dict[str, int] = field(default_factory=dict)
     errors: list[dict[str, Any]] = field(default_factory=list)
     moved: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
@@ -147,6 +149,7 @@ def analyse(
         for name, queries, corpus in corpora or _corpus_of_pairs(pairs):
             own = np.full(len(queries), -1) if corpora else _own_rows(queries, corpus)
             if len(corpus) > 20:
+                analysis.corpus_sizes[name] = len(corpus)
                 analysis.shortlists[name] = shortlist_rows(
                     queries[:MAX_QUERIES], corpus, own[:MAX_QUERIES], dims, calibration_embeddings, name
                 )

@@ -1,12 +1,14 @@
 """Published scores on STS17, STS22 and STS22.v2, and the rank of a score among them.
 
-``evaluation/published_results.csv`` holds the cosine Spearman correlation of 56 models on the Arabic and English subsets of
-STS17, STS22 and STS22.v2. The source ``mteb-results`` is https://github.com/embeddings-benchmark/results (CC0) at commit f4cc6c8,
-file ``results/<model with / as __>/<revision>/<task>.json``; ``model-card`` is the model's page on the Hugging Face Hub.
+``evaluation/published_results.csv`` holds cosine Spearman correlations of 56 models in all, on STS17 (ar-ar, en-ar, en-en) and on
+the Arabic subset of STS22 and STS22.v2. Not every model has a score on every subset. The source ``mteb-results`` is
+https://github.com/embeddings-benchmark/results (CC0) at commit f4cc6c8, file
+``results/<model with / as __>/<revision>/<task>.json``; ``model-card`` is the model's page on the Hugging Face Hub.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 
@@ -44,10 +46,16 @@ def rank_among_published(
     return ranks | {"of": len(others) + 1, "own": float(own.iloc[0]) if len(own) else float("nan")}
 
 
-def neighbours(task: str, subset: str, score: float, each_side: int = 3) -> pd.DataFrame:
-    """Return the nearest published scores above and below, the best one, and the score of GATE-AraBert-v1; best first."""
+def neighbours(task: str, subset: str, score: float, each_side: int = 3, exclude: Collection[str] = ()) -> pd.DataFrame:
+    """Return the nearest published scores above and below, the best one, and the score of GATE-AraBert-v1; best first.
+
+    Args:
+        each_side: The number of scores above, and below.
+        exclude: Names of models whose scores are not considered.
+    """
     table = published_results()
-    table = table[(table["task"] == task) & (table["subset"] == subset)].sort_values("cosine_spearman", ascending=False)
+    table = table[(table["task"] == task) & (table["subset"] == subset) & ~table["model"].isin(list(exclude))]
+    table = table.sort_values("cosine_spearman", ascending=False)
     place = int((table["cosine_spearman"] > score).sum())
     near = table.iloc[max(0, place - each_side) : place + each_side]
     known = table[table["model"].str.endswith("/GATE-AraBert-v1")]

@@ -24,7 +24,7 @@ def pair_names(pairs: PairSet) -> list[tuple[str, ...]]:
 
 
 def sets_that_share_pairs(pair_sets: Sequence[PairSet]) -> list[list[PairSet]]:
-    """Group the sets: two that share a pair are in the same group. Most groups are a single set."""
+    """Group the sets: two that share a pair, directly or through other sets, are in the same group. Most groups are a single set."""
     group_of_pair: dict[tuple[str, ...], int] = {}
     groups: dict[int, list[PairSet]] = {}
     for number, pair_set in enumerate(pair_sets):
@@ -40,11 +40,11 @@ def sets_that_share_pairs(pair_sets: Sequence[PairSet]) -> list[list[PairSet]]:
 def joint_bootstrap(
     group: Sequence[PairSet], statistic_of: Callable[[PairSet], Statistic], **options: int
 ) -> dict[SetKey, list[Estimate]]:
-    """Estimate each set of a group on resamples of the group's distinct pairs, so that all sets are paired.
+    """Estimate the statistic of each set in a group from the same resamples of the group's distinct pairs.
 
     Args:
         statistic_of: The statistic of a set, for :func:`evaluation.utils.scoring.statistics.bootstrap`.
-        **options: For the bootstrap.
+        **options: Passed to :func:`evaluation.utils.scoring.statistics.bootstrap`.
     """
     names = [pair_names(pair_set) for pair_set in group]
     item_of_name = {name: item for item, name in enumerate(dict.fromkeys(name for each in names for name in each))}
@@ -65,7 +65,7 @@ def mean_over_sets(estimates: Mapping[SetKey, Estimate], groups: Sequence[Sequen
 
     Args:
         estimates: The estimate of each set; those of a group have the same resamples.
-        groups: The sets in groups that are independent of each other.
+        groups: The keys of the sets, in mutually independent groups.
     """
     number = sum(map(len, groups))
     jackknives = [sum(centred(estimates[key].jackknife) for key in group) / number for group in groups]

@@ -34,12 +34,15 @@ def minus(text: str) -> str:
 
 def number(value: float | None, digits: int = 2) -> str:
     """Format a score × 100; a dash for NaN."""
-    return NO_VALUE if pd.isna(value) else f"{100 * value:.{digits}f}".replace("-", "−")
+    return NO_VALUE if pd.isna(value) else f"{100 * value:z.{digits}f}".replace("-", "−")
 
 
 def signed(value: float | None, digits: int = 2) -> str:
-    """Format a difference × 100, with its sign."""
-    return NO_VALUE if pd.isna(value) else f"{100 * value:+.{digits}f}".replace("-", "−")
+    """Format a difference × 100, with its sign. A difference that rounds to zero has none."""
+    if pd.isna(value):
+        return NO_VALUE
+    text = f"{100 * value:+z.{digits}f}".replace("-", "−")
+    return text if text.strip("+0.") else text.removeprefix("+")
 
 
 def p_text(p: float | None) -> str:
@@ -54,9 +57,9 @@ def score_cell(score: float, low: float = float("nan"), high: float = float("nan
     """Format as ``87.59 (84.0–90.1)``, with a ``*`` if the score is significantly below the one at full width."""
     if pd.isna(score):
         return ""
-    text = f"{100 * score:.2f}"
+    text = f"{100 * score:z.2f}"
     if pd.notna(low) and pd.notna(high):
-        text += f" ({100 * low:.1f}–{100 * high:.1f})" if low >= 0 else f" ({100 * low:.1f} to {100 * high:.1f})"
+        text += f" ({100 * low:z.1f}{'–' if low >= 0 else ' to '}{100 * high:z.1f})"
     return text + ("*" if pd.notna(p) and p < 0.05 else "")
 
 

@@ -165,11 +165,18 @@ def _provenance(analyses: list[ModelAnalysis], table: pd.DataFrame, calibration:
     revisions = dict(zip(table["task"], table["dataset_revision"], strict=True))
     return {
         "Command": command_line(),
-        "Models": "; ".join(f"{a.identity.name} at revision {a.identity.revision}" for a in analyses),
+        "Models": "; ".join(_model_version(a.identity) for a in analyses),
         "Data sets": "; ".join(f"{task} at {str(revision)[:12]}" for task, revision in revisions.items()),
-        "PCA and int8 ranges fitted on": calibration or "nothing (no baselines, quantised vectors or shortlists)",
+        "PCA and int8 ranges fitted on": calibration
+        or "nothing (so there are no PCA, random projections, quantised vectors or shortlists)",
         "Versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
     }
+
+
+def _model_version(identity: ModelIdentity) -> str:
+    if identity.source == identity.name:
+        return f"{identity.name} at revision {identity.revision}"
+    return f"{identity.name} (the folder {identity.source}) with content hash {identity.revision}"
 
 
 def _hardware(facts: dict[str, Any]) -> str:

@@ -40,7 +40,7 @@ def write_html(path: Path, title: str, subtitle: str, sections: list[Section]) -
 def write_report(
     output_dir: Path, title: str, subtitle: str, sections: list[Section], section_ids: Iterable[str] = ()
 ) -> None:
-    """Write ``report.html`` and ``report.md``, and the plots that ``report.md`` shows, under ``plots/``.
+    """Write ``report.html`` and ``report.md``, and under ``plots/`` the plots that ``report.md`` shows.
 
     Args:
         section_ids: The ids of all sections. An earlier report's plots of these sections are removed.
@@ -57,6 +57,6 @@ def write_report(
             write_atomically(output_dir / plot.file, standalone)
     write_html(output_dir / "report.html", title, subtitle, sections)
     markdown = render("report.md.j2", title=title, subtitle=subtitle, sections=sections)
-    # the template marks line ends with ↵, so that its own line breaks are free
+    # the template marks line ends with ↵, so that line breaks in the template itself have no effect
     text = "".join(line.strip() for line in markdown.splitlines()).replace("↵", "\n")
     write_atomically(output_dir / "report.md", text.strip() + "\n")

@@ -14,7 +14,7 @@ from evaluation.utils.report.formatting import NO_VALUE, items_of, join, number
 from evaluation.utils.report.material import Material
 from evaluation.utils.scoring.rows import set_name
 
-MAX_NAMES = 5  # test sets named in a sentence
+MAX_NAMES = 5  # the most test sets that a sentence names
 
 
 def build(material: Material) -> Section:
@@ -33,11 +33,6 @@ def build(material: Material) -> Section:
     if material.warning:
         section.paragraphs.append(material.warning)
     return section
-
-
-def points(value: float) -> str:
-    """Format a score or a drop in score in points; 1 point is 0.01."""
-    return number(value if abs(value) >= 0.00005 else 0.0)
 
 
 def _bytes(number_of: int) -> str:
@@ -67,21 +62,26 @@ def _sentence(material: Material) -> str:
             f"Deploy {name} at all {option.dim} dimensions in float32, {_bytes(option.bytes)} per vector. No smaller vector is "
             f"accepted, because the score may drop by more than {_tolerance(decision)} (--max_loss)."
         )
-    reference = (
-        f"all {best.width} dimensions" + (f" of {material.name(best)}" if model is not best else "") + " in float32"
-    )
     return (
-        f"Deploy {name} at {option.dim} dimensions in {option.precision}: {_bytes(option.bytes)} per vector instead of "
-        f"{bytes_per_vector(best.width, 'float32'):,}. {_lost(option.loss)}, compared with {reference}, which score "
-        f"{points(decision.full_score)} on {'average over ' if len(decision.sets) > 1 else ''}{_sets(decision)}. You accept a drop of {_tolerance(decision)} (--max_loss)."
+        f"Deploy {name} at {_option(option)}: {_bytes(option.bytes)} per vector instead of "
+        f"{bytes_per_vector(best.width, 'float32'):,}. {_lost(option.loss)}, compared with {_reference(material, model)}, which score "
+        f"{number(decision.full_score)} on {'average over ' if len(decision.sets) > 1 else ''}{_sets(decision)}. The accepted drop is {_tolerance(decision)} (--max_loss)."
     )
+
+
+def _reference(material: Material, model: ModelAnalysis) -> str:
+    """Return what a model's losses are measured against: the full width of the best model."""
+    best = material.decision.best
+    assert best is not None
+    of_best = "" if model is best else f" of {material.name(best)}"
+    return f"all {best.width} dimensions{of_best} in float32"
 
 
 def _lost(loss: Loss) -> str:
-    most = f"at most {points(max(0.0, loss.most))} with 95% confidence"
+    most = f"at most {number(max(0.0, loss.most))} with 95% confidence"
     if loss.value < 0.00005:
-        return f"It shows no measured drop ({most})"
-    return f"It loses {points(loss.value)} points ({most})"
+        return f"No drop was measured ({most})"
+    return f"It loses {number(loss.value)} points ({most})"
 
 
 def _sets(decision: Decision) -> str:
@@ -92,6 +92,8 @@ def _sets(decision: Decision) -> str:
 
 
 def _option(option: Option) -> str:
+    if option.precision == "binary":
+        return f"{option.dim} binary dimensions"
     return f"{option.dim} dimensions in {option.precision}"
 
 
@@ -105,21 +107,23 @@ def _why_not_smaller(material: Material) -> str:
     refused = [o for o in in_float32[:1] + quantised[:1] if o.loss.most > decision.tolerance]
     if not refused:
         return ""
-    return "Why not smaller? " + " ".join(f"{_refusal(o, decision.tolerance)}." for o in refused)
+    sentences = [_refusal(o, decision.tolerance) for o in refused]
+    return "Why not smaller? " + " ".join(f"{text[0].upper()}{text[1:]}." for text in sentences)
 
 
 def _refusal(option: Option, tolerance: float) -> str:
     loss = option.loss
-    text = f"{_option(option)} {'lose' if loss.value > 0 else 'show no measured drop'}"
     if loss.value > 0:
-        text += f" {points(loss.value)} points"
+        text = f"{_option(option)} lose {number(loss.value)} points"
+    else:
+        text = f"for {_option(option)}, no drop was measured"
     if loss.value > tolerance:
-        return f"{text}, more than you accept"
-    text += f", but a drop of {points(loss.most)} points cannot be ruled out"
+        return f"{text}, more than the accepted drop"
+    text += f", but a drop of {number(loss.most)} points cannot be ruled out"
     times = pairs_that_tell(1, loss.value, loss.most, tolerance)
-    return (
-        f"{text}: about {_rounded_up(times, digits=2):g} times as many pairs would settle it" if times < 1000 else text
-    )
+    if times >= 1000:
+        return text
+    return f"{text}: about {_rounded_up(times, digits=2):g} times as many pairs would be needed to tell"
 
 
 def _rounded_up(value: float, digits: int = 2) -> float:
@@ -145,13 +149,13 @@ def _single_set(loss: Loss, tolerance: float, items: str) -> str:
     if loss.most <= tolerance:
         return ""
     if loss.least > tolerance:
-        return f"the score drops by {points(loss.value)} points (at least {points(loss.least)}), more than you accept"
+        return f"the score drops by {number(loss.value)} points (at least {number(loss.least)}), more than the accepted drop"
     bound = loss.most if loss.value < tolerance else loss.least
     enough = pairs_that_tell(loss.n, loss.value, bound, tolerance)
     settled_by = f"; about {_rounded_up(enough):,.0f} {items} would be enough" if enough < 1e6 else ""
     return (
-        f"the score drops by {points(max(0.0, loss.value))} points, and {loss.n:,} {items} are too few to tell whether the true "
-        f"drop is more than you accept (it may be anywhere from {points(loss.least)} to {points(loss.most)}{settled_by})"
+        f"the score drops by {number(max(0.0, loss.value))} points, and {loss.n:,} {items} are too few to tell whether the true "
+        f"drop is more than the accepted one (it may be anywhere from {number(loss.least)} to {number(loss.most)}{settled_by})"
     )
 
 
@@ -161,9 +165,10 @@ def _others(material: Material) -> list[ModelAnalysis]:
 
 def _other_model(material: Material, model: ModelAnalysis) -> str:
     name, option, best = material.name(model), model.recommended, material.decision.best
-    against = "" if model is best or best is None else f", compared with {material.name(best)}"
     if option is None:
-        return f"No vector of {name} is accepted{against}: {_refusal(model.options[0], material.decision.tolerance)}."
+        refusal = _refusal(model.options[0], material.decision.tolerance)
+        return f"No vector of {name} is accepted: compared with {_reference(material, model)}, {refusal}."
+    against = "" if model is best else f", compared with {_reference(material, model)}"
     return (
         f"By the same rule, the smallest accepted vector of {name} has {_option(option)} ({_bytes(option.bytes)}). "
         f"{_lost(option.loss)}{against}."
@@ -184,7 +189,7 @@ def _not_counted(material: Material) -> list[str]:
         )
     if others and decision.sets:
         paragraphs.append(
-            f"Excluded from the mean, because there is no confidence interval or no score for some model: {join(others)}."
+            f"Excluded from the mean, because at least one model has no score or no confidence interval there: {join(others)}."
         )
     if decision.model is not None:
         has_int8 = [
@@ -240,8 +245,8 @@ def _table(material: Material) -> Table:
                     "yes" if option.accepted else "no" if option.tried else NO_VALUE,
                     f"{option.bytes:,}",
                     number(option.score),
-                    NO_VALUE if reference else points(option.loss.value),
-                    NO_VALUE if reference else points(option.loss.most),
+                    NO_VALUE if reference else number(option.loss.value),
+                    NO_VALUE if reference else number(option.loss.most),
                     _milliseconds(model.encode_ms),
                     _milliseconds(search.ms.get((option.dim, option.precision))),
                 ]
@@ -259,18 +264,18 @@ def _note(material: Material) -> str:
     decision, search = material.decision, material.search
     assert decision.best is not None
     text = (
-        "Accepted: dimensions are tried from the full width down, then int8 and binary at the smallest accepted dimension. Each "
-        f"sequence ends at the first vector whose score may drop by more than {_tolerance(decision)}; the vectors after it are not tried "
+        "Accepted: dimensions are tried from the full width down, then int8 and binary at the smallest accepted dimension. Each of "
+        f"these two sequences ends at the first vector whose score may drop by more than {_tolerance(decision)}; the vectors after it are not tried "
         "(–).\nBytes per vector: equal to megabytes per million vectors, without an index. Mean score: "
         f"{'the mean over ' if len(decision.sets) > 1 else 'the score on '}{_sets(decision)}. Drop: how many points the mean score is below "
-        f"that of all {decision.best.width} dimensions of {material.name(decision.best)} in float32. Upper bound of the drop: the true "
-        "drop is below it with 95% confidence. This confidence holds for the decision as a whole, not only for a single vector."
+        f"that of all {decision.best.width} dimensions of {material.name(decision.best)} in float32. Upper bound of the drop: each bound "
+        "has a confidence above 95%, so that the decision as a whole, over all dimensions, precisions and models, has 95%."
     )
     if search.vectors:
         text += (
-            f"\nTimes: short measurements on this machine ({material.hardware}), which other load can distort: compare them only roughly. "
+            f"\nTimes: short measurements on this machine ({material.hardware}), which other processes can distort: compare them only roughly. "
             f"Encoding takes the same time at every dimension. Search is exhaustive, over {search.vectors:,} random vectors, one query at a "
-            "time, in NumPy; int8 search is not timed, because NumPy has no fast int8 product."
+            "time, in NumPy; int8 search is not timed, because NumPy has no fast int8 dot product."
         )
     if any(option.precision != "float32" for model in material.models for option in model.options):
         text += (

@@ -51,8 +51,8 @@ def build(material: Material) -> Section | None:
         return None
     section.paragraphs.append(
         "Matryoshka training orders the dimensions, so that the first ones (prefix) can be used alone. The other methods "
-        f"need no such training: principal components (PCA, centred, fitted on {material.calibration}, not on the test sets), a random "
-        f"projection, and randomly chosen dimensions (means of {DRAWS} draws). In brackets: the score as a percentage of the full-width "
+        f"need no such training: principal components (PCA, centred, fitted on {material.calibration}, not on the test sets) "
+        f"and, each averaged over {DRAWS} draws, a random projection and randomly chosen dimensions. In brackets: the score as a percentage of the full-width "
         "embedding's score (kept, %)."
     )
     return section

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from evaluation.utils.report.content import Section, Table
+from evaluation.utils.report.formatting import signed
 from evaluation.utils.report.material import Material
 from evaluation.utils.scoring.rows import set_name
 
@@ -16,14 +17,15 @@ def build(material: Material) -> Section | None:
         if table.empty or model.baseline or len(model.dims) < 2:
             continue
         smallest = model.dims[-1]
-        columns = ["pairs", "n", *map(str, model.dims), f"change at {smallest}"]
+        columns = ["pairs", "n", *map(str, model.dims), f"change from {model.width} to {smallest}"]
         for (task, subset), of_set in table.groupby(["task", "subset"], sort=False):
             rows: list[list[str]] = []
-            for (_, value), of_group in of_set.groupby(["group", "value"], sort=False):
+            for (group, value), of_group in of_set.groupby(["group", "value"], sort=False):
                 error = dict(zip(of_group["dim"], of_group["error"], strict=True))
-                change = f"{error[smallest] - error[model.width]:+.1f}".replace("-", "−")
+                change = signed((error[smallest] - error[model.width]) / 100, 1)
                 errors = [f"{error[dim]:.1f}" for dim in model.dims]
-                rows.append([value, str(of_group["pairs"].iloc[0]), *errors, change])
+                name = f"gold {value}" if group == "score" else value
+                rows.append([name, f"{of_group['pairs'].iloc[0]:,}", *errors, change])
             section.tables.append(Table(columns, rows, f"{material.label(model)}, {set_name(task, subset)}"))
     if not section.tables:
         return None

@@ -22,6 +22,8 @@ def build(material: Material) -> Section | None:
             }
             if len(languages) >= 2 and all(languages.values()):
                 section.tables.append(_gaps(model, task, languages, f"{material.label(model)}, {task}"))
+    if any(row[0].startswith("gap, ") for table in section.tables for row in table.rows):
+        section.paragraphs.append("Gap: the difference between the scores of two subsets, with its 95% interval.")
     means = _language_means(material)
     if means.rows:
         section.tables.append(means)

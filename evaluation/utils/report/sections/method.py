@@ -17,11 +17,11 @@ def build(material: Material) -> Section:
             "each resample uses the same pairs or queries for both scores. p-values are two-sided and not corrected for the number of "
             "comparisons. An interval shows how much a score would vary with other pairs of the same kind; it says nothing about texts "
             "of another kind. In means over sets, a pair that occurs in several sets is resampled once for all of them. Sets without a "
-            "pair in common are treated as independent; if they are translations of the same sentences, the interval of their mean is "
+            "pair in common are treated as independent; if they are translations of the same sentences, the interval for their mean is "
             "therefore somewhat too narrow.",
             "The recommendation comes from non-inferiority tests in a fixed sequence. A vector is accepted only if the one-sided upper bound "
-            "of its drop in score is no larger than you accept (--max_loss). The 5% error rate is divided equally between dimensions and "
-            "precisions, and between the models compared. If a vector's score drops by more than you accept, the report recommends that "
+            "of its drop in score is no larger than the accepted drop (--max_loss). The 5% error rate is divided equally between dimensions and "
+            "precisions, and between the models compared. If a vector's score drops by more than that, the report recommends the "
             "vector in at most about 5% of cases.",
         ],
     )

@@ -14,11 +14,13 @@ def build(material: Material) -> Section | None:
     first, *others = material.models
     section = Section("Models compared")
     section.paragraphs.append(
-        f"Difference: the score minus the score of {material.label(first)} at the same dimension (or both at full width), on the "
-        "same pairs or queries."
+        f"Difference: the score minus the score of {material.label(first)} at the same dimension, on the same pairs or queries. If "
+        "the full widths of the models differ, they are compared with each other."
     )
     columns = ["set", "dimension", "score", "difference", "95% interval", "p"]
     for model in others:
+        compared = [row for row in model.scored_rows if row.diff_model is not None]
+        sets = list(dict.fromkeys(row.set_key for row in compared))
         rows = [
             [
                 set_name(*row.set_key),
@@ -28,8 +30,7 @@ def build(material: Material) -> Section | None:
                 interval(row.diff_model_low, row.diff_model_high),
                 p_text(row.p_model),
             ]
-            for row in model.scored_rows
-            if row.diff_model is not None
+            for row in sorted(compared, key=lambda row: (sets.index(row.set_key), -row.dim))
         ]
         if rows:
             section.tables.append(Table(columns, rows, material.label(model)))

@@ -54,9 +54,12 @@ def build(material: Material) -> Section | None:
 
 
 def _nearest(row: ScoreRow, label: str) -> Table:
-    """Return the published scores of :func:`neighbours` for a row's test set and score, with the row's own score among them."""
-    near = neighbours(row.task, row.subset, row.score)
-    scores = [(r.cosine_spearman, r.model, r.source) for r in near.itertuples() if r.model != row.model]
+    """Return the published scores of :func:`neighbours` for a row's test set and score, with the row's own score among them.
+
+    The published score of the row's own model is not among them: :func:`build` shows it next to the rank.
+    """
+    near = neighbours(row.task, row.subset, row.score, exclude=[row.model])
+    scores = [(r.cosine_spearman, r.model, r.source) for r in near.itertuples()]
     scores = sorted([*scores, (row.score, f"→ {label}, measured here", "this run")], reverse=True)
     return Table(
         ["model", "source", "score"],

@@ -20,20 +20,20 @@ def build(material: Material) -> Section:
     for (task, subset), panel in material.table.groupby(["task", "subset"], sort=False):
         name = set_name(task, subset)
         best_score = panel.loc[panel["dim"] == panel["dim"].max(), "score"].max()
-        near = neighbours(task, subset, best_score, each_side=1)
-        near = near[~near["model"].isin(set(panel["model"]))]
+        near = neighbours(task, subset, best_score, each_side=1, exclude=set(material.table["model"]))
         any_published = any_published or not near.empty
         section.plots.append(_plot(material, name, panel, near))
         section.tables.append(_table(material, name, panel, near))
     section.tables[-1].note = (
         "In brackets: the 95% interval, for tasks that have one (sentence "
-        "similarity, pair classification and retrieval). * significantly below the same model's full width (p < 0.05). "
+        "similarity, pair classification and retrieval). * significantly below the same model's full-width score (p < 0.05). "
         f"Kept: the score as a percentage of the full-width score; undefined where that score is below {100 * MIN_SCORE:.0f}."
     )
     if any_published:
         section.tables[-1].note += (
-            " Published: the best published score, the score of GATE-AraBert-v1, and the scores nearest to the best one measured here, "
-            "each at the width for which it was published. The plot shows those within its range as dotted lines."
+            " Published (in the first column, whatever the width of the model), without the models evaluated here: the best score, the "
+            "score of GATE-AraBert-v1, and the scores just above and just below the best measured score in that column. The plot shows "
+            "those within its range as dotted lines."
         )
     return section
 

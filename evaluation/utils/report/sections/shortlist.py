@@ -19,15 +19,16 @@ def build(material: Material) -> Section | None:
                 continue
             label = material.label(model)
             section.plots.append(Plot(f"{label}: recall of a shortlist", plots.shortlist_plot(label, shortlists)))
-            section.tables.append(_table(shortlists, model.dims, f"{label}: recall, %, on {corpus_name}"))
+            caption = f"{label}: recall, %, on {corpus_name} ({model.corpus_sizes[corpus_name]:,} texts)"
+            section.tables.append(_table(shortlists, model.dims, caption))
     if not section.tables:
         return None
     section.paragraphs.append(
-        f"Search with the first dimensions (or their signs), then rescore the best k with the full vectors. Recall is the share of "
-        f"the full search's {TOP} nearest texts that the shortlist contains. GB read: the data that one query reads from an index of a million vectors in an "
-        "exhaustive search (all short vectors, then the full vectors of the largest shortlist). Reduction: the data that a full search "
-        "reads, divided by GB read. "
-        "Recall falls as the corpus grows: measure it on your own data with a retrieval task."
+        "Search with the first dimensions (or their signs), then rescore the best k, the shortlist, with the full vectors. Recall is the "
+        f"share of the full search's {TOP} nearest texts that the shortlist contains. GB read: the data that one query reads from an "
+        "index of a million vectors in an exhaustive search (all short vectors, then the full vectors of the largest shortlist). "
+        "Reduction: the data that a full search reads, divided by GB read. Recall falls as the corpus grows beyond the size stated above "
+        "each table: measure it on your own data with a retrieval task."
     )
     return section
 
