@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-    """The help text, the allowed values and the lower bound of a key.
+    """The help text, the allowed values and the bounds of a key.
 
     ``path`` marks a value that is or may be a path; :func:`resolve_path` is the only function that resolves it.
     """
@@ -28,6 +28,7 @@ class Key:
     help: str
     choices: tuple[str, ...] | None = None
     minimum: float | None = None
+    maximum: float | None = None
     above: float | None = None
     path: bool = False
 
@@ -114,6 +115,8 @@ def check_value(where: str, value: Any, hint: Any, key: Key | None = None) -> An
             )
         if key.minimum is not None and value < key.minimum:
             raise UsageError(f"{where} must be at least {key.minimum:g}, not {value:g}")
+        if key.maximum is not None and value > key.maximum:
+            raise UsageError(f"{where} must be at most {key.maximum}, not {value}")
         if key.above is not None and value <= key.above:
             raise UsageError(f"{where} must be above {key.above:g}, not {value:g}")
         if key.path:

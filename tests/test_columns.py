@@ -42,6 +42,34 @@ def test_a_column_negative_comes_before_the_numbered_ones(tmp_path, hub):
     assert found[0] == {"anchor": "a0", "positive": "p0", "negative_1": "n0", "negative_2": "m0"}
 
 
+def test_capitals_in_the_names_of_negatives_do_not_matter(tmp_path, hub):
+    rows = [{"Anchor": f"a{i}", "Positive": f"p{i}", "Negative_2": f"m{i}", "Negative_1": f"n{i}"} for i in range(2)]
+    assert load(tmp_path, rows)[0] == {"anchor": "a0", "positive": "p0", "negative_1": "n0", "negative_2": "m0"}
+
+
+def test_hard_negatives_are_negatives(tmp_path, hub):
+    found = load(tmp_path, [pair(i, hard_negatives=[f"n{i}", f"m{i}"]) for i in range(2)])
+    assert found[0] == {"anchor": "a0", "positive": "p0", "negative_1": "n0", "negative_2": "m0"}
+
+
+@pytest.mark.parametrize("cells", [('["a b", "c"]', "[]"), ("['a b', 'c']", "['d']")], ids=["JSON", "Python"])
+def test_lists_written_as_text_are_refused(tmp_path, hub, cells):
+    with pytest.raises(RunError, match="column 'negative' holds lists written as text.*JSONL or Parquet"):
+        load(tmp_path, [pair(i, negatives=cell) for i, cell in enumerate(cells)])
+    found = load(tmp_path, [pair(0, negative="[sic] a [b]"), pair(1, negative="[1]")])  # brackets alone make no list
+    assert found["negative"][:] == ["[sic] a [b]", "[1]"]
+
+
+def test_a_negative_that_is_its_own_positive_is_counted(tmp_path, hub, caplog):
+    rows = [
+        pair(0, negative_1="p0", negative_2="x"),
+        pair(1, negative_1="x", negative_2="a1"),
+        pair(2, negative_1="x", negative_2="p0"),
+    ]
+    load(tmp_path, rows)
+    assert "in 2 of 3 rows, a negative is also the anchor or the positive of its row" in caplog.text
+
+
 @pytest.mark.parametrize("absent", [None, "", " "])
 def test_negatives_that_a_row_lacks_are_empty_and_last(tmp_path, hub, absent):
     rows = [

@@ -141,6 +141,7 @@ def test_byte_order_mark(write):
         (["model", "another"], "unexpected argument 'another'"),
         (["--language", "fr"], "--language … en, ar … 'fr'"),
         (["--seed", "1.5"], "--seed … integer … '1.5'"),
+        (["--seed", "4294967296"], "--seed must be at most 4294967295, not 4294967296"),
         (["--seed", "-1"], "--seed … 0 … -1"),
         (["--learning_rate", "0"], "--learning_rate … above 0"),
         (["--learning_rate", "nan"], "--learning_rate … number"),

@@ -84,6 +84,26 @@ def test_a_prompt_of_negatives_is_that_of_each_of_them():
     assert given == {"negative_1": "d: ", "negative_2": "d: "}
 
 
+def test_the_prompt_of_documents_is_that_of_the_positives():
+    """The second sentence of a graded pair is no document, whatever its prompt."""
+    datasets = {"pairs": dataset("anchor", "positive", "negative"), "graded": dataset("sentence1", "sentence2")}
+    prompts = {"anchor": "q: ", "positive": "d: ", "negative": "d: ", "sentence1": "q: ", "sentence2": "q: "}
+    for order in (("pairs", "graded"), ("graded", "pairs")):
+        _, kept, default = chosen(prompts, {name: datasets[name] for name in order})
+        assert (kept, default) == ({"query": "q: ", "document": "d: "}, "query")
+
+
+def test_prompts_that_the_model_does_not_keep_are_named(caplog):
+    two = {"first": dataset("anchor", "positive"), "second": dataset("anchor", "positive")}
+    _, kept, _ = chosen({"first": {"anchor": "q: ", "positive": "d: "}, "second": {"anchor": "q: "}}, two)
+    assert kept == {"query": "q: ", "document": ""} and "first 'd: ', second ''" in caplog.text
+    chosen({"first": {"anchor": "q: ", "positive": "e: "}, "second": "s: "}, two)
+    assert "does not store the prompts of documents: first 'e: '" in caplog.text
+    stored = {"query": "q: ", "passage": "p: "}
+    chosen(None, two, static_model(prompts=stored, default_prompt_name="query"))
+    assert "not with its prompt for documents, 'p: '" in caplog.text
+
+
 def test_data_sets_may_have_prompts_of_their_own():
     datasets = {"pairs": dataset("anchor", "positive"), "scored": dataset("sentence1", "sentence2")}
     given, kept, default = chosen({"pairs": {"anchor": "q: "}, "scored": "s: "}, datasets)

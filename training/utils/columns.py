@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import logging
 import math
 import re
@@ -20,10 +21,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-NUMBERED = re.compile(r"negative_?(\d+)")
+NUMBERED = re.compile(r"negative_?(\d+)", re.IGNORECASE)
 LABELS = ("label", "labels")
 # other names of columns that hold lists of positives or negatives
-POSITIVES, NEGATIVES = ("positives", "pos"), ("negatives", "neg")
+POSITIVES, NEGATIVES = ("positives", "pos"), ("negatives", "neg", "hard_negatives", "hard_negative")
 SCORES = ("score", "scores", "similarity")
 ADVICE = "; correct the row, or add --drop_unusable_rows to remove such rows"
 
@@ -83,7 +84,7 @@ def select_columns(where: str, dataset: Dataset, entry: DatasetEntry) -> tuple[D
     if loss.contrastive:
         roles["positive"] = (*roles["positive"], *POSITIVES)
         roles["negative"] = (*roles["negative"], *NEGATIVES)
-        numbered = {name: int(match[1]) for name in dataset.column_names if (match := NUMBERED.fullmatch(name))}
+        numbered = {name.lower(): int(match[1]) for name in dataset.column_names if (match := NUMBERED.fullmatch(name))}
         numbered |= {role: int(match[1]) for role in entry.columns or () if (match := NUMBERED.fullmatch(role))}
         roles |= {name: () for name in sorted(numbered, key=numbered.__getitem__)} | {"label": LABELS[1:]}
         optional |= {*numbered, "label"}
@@ -123,8 +124,12 @@ def expand(where: str, dataset: Dataset, unused: list[str], refuse: bool) -> Dat
         refuse: Whether an empty text in a list is an error; otherwise it is removed.
 
     Raises:
-        RunError: A label is neither 0 nor 1, no label is 1, nothing shows which texts of a list are positive, or a text is empty.
+        RunError: A label is neither 0 nor 1, no label is 1, nothing shows which texts of a list are positive, a text is empty, or
+            lists are written as text.
     """
+    for name in dataset.column_names:
+        if name == "positive" or name.startswith("negative"):
+            _refuse_written_lists(where, dataset, name)
     lists = [name for name in dataset.column_names if _is_list(dataset, name)]
     labelled = "label" in lists
     if "label" in dataset.column_names and not labelled:
@@ -168,6 +173,38 @@ def expand(where: str, dataset: Dataset, unused: list[str], refuse: bool) -> Dat
         logger.info("%s: expanded from %d to %d rows, one for each positive", where, len(dataset), len(rows))
     table = {"anchor": [anchor for anchor, _, _ in rows], "positive": [positive for _, positive, _ in rows]}
     return _new(table, [against for _, _, against in rows])
+
+
+def _refuse_written_lists(where: str, dataset: Dataset, name: str) -> None:
+    """Raise :class:`RunError` if the cells of a text column are lists in the notation of JSON or Python, as in a CSV file."""
+    texts = [text.strip() for text in dataset[:20][name] if _is_text(text)]
+    if not texts or not all(text[0] == "[" and text[-1] == "]" for text in texts):
+        return
+    for text in texts:
+        try:
+            values = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            return
+        if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+            return
+    raise RunError(
+        f"{where}: column {name!r} holds lists written as text, such as {texts[0][:40]!r}; store the lists in a JSONL or Parquet "
+        "file, or each text in its own column (negative_1, negative_2, ...)"
+    )
+
+
+def warn_of_own_negatives(where: str, dataset: Dataset) -> None:
+    """Warn if a row's negative is also its anchor or its positive: the loss would push the text away from itself."""
+    negatives = [name for name in dataset.column_names if name.startswith("negative")]
+    columns = [dataset[name][:] for name in ("anchor", "positive", *negatives)]
+    count = sum(not {*texts[2:]}.isdisjoint(texts[:2]) for texts in zip(*columns, strict=True))
+    if count:
+        logger.warning(
+            "%s: in %d of %d rows, a negative is also the anchor or the positive of its row; remove such negatives",
+            where,
+            count,
+            len(dataset),
+        )
 
 
 def _is_text(value: Any) -> bool:

@@ -20,6 +20,7 @@ from training.utils.columns import (
     map_columns,
     scale_scores,
     select_columns,
+    warn_of_own_negatives,
 )
 from training.utils.options import LOSSES, SCORED, DatasetEntry
 
@@ -87,6 +88,7 @@ def load_training_data(
     dataset = drop_unusable(where, dataset, refuse)
     if LOSSES[entry.loss].contrastive:
         dataset = expand(where, dataset, unused, refuse)
+        warn_of_own_negatives(where, dataset)
         if not negative_columns(dataset.column_names) and (
             ignored := [name for name in unused if name in (*LABELS, *SCORES)]
         ):

@@ -254,7 +254,7 @@ class TrainingConfig(Config):
         Key("stop when the mean dev score has not improved for N evaluations in a row; off by default", minimum=1),
     ]
     save_total_limit: Annotated[int, Key("keep this many checkpoints", minimum=1)]
-    seed: Annotated[int, Key("random seed", minimum=0)]
+    seed: Annotated[int, Key("random seed", minimum=0, maximum=2**32 - 1)]
     report_to: Annotated[str, Key("experiment tracker to report to: none, all, tensorboard, wandb, ...")]
     push_to_hub: Annotated[bool, Key("upload the final model to the Hub")]
     hub_model_id: Annotated[

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from common.data_files import text_columns
 from common.errors import UsageError
 from common.keys import suggest
-from common.prompts import DOCUMENT, QUERY
+from common.prompts import DOCUMENT, DOCUMENT_PROMPTS, QUERY
 from training.utils.options import TrainingConfig
 
 if TYPE_CHECKING:
@@ -51,6 +51,14 @@ def _own_default(model: SentenceTransformer) -> str | None:
     if model.default_prompt_name is not None:
         prompt = model.prompts[model.default_prompt_name]
         logger.info("training with the model's default prompt: %r", prompt)
+        other = next((text for name in DOCUMENT_PROMPTS if (text := model.prompts.get(name))), prompt)
+        if other != prompt:
+            logger.warning(
+                "the model is trained with %r before every text, documents included, so not with its prompt for documents, %r; "
+                "set 'prompts' to train with both",
+                prompt,
+                other,
+            )
         return prompt or None
     if stored := {name: text for name, text in model.prompts.items() if text}:
         logger.info(
@@ -95,10 +103,13 @@ def _by_column(where: str, prompts: Any, columns: list[str], known: list[str]) -
 def _save(model: SentenceTransformer, by_dataset: dict[str, dict[str, str]], columns: dict[str, list[str]]) -> None:
     """Replace the model's prompts: the first column's becomes the query and default prompt, the second's the document prompt.
 
-    The model's other prompts are removed, because it is not trained with them. If the first columns of the data sets have
-    different prompts, each of these is stored under its data set's name, there is no default, and the other columns' prompts are
-    not stored.
+    Where some data sets have positives, only these are documents: the second sentence of a graded pair is none. The model's
+    other prompts are removed, because it is not trained with them. If the first columns of the data sets have different prompts,
+    each of these is stored under its data set's name, there is no default, and the other columns' prompts are not stored.
     """
+
+    def listed(prompts: dict[str, str]) -> str:
+        return ", ".join(f"{name} {text!r}" for name, text in prompts.items())
 
     def prompts_of_column(index: int) -> dict[str, str]:
         return {name: by_dataset[name].get(names[index], "") for name, names in columns.items() if len(names) > index}
@@ -106,6 +117,7 @@ def _save(model: SentenceTransformer, by_dataset: dict[str, dict[str, str]], col
     if lost := sorted(name for name, text in model.prompts.items() if text and name not in (QUERY, DOCUMENT)):
         logger.info("the trained model does not keep these prompts of the original model: %s", ", ".join(lost))
     queries, documents = prompts_of_column(0), prompts_of_column(1)
+    documents = {name: text for name, text in documents.items() if columns[name][1] == "positive"} or documents
     if len(set(queries.values())) > 1:
         model.prompts = {QUERY: "", DOCUMENT: ""} | queries
         model.default_prompt_name = None
@@ -113,9 +125,16 @@ def _save(model: SentenceTransformer, by_dataset: dict[str, dict[str, str]], col
             "the data sets have different prompts: the model stores each under its data set's name, without a default, "
             "so the dev scores use no prompt"
         )
+        if dropped := {name: text for name, text in documents.items() if text != queries[name]}:
+            logger.warning("the model does not store the prompts of documents: %s", listed(dropped))
         return
     query = next(iter(queries.values()))
     document = next(iter(documents.values())) if len(set(documents.values())) == 1 else ""
+    if len(set(documents.values())) > 1:
+        logger.warning(
+            "the documents of the data sets have different prompts, so the model stores none for documents: %s",
+            listed(documents),
+        )
     model.prompts = {QUERY: query, DOCUMENT: document}
     model.default_prompt_name = QUERY if query else None
     logger.info("training with prompts, which the model keeps: queries %r, documents %r", query, document)
