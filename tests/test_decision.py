@@ -279,6 +279,7 @@ def test_the_sentence_names_model_dimension_precision_bytes_and_loss():
         "Why not smaller? 128 dimensions in float32 lose 1.63 points, more than the accepted drop. 256 binary dimensions "
         "lose 0.60 points, but a drop of 1.40 points cannot be ruled out: about 4 times as many pairs would be needed to tell."
     )
+    assert "docs/deploying.md shows how to store int8 vectors and compare them." in section.paragraphs
     [table] = section.tables
     assert table.picked == {3} and table.rows[3][:4] == ["me/model", "256 int8", "yes", "256"]
     assert [row[2] for row in table.rows] == ["yes", "yes", "no", "yes", "no"]

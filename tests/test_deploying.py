@@ -27,7 +27,8 @@ def blocks(section: str) -> list[tuple[str, str]]:
 
 
 def test_every_block_of_code_is_run_by_a_test_below():
-    tested = ("sentence-transformers", "onnxruntime, without torch", "Two-stage search", "PostgreSQL with pgvector")
+    tested = ("sentence-transformers", "onnxruntime, without torch", "int8 and binary vectors", "Two-stage search",
+              "PostgreSQL with pgvector")  # fmt: skip
     assert sum(len(blocks(section)) for section in tested) == len(re.findall(r"^```\w+", PAGE, re.MULTILINE))
 
 
@@ -83,6 +84,16 @@ def test_onnxruntime(run_section, place, call):
     assert out == "(2, 256)\n"
     full = SentenceTransformer(str(place / "output/multilingual/final"), device="cpu").encode([QUERY])
     assert float((names["embed"]([QUERY])[0] * unit(full[0, :256])).sum()) > 0.99  # int8
+
+
+def test_int8_and_binary_vectors(run_section, place):
+    """They rank the sentences nearly as the float32 vectors do."""
+    names, _ = run_section("int8 and binary vectors")
+    embeddings = unit(names["embeddings"])
+    exact = embeddings @ embeddings[0]
+    assert names["int8"].nbytes == 256 * len(exact) and names["binary"].nbytes == 32 * len(exact)
+    np.testing.assert_allclose(names["similarities"][0].numpy(), exact, atol=0.02)
+    assert (names["distances"] == ((names["embeddings"] > 0) != (names["embeddings"][0] > 0)).sum(axis=1)).all()
 
 
 def nearest(place: Path, count: int) -> list[tuple[float, str]]:

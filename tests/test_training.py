@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
@@ -44,8 +45,6 @@ def assert_card_has_the_scores(final: Path, record: dict) -> None:
         if re.search(r"-\d+_spearman_cosine$", key):
             table[key] = score
     assert table
-    from huggingface_hub import ModelCard
-
     results = ModelCard(card).data.eval_results
     found = {(r.dataset_name, r.metric_type): r.metric_value for r in results}
     for key, score in table.items():
@@ -246,6 +245,18 @@ def test_pairs_without_negatives_train_too(call, tmp_path, rows, tiny_model):
     done = call(NLI, tiny_model, "--train_data", data, "--dev_data", "none", *FAST, "--output_dir", tmp_path / "run")
     finished(done, tmp_path / "run")
     assert record_of(tmp_path / "run")["datasets"][str(data)]["columns"] == ["anchor", "positive"]
+    assert "the run has only 2 steps, and the learning rate is still rising from 0 in 1 of them" in done.err
+    assert ModelCard.load(tmp_path / "run/final/README.md").data.language is None  # nobody said which it is
+
+
+def test_a_default_dev_set_that_cannot_be_loaded_is_called_one(fails, hub, tmp_path, rows, tiny_model):
+    flags = ("--train_data", write(tmp_path / "mine.csv", rows), "--output_dir", tmp_path / "run", *FAST)
+    folder = hub.root / "datasets/sentence-transformers/stsb"
+    folder.rename(tmp_path / "aside")
+    try:
+        fails(1, "stsb … This is a dev set: to use your own, add --dev_data FILE, or none", NLI, tiny_model, *flags)
+    finally:
+        (tmp_path / "aside").rename(folder)
 
 
 def test_a_new_static_model(warm, tmp_path, rows):

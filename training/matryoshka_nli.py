@@ -74,7 +74,8 @@ def main(argv: list[str] | None = None) -> None:
 
     # 3. The model, packed so that it does not process padding
     model = load_base_model(config, train_dataset)
-    model.model_card_data.language = [config.language]
+    if config.train_data is None or config.is_set("language"):  # otherwise the language of the data is not known
+        model.model_card_data.language = [config.language]
     precision = choose_precision(config.precision, model)
     pack(model, train_dtype=precision)
 

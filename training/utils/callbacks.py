@@ -28,12 +28,28 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+FEW_STEPS = 10
+
 
 class Progress(ProgressCallback):
     """A progress bar on standard error. The reports go to the log."""
 
     def on_log(self, *args: Any, **kwargs: Any) -> None:
         pass
+
+
+class FewSteps(TrainerCallback):
+    """Warns if a run has so few steps that it can hardly change the model."""
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.max_steps < FEW_STEPS and state.is_world_process_zero:
+            logger.warning(
+                "the run has only %d step%s, and the learning rate is still rising from 0 in %d of them: use a smaller "
+                "--per_device_train_batch_size or a larger --num_train_epochs",
+                state.max_steps,
+                "s" * (state.max_steps != 1),
+                min(args.get_warmup_steps(state.max_steps), state.max_steps),
+            )
 
 
 class LossReport(TrainerCallback):

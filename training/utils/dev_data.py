@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Sets = dict[str, dict[str, list[Any]]]
+LANGUAGES = {"en": "English", "ar": "Arabic"}
 
 
 def load_development_data(config: TrainingConfig, language: str) -> tuple[Sets, Sets, dict[str, Any]]:
@@ -49,7 +50,16 @@ def load_development_data(config: TrainingConfig, language: str) -> tuple[Sets, 
         specs[name] = entry
     if "none" in named and specs:
         raise UsageError("--dev_data: 'none' cannot be combined with other sets")
-    dev, test = load_dev_sets(named, language) if named or not specs else ({}, {})
+    if "auto" in named:
+        logger.info(
+            "the dev set is STS-B in %s; to choose the checkpoint on other data, set --dev_data", LANGUAGES[language]
+        )
+    try:
+        dev, test = load_dev_sets(named, language) if named or not specs else ({}, {})
+    except RunError as error:
+        if not isinstance(error, UsageError) and not config.is_set("dev_data"):
+            raise RunError(f"{error}. This is a dev set: to use your own, add --dev_data FILE, or none") from None
+        raise
     for name, entry in specs.items():
         if name in dev:
             raise UsageError(f"--dev_data: two sets have the name {name!r}: list each set once, or rename one")

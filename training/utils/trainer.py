@@ -22,6 +22,7 @@ from evaluation.utils.dev_evaluator import PRIMARY_METRIC, MatryoshkaEvaluator
 from training.utils.callbacks import (
     DevReport,
     EarlyStopping,
+    FewSteps,
     FiniteCheck,
     LossReport,
     Progress,
@@ -106,6 +107,7 @@ class MatryoshkaTrainer(SentenceTransformerTrainer):
         self.remove_callback(ProgressCallback)
         if not self.args.disable_tqdm:
             self.add_callback(Progress)
+        self.add_callback(FewSteps)
         self.add_callback(ResumedState(self))
         self.add_callback(self.loss_report)
         self.add_callback(DevReport(self.evaluator))

@@ -27,6 +27,10 @@ def build(material: Material) -> Section:
         section.paragraphs.append(_sentence(material))
         section.paragraphs += [text for text in (_why_not_smaller(material), _single_sets(material)) if text]
         section.paragraphs += [_other_model(material, model) for model in _others(material)]
+        if decision.option.precision != "float32":
+            section.paragraphs.append(
+                f"docs/deploying.md shows how to store {decision.option.precision} vectors and compare them."
+            )
         section.plots.append(_plot(material))
         section.tables.append(_table(material))
     section.paragraphs += _not_counted(material)
