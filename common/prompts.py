@@ -24,6 +24,11 @@ def set_prompts(model: SentenceTransformer, prompts: str | dict[str, str]) -> No
         model.prompts, model.default_prompt_name = {QUERY: "", DOCUMENT: ""} | prompts, None
 
 
+def document_prompt(model: SentenceTransformer) -> str | None:
+    """Return the prompt that a model stores for documents, or None if it has none."""
+    return next((text for name in DOCUMENT_PROMPTS if (text := model.prompts.get(name))), None)
+
+
 def prompt_name(prompts: dict[str, str | None] | None, task: str, task_type: str, role: str | None) -> str | None:
     """Return the name of the prompt that mteb chooses for a task, or None if no prompt applies.
 

@@ -48,16 +48,17 @@ def test_capitals_in_the_names_of_negatives_do_not_matter(tmp_path, hub):
 
 
 def test_hard_negatives_are_negatives(tmp_path, hub):
-    found = load(tmp_path, [pair(i, hard_negatives=[f"n{i}", f"m{i}"]) for i in range(2)])
-    assert found[0] == {"anchor": "a0", "positive": "p0", "negative_1": "n0", "negative_2": "m0"}
+    dataset = load(tmp_path, [pair(i, hard_negatives=[f"n{i}", f"m{i}"]) for i in range(2)])
+    assert dataset[0] == {"anchor": "a0", "positive": "p0", "negative_1": "n0", "negative_2": "m0"}
 
 
 @pytest.mark.parametrize("cells", [('["a b", "c"]', "[]"), ("['a b', 'c']", "['d']")], ids=["JSON", "Python"])
 def test_lists_written_as_text_are_refused(tmp_path, hub, cells):
     with pytest.raises(RunError, match="column 'negative' holds lists written as text.*JSONL or Parquet"):
         load(tmp_path, [pair(i, negatives=cell) for i, cell in enumerate(cells)])
-    found = load(tmp_path, [pair(0, negative="[sic] a [b]"), pair(1, negative="[1]")])  # brackets alone make no list
-    assert found["negative"][:] == ["[sic] a [b]", "[1]"]
+    # text in brackets is not necessarily a list of texts
+    dataset = load(tmp_path, [pair(0, negative="[sic] a [b]"), pair(1, negative="[1]")])
+    assert dataset["negative"][:] == ["[sic] a [b]", "[1]"]
 
 
 def test_a_negative_that_is_its_own_positive_is_counted(tmp_path, hub, caplog):

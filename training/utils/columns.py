@@ -14,6 +14,7 @@ import numpy as np
 from common.data_files import find_blank, number
 from common.errors import RunError, UsageError
 from common.formats import is_list_type
+from training.utils.batches import negative_columns
 from training.utils.options import LOSSES, DatasetEntry
 
 if TYPE_CHECKING:
@@ -127,9 +128,9 @@ def expand(where: str, dataset: Dataset, unused: list[str], refuse: bool) -> Dat
         RunError: A label is neither 0 nor 1, no label is 1, nothing shows which texts of a list are positive, a text is empty, or
             lists are written as text.
     """
-    for name in dataset.column_names:
-        if name == "positive" or name.startswith("negative"):
-            _refuse_written_lists(where, dataset, name)
+    negatives = [name for name in dataset.column_names if name.startswith("negative")]
+    for name in ("positive", *negatives):
+        _refuse_written_lists(where, dataset, name)
     lists = [name for name in dataset.column_names if _is_list(dataset, name)]
     labelled = "label" in lists
     if "label" in dataset.column_names and not labelled:
@@ -138,7 +139,6 @@ def expand(where: str, dataset: Dataset, unused: list[str], refuse: bool) -> Dat
         raise RunError(
             f"{where}: column 'positive' holds lists, but {sorted(unread)[0]!r} does not show which of their texts are positive: add a column 'labels' with a 1 or 0 for each text, or a column of negatives"
         )
-    negatives = [name for name in dataset.column_names if name.startswith("negative")]
     if not lists:
         return _join_negatives(where, dataset, negatives)
     rows: list[tuple[str, str, list[str]]] = []
@@ -195,8 +195,7 @@ def _refuse_written_lists(where: str, dataset: Dataset, name: str) -> None:
 
 def warn_of_own_negatives(where: str, dataset: Dataset) -> None:
     """Warn if a row's negative is also its anchor or its positive: the loss would push the text away from itself."""
-    negatives = [name for name in dataset.column_names if name.startswith("negative")]
-    columns = [dataset[name][:] for name in ("anchor", "positive", *negatives)]
+    columns = [dataset[name][:] for name in ("anchor", "positive", *negative_columns(dataset.column_names))]
     count = sum(not {*texts[2:]}.isdisjoint(texts[:2]) for texts in zip(*columns, strict=True))
     if count:
         logger.warning(

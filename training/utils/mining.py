@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from common.errors import RunError, writing
-from common.prompts import DOCUMENT, DOCUMENT_PROMPTS, QUERY
+from common.prompts import DOCUMENT, QUERY, document_prompt
 from training.utils.leaks import normalise
 from training.utils.mining_options import RANDOM, MiningConfig
 
@@ -68,7 +68,7 @@ def role_prompts(model: SentenceTransformer) -> dict[str, str]:
     """
     default = model.default_prompt_name
     query = model.prompts.get(QUERY) or model.prompts.get(default) or ""
-    document = next((model.prompts[name] for name in DOCUMENT_PROMPTS if model.prompts.get(name)), None)
+    document = document_prompt(model)
     if document is None and default != QUERY:
         document = model.prompts.get(default)
     return {QUERY: query, DOCUMENT: document or ""}

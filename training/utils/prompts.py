@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from common.data_files import text_columns
 from common.errors import UsageError
 from common.keys import suggest
-from common.prompts import DOCUMENT, DOCUMENT_PROMPTS, QUERY
+from common.prompts import DOCUMENT, QUERY, document_prompt
 from training.utils.options import TrainingConfig
 
 if TYPE_CHECKING:
@@ -51,13 +51,12 @@ def _own_default(model: SentenceTransformer) -> str | None:
     if model.default_prompt_name is not None:
         prompt = model.prompts[model.default_prompt_name]
         logger.info("training with the model's default prompt: %r", prompt)
-        other = next((text for name in DOCUMENT_PROMPTS if (text := model.prompts.get(name))), prompt)
-        if other != prompt:
+        if (unused := document_prompt(model)) not in (None, prompt):
             logger.warning(
                 "the model is trained with %r before every text, documents included, so not with its prompt for documents, %r; "
                 "set 'prompts' to train with both",
                 prompt,
-                other,
+                unused,
             )
         return prompt or None
     if stored := {name: text for name, text in model.prompts.items() if text}:
