@@ -4,9 +4,10 @@
     python benchmarks/train_throughput.py sentence-transformers/all-MiniLM-L6-v2 --epoch  # a full epoch
 
 The plain script is SentenceTransformerTrainer with the library's MatryoshkaLoss and its defaults (float32). The runs alternate, each
-in a new process. Rates exclude the first two steps; ratios compare runs of the same seed. After training, each model is scored
-on the STS-B test set at every dimension. --profile adds a table of where the time of a step goes, from one more step of each run under
-PyTorch's profiler. Writes throughput.json (with the time and loss of every step) and throughput.md to --output_dir.
+in a new process on a CPU, and one after the other in this process on a GPU. Rates exclude the first two steps; ratios compare runs of
+the same seed. After training, each model is scored on the STS-B test set at every dimension. --profile adds a table of where the time
+of a step goes, from one more step of each run under PyTorch's profiler. Writes throughput.json (with the time and loss of every step;
+on a GPU, the loss of every tenth) and throughput.md to --output_dir.
 """
 
 from __future__ import annotations
@@ -22,9 +23,13 @@ import statistics
 import tempfile
 import time
 from collections import Counter
+from typing import TYPE_CHECKING
 
 from benchmarks.skeleton import finish, make_parser, markdown_table, measure_in_new_process, start_record
 from common.errors import run
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 logger = logging.getLogger(__name__)
 
@@ -61,16 +66,33 @@ def matmul_ceiling(dtype, device: str, size: int = 2048) -> float:
     return statistics.median(rates)
 
 
-def profile_parts(events) -> dict[str, float]:
+def repeat(dataset: Dataset, rows: int) -> Dataset:
+    """Repeat a data set of texts to ``rows`` rows. Each repetition puts its number in front of the texts, so that no text repeats."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    from datasets import Dataset
+
+    table = dataset.with_format("arrow")[:]
+    copies = [table]
+    for number in range(1, -(-rows // len(dataset))):
+        columns = [pc.binary_join_element_wise(str(number), column, " ") for column in table.columns]
+        copies.append(pa.table(columns, names=table.column_names))
+    return Dataset(pa.concat_tables(copies)[:rows].combine_chunks())
+
+
+def profile_parts(events, on_gpu: bool = False) -> dict[str, float]:
     """Return the share of each of ``PARTS`` in the self time of a profile's operators, the largest first.
 
     Args:
         events: The ``key_averages()`` of a profile.
+        on_gpu: Count the time of the kernels that an operator launches on the GPU instead of its time on the CPU.
     """
     seconds: Counter[str] = Counter()
     for event in events:
+        if on_gpu and event.device_type.name != "CPU":
+            continue  # the kernels themselves, which their operators already count
         part = next((part for part, names in PARTS.items() if any(name in event.key for name in names)), "other")
-        seconds[part] += event.self_cpu_time_total
+        seconds[part] += event.self_device_time_total if on_gpu else event.self_cpu_time_total
     total = sum(seconds.values())
     return {part: round(value / total, 4) for part, value in seconds.most_common()}
 
@@ -95,14 +117,13 @@ def train_once(
         steps: Steps to time, after ``WARM_UP`` steps.
         batch_size: Triplets per step.
         mini_batch_size: Texts encoded at once under GradCache; None for no GradCache.
-        rows: Repeat the data to this number of rows; None for the data as it is.
+        rows: Repeat the data to this number of rows (see :func:`repeat`); None for the data as it is.
         epoch: Train for a full epoch instead of ``steps``.
         profile: Profile one more step; neither the rate nor the peak memory includes it.
     """
     import resource
 
     import torch
-    from datasets import concatenate_datasets
     from sentence_transformers import (
         SentenceTransformer,
         SentenceTransformerTrainer,
@@ -118,14 +139,20 @@ def train_once(
     from training.utils.losses import make_loss
     from training.utils.model_utils import choose_precision
     from training.utils.trainer import MatryoshkaTrainer
+    from training.utils.training_arguments import loader_arguments
 
     set_seed(seed)
     entry = NLI_TRIPLETS["en"]
     dataset = load_training_data(entry)
     if rows:
-        dataset = concatenate_datasets([dataset] * -(-rows // len(dataset))).select(range(rows))
+        dataset = repeat(dataset, rows)
     model = SentenceTransformer(model_name)
     device = model.device.type
+    on_gpu = device == "cuda"
+    if on_gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        torch.set_float32_matmul_precision("highest")  # an earlier run of this process may have set another
     dims = fit_dims("dims", [768, 512, 256, 128, 64], model.get_embedding_dimension(), explicit=False)
     common = {
         "output_dir": tempfile.mkdtemp(),
@@ -135,7 +162,7 @@ def train_once(
         "learning_rate": LEARNING_RATE,
         "warmup_steps": 0.1,
         "seed": seed,
-        "logging_steps": 1,
+        "logging_steps": 10 if on_gpu else 1,  # a GPU would wait for every loss that is logged
         "save_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,
@@ -152,15 +179,15 @@ def train_once(
         pack(model, train_dtype=precision)
         loss = make_loss(model, entry, dataset, dims, None, mini_batch_size)
         arguments = SentenceTransformerTrainingArguments(
-            **common, bf16=precision == torch.bfloat16, fp16=precision == torch.float16
+            **common, **loader_arguments(), bf16=precision == torch.bfloat16, fp16=precision == torch.float16
         )
         trainer_class = MatryoshkaTrainer
 
-    tokens: list[int] = []
+    tokens: list[torch.Tensor] = []  # of each step
     times: list[float] = []
 
     def peak_memory() -> float:
-        if device == "cuda":
+        if on_gpu:
             return torch.cuda.max_memory_allocated() / 2**30
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
@@ -171,6 +198,7 @@ def train_once(
         def on_step_begin(self, args, state, *_, **__):
             self.profiler = None
             if profile and state.global_step == steps + WARM_UP:
+                self.finish()
                 self.peak = peak_memory()
                 self.profiler = torch.profiler.profile()
                 self.profiler.start()
@@ -180,24 +208,32 @@ def train_once(
                 self.tick()
             else:
                 self.profiler.stop()
-                self.parts = profile_parts(self.profiler.key_averages())
+                self.parts = profile_parts(self.profiler.key_averages(), on_gpu)
+
+        def on_train_end(self, *_, **__):
+            if not profile:
+                self.finish()
+
+        def finish(self):
+            if on_gpu:
+                torch.cuda.synchronize()
+                times[-1] = time.perf_counter()
 
         def tick(self):
-            if device == "cuda":
+            if on_gpu and len(times) == WARM_UP:  # between steps, the CPU may run ahead of the GPU
                 torch.cuda.synchronize()
             times.append(time.perf_counter())
 
     clock = Clock()
 
     trainer = trainer_class(model=model, args=arguments, train_dataset=dataset, loss=loss, callbacks=[clock])
-    preprocess = trainer.data_collator.preprocess_fn
+    compute_loss = trainer.compute_loss
 
-    def counting(*args, **kwargs):
-        features = preprocess(*args, **kwargs)
-        tokens.append(int(features["attention_mask"].sum()))
-        return features
+    def counting(model, inputs, *args, **kwargs):
+        tokens.append(sum(value.sum() for key, value in inputs.items() if key.endswith("attention_mask")))
+        return compute_loss(model, inputs, *args, **kwargs)
 
-    trainer.data_collator.preprocess_fn = counting
+    trainer.compute_loss = counting
     start = time.perf_counter()
     trainer.train()
     done_steps = len(times) - 1
@@ -208,8 +244,7 @@ def train_once(
         for name, p in model.named_parameters()
         if p.ndim == 2 and "embedding" not in name and "pooler" not in name
     )
-    columns = len(dataset.column_names)
-    measured = [sum(tokens[i : i + columns]) for i in range(WARM_UP * columns, done_steps * columns, columns)]
+    measured = [int(of_step) for of_step in tokens[WARM_UP:done_steps]]
     operations = 6 * matrices * sum(measured)
     ceiling = matmul_ceiling(precision, device)
     _, test = load_dev_sets(["en"], "en")
@@ -244,7 +279,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--mini_batch_size", type=int, help="texts encoded at once under GradCache, in all but the plain runs"
     )
-    parser.add_argument("--rows", type=int, help="repeat the data to this number of rows")
+    parser.add_argument(
+        "--rows",
+        type=int,
+        help="repeat the data to this number of rows, with the number of the repetition before each text",
+    )
     parser.add_argument(
         "--seeds", type=int, nargs="+", default=[1, 2, 3], help="seeds, one run of each kind each (default: 1 2 3)"
     )
@@ -262,12 +301,16 @@ def main(argv: list[str] | None = None) -> None:
     if options.profile and options.epoch:
         parser.error("--profile and --epoch cannot be combined")
 
+    import torch
+
+    on_gpu = torch.cuda.is_available()
     record = start_record(__file__, options)
     shared = {k: v for k, v in vars(options).items() if k not in ("output_dir", "seeds", "runs")}
     results: list[dict] = []
     for seed in options.seeds:
         for kind in options.runs:
-            results.append(measure_in_new_process(train_once, kind=kind, seed=seed, **shared))
+            arguments = {"kind": kind, "seed": seed, **shared}
+            results.append(train_once(**arguments) if on_gpu else measure_in_new_process(train_once, **arguments))
             speed, memory = results[-1]["triplets_per_s"], results[-1]["peak_memory_gib"]
             logger.info("%s, seed %d: %.1f triplets/s, %.2f GiB", kind, seed, speed, memory)
             record.write(results=results)

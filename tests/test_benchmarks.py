@@ -124,3 +124,15 @@ def test_the_profile_of_a_step_adds_up_and_finds_the_matrix_products():
     shares = profile_parts(profile.key_averages())
     assert sum(shares.values()) == pytest.approx(1, abs=0.01)
     assert next(iter(shares)) == "matrix products" and 0 < shares["GELU, softmax, layer norm"] < 0.5
+
+
+def test_repeated_data_has_no_text_twice():
+    from datasets import Dataset
+
+    from benchmarks.train_throughput import repeat
+
+    dataset = Dataset.from_dict({"anchor": ["a", "b", "c"], "positive": ["d", "e", "f"]})
+    repeated = repeat(dataset, 8)
+    assert repeated["anchor"][:] == ["a", "b", "c", "1 a", "1 b", "1 c", "2 a", "2 b"]
+    assert repeated["positive"][:] == ["d", "e", "f", "1 d", "1 e", "1 f", "2 d", "2 e"]
+    assert repeat(dataset, 2)["anchor"][:] == ["a", "b"]

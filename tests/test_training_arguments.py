@@ -14,7 +14,7 @@ from common.config import load_config
 from common.errors import UsageError
 from tests.helpers import NLI, static_model, write
 from training.utils.options import MatryoshkaNLIConfig
-from training.utils.training_arguments import check_training_arguments
+from training.utils.training_arguments import check_training_arguments, loader_arguments
 
 
 @pytest.fixture(autouse=True)
@@ -103,3 +103,23 @@ def test_a_router_mapping_that_names_nothing_is_one_line(call, fails, tmp_path, 
     else:
         done = call(NLI, tmp_path / "m", *flags)
         assert done.code == 0, done.err
+
+
+@pytest.mark.parametrize(
+    ("gpu", "cores", "processes", "loaders"),
+    [
+        (False, 16, 1, 0),
+        (True, 16, 1, 8),
+        (True, 64, 1, 8),
+        (True, 64, 8, 4),
+        (True, 4, 1, 2),
+        (True, 1, 1, 1),
+        (True, 8, 8, 1),
+    ],
+)
+def test_each_gpu_gets_loaders_from_its_share_of_the_cores(gpu, cores, processes, loaders, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(cores)), raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    arguments = loader_arguments()
+    assert arguments == {"dataloader_num_workers": loaders, "dataloader_persistent_workers": gpu}

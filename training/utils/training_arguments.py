@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ from training.utils.options import TrainingConfig
 
 logger = logging.getLogger(__name__)
 
-GPU_LOADERS = 2  # processes that tokenise batches ahead of a GPU
+GPU_LOADERS = 8  # at most this many processes tokenise batches ahead of a GPU
 # our own keys that are not copied to the trainer: with the Hub keys, it would upload checkpoints during training
 NOT_FOR_TRAINER = {"output_dir", "resume_from_checkpoint", "push_to_hub", "hub_model_id", "hub_private_repo"}
 # arguments of the library that have no effect here, and why
@@ -85,6 +86,19 @@ def refusing(where: str) -> Iterator[None]:
         raise UsageError(f"{where}: {one_line(error)}") from error
 
 
+def loader_arguments() -> dict[str, Any]:
+    """Return the training arguments for the processes that tokenise the next batches.
+
+    A GPU would wait for the tokenizer, so each GPU gets half of its share of the cores, up to ``GPU_LOADERS``. On a CPU a step takes
+    a hundred times as long as tokenising the next batch, so no other process is needed.
+    """
+    if not torch.cuda.is_available():
+        return {"dataloader_num_workers": 0, "dataloader_persistent_workers": False}
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    loaders = cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) // 2
+    return {"dataloader_num_workers": max(1, min(GPU_LOADERS, loaders)), "dataloader_persistent_workers": True}
+
+
 def make_training_arguments(
     config: TrainingConfig, folder: Path, precision: torch.dtype, metric: str | None, **extra: Any
 ) -> SentenceTransformerTrainingArguments:
@@ -132,9 +146,7 @@ def make_training_arguments(
         "greater_is_better": True if metric else None,
         "use_cpu": not torch.cuda.is_available() and not torch.backends.mps.is_available(),
         "logging_nan_inf_filter": False,
-        # a GPU would wait for the tokenizer; on a CPU a step takes a hundred times as long as tokenising the next batch
-        "dataloader_num_workers": GPU_LOADERS if torch.cuda.is_available() else 0,
-        "dataloader_persistent_workers": torch.cuda.is_available(),
+        **loader_arguments(),
         "bf16": precision == torch.bfloat16,
         "fp16": precision == torch.float16,
         **extra,
