@@ -130,7 +130,7 @@ def agreement_text(lines: list[dict[str, Any]], rows: dict) -> str:
     text = table(["model", "seed", "dev mean", "reserved mean", "STS17 mean"], cells)
     reserved = " and ".join(f"`{path}`" for path, _, _ in RESERVED.values())
     text += "\nSpearman × 100, mean over sets and dimensions. "
-    text += f"No choices were based on the reserved sets, which are the validation splits of {reserved}.\n"
+    text += f"No choices about these recipes were based on the reserved sets, which are the validation splits of {reserved}.\n"
     if len(lines) > 3:
         for kind in ("dev", "reserved"):
             result = spearmanr([e[kind] for e in lines], [e["test"] for e in lines])

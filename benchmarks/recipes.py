@@ -284,8 +284,11 @@ def glance(rows: dict, scores: Scores) -> str:
     text += (
         f"\n{TASK}, Spearman × 100, 250 pairs per subset, {over_seeds(rows)}. ▲ ▼: significantly above or below the model named in "
         f"brackets (paired bootstrap over the pairs, p < 0.05). Kept: the mean at {DIMS[-1]} dimensions, as a percentage of the mean at "
-        f"{DIMS[0]}.\n"
+        f"{DIMS[0]}."
     )
+    if any(row[-1] == "–" for row in models):
+        text += f" –: a subset's score at {DIMS[0]} is at most {100 * LOWEST:g}."
+    text += "\n"
     if changes:
         text += "\n" + table(["change to the recipe", *columns], changes)
         text += "\nPoints gained or lost by each change (one seed, compared with the recipe's mean over its seeds). ▲ ▼: significant.\n"

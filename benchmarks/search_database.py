@@ -25,7 +25,7 @@ def search_database(
     nearest: dict[str, list[list[int]]],
     shortlist: int,
 ) -> list[Result]:
-    """Search with pgvector's HNSW index of all dimensions, and of the first 64 with rescoring.
+    """Search with two HNSW indexes of pgvector: one of all dimensions, and one of the first 64, whose shortlist is rescored.
 
     Raises:
         RunError: PostgreSQL does not start, or its packages are not installed.

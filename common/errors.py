@@ -39,8 +39,8 @@ class Stopped(KeyboardInterrupt):
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:
-    """Return the text of ``error`` on one line of at most ``limit`` characters, or its type if it has no text."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    """Return the text of ``error`` on one line of at most ``limit`` characters, without a final full stop, or its type if it has none."""
+    text = " ".join(str(error).split()).removesuffix(".") or type(error).__name__
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 

@@ -218,10 +218,22 @@ def _read_file(path: Path) -> Dataset:
         try:
             dataset = Dataset.from_list(rows) if rows else None
         except (pa.ArrowException, OverflowError) as error:
-            raise RunError(f"{path}: a column holds values of several types ({one_line(error, 120)})") from None
+            raise RunError(f"{path}: {_mixed_column(rows) or one_line(error, 160)}") from None
     if dataset is None or len(dataset) == 0:
         raise RunError(f"{path}: the file has no rows")
     return dataset
+
+
+def _mixed_column(rows: list[dict[str, Any]]) -> str | None:
+    """Name the first column that mixes types, and the first row whose value differs in type; None if no column does."""
+    kinds = {str: "text", bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
+    first: dict[str, str] = {}
+    for number, row in enumerate(rows, 1):
+        for column, value in row.items():
+            kind = kinds.get(type(value))
+            if kind is not None and first.setdefault(column, kind) != kind:
+                return f"column {column!r} holds {first[column]} and, in row {number}, {kind}: use one type in all rows"
+    return None
 
 
 @contextmanager
@@ -281,9 +293,14 @@ def _read_saved(path: Path) -> Dataset:
 
     if (path / "dataset_dict.json").is_file():
         splits = sorted(folder.name for folder in path.iterdir() if is_saved(folder))
-        if len(splits) != 1:
+        if not splits:
+            raise RunError(
+                f"{path}: the folder has dataset_dict.json but no splits: save the data set again with save_to_disk"
+            )
+        if len(splits) > 1:
+            example = "train" if "train" in splits else splits[0]
             raise UsageError(
-                f"{path}: the folder has the splits {', '.join(splits) or '(none)'}: use one of them, such as {path}/{'train' if 'train' in splits or not splits else splits[0]}"
+                f"{path}: the folder has the splits {', '.join(splits)}: use one of them, such as {path}/{example}"
             )
         path = path / splits[0]
     try:

@@ -16,6 +16,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 from common.errors import UsageError
 
 T = TypeVar("T")
+SUGGESTIONS = 3  # at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +69,21 @@ def describe(hint: Any) -> str:
 
 
 def suggest(name: str, known: typing.Iterable[str], prefix: str = "") -> str:
-    close = difflib.get_close_matches(name.replace("-", "_"), list(known), n=1, cutoff=0.6)
-    return f"; did you mean {prefix}{close[0]}?" if close else ""
+    """Return "; did you mean ...?" with the known names that are nearly ``name``, or that begin or end with its words."""
+    name, known = name.replace("-", "_"), sorted(known)
+
+    def is_part(part: str, whole: str) -> bool:
+        return bool(part) and (whole.endswith(f"_{part}") or whole.startswith(f"{part}_"))
+
+    def related(ending: str) -> list[str]:
+        stems = {other: other.rstrip(ending) for other in known}
+        stem = name.rstrip(ending)
+        found = [other for other in known if is_part(stem, stems[other]) or is_part(stems[other], stem)]
+        return found if len(found) <= SUGGESTIONS else []
+
+    found = difflib.get_close_matches(name, known, n=1, cutoff=0.85) or related("") or related("s")
+    found = found or difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"; did you mean {' or '.join(prefix + other for other in found)}?" if found else ""
 
 
 def check_value(where: str, value: Any, hint: Any, key: Key | None = None) -> Any:

@@ -143,7 +143,7 @@ CASES = {
     "infinite score": pairs("x.csv", THREE + "word1,word2,-inf\n", "row 4 … 'score' … finite … '-inf'"),
     "score of NaN": pairs("x.jsonl", jsonl(*GOOD_ROWS, GOOD_ROWS[0] | {"score": float("nan")}), "row 9 … 'score' … finite"),
     "score that is true": pairs("x.jsonl", jsonl(*[r | {"score": True} for r in GOOD_ROWS]), "row 1 … 'score' … True"),
-    "mixed types": pairs("x.jsonl", jsonl(*MIXED), "types"),
+    "mixed types": pairs("x.jsonl", jsonl(*MIXED), "column 'sentence1' holds text and, in row 2, a number"),
     "rows of other keys": pairs("x.jsonl", jsonl(GOOD_ROWS[0], {"sentence1": "a"}), "line 2 … key"),
     "row that is a list": pairs("x.jsonl", jsonl(GOOD_ROWS[0]) + "[1]\n", "line 2 … JSON object"),
     "lone surrogate": pairs("x.jsonl", SURROGATE, "line 1 … 'sentence1' … surrogate"),

@@ -264,6 +264,13 @@ def test_the_default_folder_is_named_after_the_model(trained, call, tmp_path, mo
     assert (tmp_path / "output/run-16/model.safetensors").exists()
 
 
+@pytest.mark.parametrize(("dim", "warns"), [("24", True), ("32", False), ("64", False)])
+def test_a_dimension_that_was_not_trained_is_exported_with_a_warning(dim, warns, trained, call, tmp_path):
+    done = call(EXPORT, trained, "--dim", dim, "--output_dir", tmp_path / "exported")
+    assert done.code == 0, done.err
+    assert ("the model was trained for 64, 32, 16 dimensions, not for 24: measure" in done.err) == warns
+
+
 def test_wrong_use_ends_in_one_line(trained, fails, tmp_path):
     fails(2, "MODEL is missing", EXPORT, "--dim", "8")
     fails(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -258,6 +260,23 @@ def test_a_baseline_is_held_against_the_model_and_never_recommended(call, static
     answered = [line for line in report.split("##")[1].splitlines() if line.startswith("**")]
     assert len(answered) == 1 and "local/model" in answered[0]
     assert ("all-MiniLM-L6-v2 (baseline)" in report) == (baseline != static)
+
+
+def test_the_report_says_which_methods_score_higher_than_the_prefix(call, static, tmp_path):
+    rows, model = pairs_of(), SentenceTransformer(str(static))
+    first, second = (
+        model.encode([row[side] for row in rows], convert_to_tensor=True) for side in ("sentence1", "sentence2")
+    )
+    similarities = torch.cosine_similarity(first, second).tolist()  # with these scores, the full width is perfect
+    data = write_pairs(tmp_path / "mine.jsonl", [row | {"score": s} for row, s in zip(rows, similarities, strict=True)])
+    texts = ROOT / "data/sample/nli_groups.jsonl"
+    result = call(*of(static, data, tmp_path / "out", "--calibration_data", texts))
+    assert result.code == 0, result.err
+    table = pd.read_csv(tmp_path / "out/baselines.csv").pivot(index="method", columns="dim", values="score")
+    higher = {method for method in table.index if table.loc[method, 8] > table.loc["prefix", 8]}
+    said = re.search(r"other methods score higher than the prefix \((.*?)\)", (tmp_path / "out/report.md").read_text())
+    assert higher == set(re.findall(r"([A-Za-z ]+?) at 8", said[1].replace("; ", ";")) if said else ())
+    assert higher  # the vectors of this model are random, so its prefix is no better than other dimensions
 
 
 def test_models_with_the_same_name_are_distinguished_in_the_record(call, static, tmp_path):

@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> None:
 
         onnx_export.require_packages()
 
-    from training.utils.export import dims_up_to, original_card_data, save_sentence_transformers
+    from training.utils.export import dims_up_to, original_card_data, save_sentence_transformers, warn_if_untrained
     from training.utils.export_card import export_card
 
     # 2. The model, its dimension, and graded pairs for measuring how much int8 lowers the score
@@ -55,6 +55,7 @@ def main(argv: list[str] | None = None) -> None:
     if dim > width:
         raise UsageError(f"--dim {dim} is above the model's width of {width}")
     folder = output_folder(config, identity.name, dim)
+    warn_if_untrained(model, dim)
     pairs = load_scored_pairs(config.data) if config.weights == INT8 else {}
 
     with folder_atomically(folder, "free some disk space and run the command again") as partial:

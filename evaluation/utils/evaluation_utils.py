@@ -164,6 +164,7 @@ def _evaluate_model(
 
         def embed_calibration() -> np.ndarray:
             texts = calibration_texts(config.calibration_data, scores.test_texts)
+            logger.info("for PCA and the int8 ranges: %d texts of %s", len(texts), config.calibration_data)
             return encode_like_tasks(store, texts, scorer.encoded_as())
 
         calibration = None if config.calibration_data is None else embed_calibration

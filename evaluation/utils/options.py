@@ -20,7 +20,8 @@ class EvalConfig(Config):
         list[str],
         Key(
             "subsets to score; a task that has none of them is scored on those of the default subsets that it has, or, if it has none of "
-            "these either, on all its subsets"
+            "these either, on all its subsets. The default applies only to tasks that are chosen by name: with --benchmark, --languages alone or "
+            "--data, all subsets are scored unless you set this"
         ),
     ]
     dims: Annotated[

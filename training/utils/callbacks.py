@@ -163,7 +163,7 @@ class ResumedState(TrainerCallback):
         if checkpoint is None:
             return
         self.trainer.resumed_at_step = state.global_step
-        state.compute_steps(args, state.max_steps)  # the intervals of logging, evaluation and saving may have changed
+        state.compute_steps(args, state.max_steps)  # logging_steps may have changed
         self._find_best(state, checkpoint.parent)
         self.trainer.load_loss_parameters(checkpoint)
         if (

@@ -85,6 +85,16 @@ def dims_up_to(model: SentenceTransformer, dim: int) -> list[int]:
     return sorted({dim, *(smaller for smaller in trained_for if smaller < dim)}, reverse=True) if trained_for else []
 
 
+def warn_if_untrained(model: SentenceTransformer, dim: int) -> None:
+    """Log a warning if ``dim`` is not one of the dimensions that the model was trained for."""
+    trained_for = get_matryoshka_dimensions(model)
+    if trained_for and dim not in (*trained_for, model.get_embedding_dimension()):
+        logger.warning(
+            "the model was trained for %s dimensions, not for %d: measure what %d costs with evaluation/evaluate_mteb.py --dims %d",
+            ", ".join(map(str, trained_for)), dim, dim, dim,
+        )  # fmt: skip
+
+
 def _cut_last(module: nn.Module, dim: int) -> nn.Module | None:
     """Return a copy of ``module`` that outputs only the first ``dim`` numbers, or None if it cannot be truncated."""
     from sentence_transformers.sentence_transformer.modules import Dense, StaticEmbedding

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# pairs of columns whose sentences have the same meaning
-SAME_MEANING = (("anchor", "positive"), ("sentence", "translation"))
+# pairs of columns whose sentences may be translations of each other
+MAY_BE_TRANSLATIONS = (("anchor", "positive"), ("sentence", "translation"))
 
 
 def load_base_model(config: TrainingConfig, *datasets: Dataset) -> SentenceTransformer:
@@ -66,9 +66,9 @@ def texts_of(datasets: Iterable[Dataset]) -> Iterator[str]:
 
 
 def _pairs(datasets: Iterable[Dataset]) -> Iterator[tuple[str, str]]:
-    """Yield every pair of sentences with the same meaning."""
+    """Yield every pair of sentences that may be translations of each other."""
     for dataset in datasets:
-        for first, second in SAME_MEANING:
+        for first, second in MAY_BE_TRANSLATIONS:
             if {first, second} <= set(dataset.column_names):
                 yield from zip(dataset[first], dataset[second], strict=True)
 

@@ -188,7 +188,7 @@ class TrainingConfig(Config):
     lora_r: Annotated[
         int,
         Key(
-            "rank of a LoRA adapter: only the adapter is trained and then merged into the model; 0 trains all weights",
+            "rank of a LoRA adapter: only the adapter is trained, and at the end it is merged into the model; 0 trains all weights",
             minimum=0,
         ),
     ]

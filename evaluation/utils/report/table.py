@@ -62,14 +62,14 @@ def write_table(path: Path, table: pd.DataFrame, warning: str = "") -> str:
         table: Rows of the summary; some may have no score.
 
     Returns:
-        The table, with the reasons for missing scores, but without the heading and the legend.
+        The table, with the reasons for missing scores and the legend, but without the heading.
     """
-    text = markdown_table(table) + "".join(f"\n{plain(line)}\n" for line in unscored_lines(table))
+    text = markdown_table(table) + "".join(f"\n{plain(line)}\n" for line in unscored_lines(table)) + f"\n{LEGEND}\n"
     scored = table[table["score"].notna()]
     heading = f"# {metric_name(scored)} × 100, by embedding dimension\n\n" + (
         f"{plain(warning)}\n\n" if warning else ""
     )
-    write_atomically(path, f"{heading}{text}\n{LEGEND}\n")
+    write_atomically(path, heading + text)
     return text
 
 

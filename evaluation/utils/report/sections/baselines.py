@@ -15,6 +15,7 @@ from evaluation.utils.scoring.rows import set_name
 
 def build(material: Material) -> Section | None:
     section = Section("Compared with other ways to reduce an embedding")
+    remarks = []
     for model in material.models:
         sets = [key for key in material.decision.sets if key in model.estimates]
         table = pd.DataFrame([row for row in model.baselines if (row["task"], row["subset"]) in sets])
@@ -24,6 +25,15 @@ def build(material: Material) -> Section | None:
         means = table.groupby(["method", "dim"], sort=False)["score"].mean()
         methods = list(dict.fromkeys(table["method"]))
         full = means["prefix", model.width]
+        higher = {
+            method: [dim for dim in model.dims if dim < model.width and means[method, dim] > means["prefix", dim]]
+            for method in methods
+        }
+        if any(higher.values()):
+            listed = "; ".join(f"{method} at {join(map(str, dims))}" for method, dims in higher.items() if dims)
+            remarks.append(
+                f"{label}: other methods score higher than the prefix ({listed}). Significance was not tested."
+            )
         rows = [
             [
                 method,
@@ -55,4 +65,5 @@ def build(material: Material) -> Section | None:
         f"and, each averaged over {DRAWS} draws, a random projection and randomly chosen dimensions. In brackets: the score as a percentage of the full-width "
         "embedding's score (kept, %)."
     )
+    section.paragraphs += remarks
     return section

@@ -14,8 +14,8 @@ def build(material: Material) -> Section | None:
     first, *others = material.models
     section = Section("Models compared")
     section.paragraphs.append(
-        f"Difference: the score minus the score of {material.label(first)} at the same dimension, on the same pairs or queries. If "
-        "the full widths of the models differ, they are compared with each other."
+        f"Difference: the score minus the score of {material.label(first)} at the same dimension, on the same pairs or queries. Full "
+        "width is compared with full width, even if the models' widths differ."
     )
     columns = ["set", "dimension", "score", "difference", "95% interval", "p"]
     for model in others:

@@ -31,7 +31,7 @@ def build(material: Material) -> Section:
     )
     if any_published:
         section.tables[-1].note += (
-            " Published (in the first column, whatever the width of the model), without the models evaluated here: the best score, the "
+            " Published (in the first column of scores, whatever the width of the model), without the models evaluated here: the best score, the "
             "score of GATE-AraBert-v1, and the scores just above and just below the best measured score in that column. The plot shows "
             "those within its range as dotted lines."
         )
