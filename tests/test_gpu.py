@@ -24,7 +24,7 @@ from tests.packed_models import (
 from training.utils.matryoshka_loss import MatryoshkaLoss
 from training.utils.model_utils import choose_precision
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that CUDA supports")
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
 NLI, STS = "training/matryoshka_nli.py", "evaluation/evaluate_sts.py"
 HALF = (torch.bfloat16, torch.float16)

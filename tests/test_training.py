@@ -254,7 +254,13 @@ def test_a_default_dev_set_that_cannot_be_loaded_is_called_one(fails, hub, tmp_p
     folder = hub.root / "datasets/sentence-transformers/stsb"
     folder.rename(tmp_path / "aside")
     try:
-        fails(1, "stsb … This is a dev set: to use your own, add --dev_data FILE, or none", NLI, tiny_model, *flags)
+        fails(
+            1,
+            "stsb … This is a dev set: use your own with --dev_data FILE, or do without with --dev_data none",
+            NLI,
+            tiny_model,
+            *flags,
+        )
     finally:
         (tmp_path / "aside").rename(folder)
 

@@ -20,8 +20,8 @@ class EvalConfig(Config):
         list[str],
         Key(
             "subsets to score; a task that has none of them is scored on those of the default subsets that it has, or, if it has none of "
-            "these either, on all its subsets. The default applies only to tasks that are chosen by name: with --benchmark, --languages alone or "
-            "--data, all subsets are scored unless you set this"
+            "these either, on all its subsets. The default applies only to tasks that are chosen by name: with --benchmark or --languages alone "
+            "(evaluate_mteb.py), or with --data (evaluate_sts.py), all subsets are scored unless you set this"
         ),
     ]
     dims: Annotated[
@@ -47,7 +47,7 @@ class EvalConfig(Config):
         str | dict[str, str] | None,
         Key(
             "prompt to put before each text, instead of the prompts stored in the model: a string, or a JSON object keyed by mteb task "
-            'name or type, such as {"STS": "query: "} (for retrieval: "query" and "document"; for --data: "STS")'
+            'name or type, such as {"STS": "query: "} (for retrieval: "query" and "document"; for evaluate_sts.py --data: "STS")'
         ),
     ]
     batch_size: Annotated[int, Key("texts in a forward pass", minimum=1)]

@@ -58,7 +58,9 @@ def load_development_data(config: TrainingConfig, language: str) -> tuple[Sets, 
         dev, test = load_dev_sets(named, language) if named or not specs else ({}, {})
     except RunError as error:
         if not isinstance(error, UsageError) and not config.is_set("dev_data"):
-            raise RunError(f"{error}. This is a dev set: to use your own, add --dev_data FILE, or none") from None
+            raise RunError(
+                f"{error}. This is a dev set: use your own with --dev_data FILE, or do without with --dev_data none"
+            ) from None
         raise
     for name, entry in specs.items():
         if name in dev:

@@ -373,7 +373,7 @@ class HybridConfig(TrainingConfig):
     multi_dataset_batch_sampler: Annotated[
         str,
         Key(
-            "how the data sets are mixed when none has a weight: proportional to their size, or round_robin",
+            "how the data sets take turns when none has a weight: proportional (in proportion to their sizes, until all are used up) or round_robin (one after another, until the smallest is used up)",
             choices=("proportional", "round_robin"),
         ),
     ] = "proportional"

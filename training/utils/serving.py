@@ -42,7 +42,7 @@ def get_matryoshka_dimensions(model: SentenceTransformer) -> list[int]:
 def set_matryoshka_dimensions(model: SentenceTransformer, dims: Sequence[int]) -> None:
     """Set the dimensions that ``config.json`` will state when the model is saved; none if ``dims`` is empty.
 
-    Static embeddings have no ``config.json``, and no server loads them.
+    Static embeddings have no ``config.json``, so nothing is set.
     """
     config = _transformer_config(model)
     if config is None:
