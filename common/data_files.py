@@ -103,12 +103,12 @@ def text_columns(dataset: Dataset) -> list[str]:
 
 def check_columns(where: str, dataset: Dataset, columns: list[str]) -> None:
     """Raise :class:`RunError` if a column is missing; the message lists the existing columns."""
+    existing = dataset.column_names
     for column in columns:
-        if column not in dataset.column_names:
-            found = dataset.column_names
-            # with fewer columns, the separator is likely wrong
-            advice = f": rename them to {', '.join(columns)}" if len(found) >= len(columns) else ""
-            raise RunError(f"{where}: no column {column!r}; the columns are {', '.join(found)}{advice}")
+        if column not in existing:
+            # a file with fewer columns probably has another separator
+            advice = f": rename them to {', '.join(columns)}" if len(existing) >= len(columns) else ""
+            raise RunError(f"{where}: no column {column!r}; the columns are {', '.join(existing)}{advice}")
 
 
 def number(where: str, row: int, column: str, value: Any) -> float:

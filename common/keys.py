@@ -69,21 +69,22 @@ def describe(hint: Any) -> str:
 
 
 def suggest(name: str, known: typing.Iterable[str], prefix: str = "") -> str:
-    """Return "; did you mean ...?" with the known names that are nearly ``name``, or that begin or end with its words."""
+    """Return "; did you mean ...?" with the known names that resemble ``name`` or share their first or last words with it."""
     name, known = name.replace("-", "_"), sorted(known)
 
-    def is_part(part: str, whole: str) -> bool:
-        return bool(part) and (whole.endswith(f"_{part}") or whole.startswith(f"{part}_"))
+    def close(cutoff: float) -> list[str]:
+        return difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
 
-    def related(ending: str) -> list[str]:
-        stems = {other: other.rstrip(ending) for other in known}
-        stem = name.rstrip(ending)
-        found = [other for other in known if is_part(stem, stems[other]) or is_part(stems[other], stem)]
-        return found if len(found) <= SUGGESTIONS else []
+    def with_shared_words(plural: str) -> list[str]:
+        names = [other for other in known if share_words(name.removesuffix(plural), other.removesuffix(plural))]
+        return names if len(names) <= SUGGESTIONS else []
 
-    found = difflib.get_close_matches(name, known, n=1, cutoff=0.85) or related("") or related("s")
-    found = found or difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"; did you mean {' or '.join(prefix + other for other in found)}?" if found else ""
+    def share_words(first: str, second: str) -> bool:
+        short, long = sorted((first, second), key=len)
+        return bool(short) and (long.endswith(f"_{short}") or long.startswith(f"{short}_"))
+
+    names = close(0.85) or with_shared_words("") or with_shared_words("s") or close(0.6)
+    return f"; did you mean {' or '.join(prefix + other for other in names)}?" if names else ""
 
 
 def check_value(where: str, value: Any, hint: Any, key: Key | None = None) -> Any:

@@ -7,14 +7,12 @@ import logging
 import pytest
 import torch
 from sentence_transformers.sentence_transformer import losses as st
-from sentence_transformers.util import batch_to_device
 
 from common.packing import jagged_attention, pack, packed_attention
 from tests.helpers import finished, read_summary, triplets, write
 from tests.loss_cases import CASES, DIMS, Embedded, classes, columns, gradients
 from tests.packed_models import (
     ARCHITECTURES,
-    COLUMNS,
     FALLS_BACK,
     TEXTS,
     assert_same_gradients,
@@ -46,13 +44,13 @@ def full_float32():
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_packed_values_and_gradients_are_those_of_the_padded_batch_on_a_cpu(build, name, caplog):
-    expected, wanted = loss_and_gradients(build(name), st.MatryoshkaLoss)
+    expected, expected_gradients = loss_and_gradients(build(name), st.MatryoshkaLoss)
     with caplog.at_level(logging.INFO, "common.packing"):
         packed = pack(build(name).to("cuda"))
     assert ("cannot be packed" in caplog.text) == (name in FALLS_BACK)
-    value, found = loss_and_gradients(packed, MatryoshkaLoss)
+    value, packed_gradients = loss_and_gradients(packed, MatryoshkaLoss)
     assert value == pytest.approx(expected, rel=1e-4)
-    assert_same_gradients(wanted, found)
+    assert_same_gradients(expected_gradients, packed_gradients)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -64,10 +62,10 @@ def test_embeddings_are_those_of_the_cpu(build, name):
 @pytest.mark.parametrize("dtype", HALF)
 @pytest.mark.parametrize("name", ["Bert", "ModernBert", "Qwen3", "EmbeddingGemma"])
 def test_training_in_half_precision_has_nearly_the_gradients_of_float32(build, name, dtype):
-    expected, wanted = loss_and_gradients(build(name), st.MatryoshkaLoss)
-    value, found = loss_and_gradients(pack(build(name).to("cuda"), train_dtype=dtype), MatryoshkaLoss)
+    expected, in_float32 = loss_and_gradients(build(name), st.MatryoshkaLoss)
+    value, in_half = loss_and_gradients(pack(build(name).to("cuda"), train_dtype=dtype), MatryoshkaLoss)
     assert value != expected and value == pytest.approx(expected, rel=0.02)
-    first, second = (torch.cat([one[key].flatten() for key in wanted]) for one in (wanted, found))
+    first, second = (torch.cat([one[key].flatten() for key in in_float32]) for one in (in_float32, in_half))
     assert torch.cosine_similarity(first, second, dim=0) > 0.99
 
 
@@ -91,8 +89,8 @@ def test_the_attention_kernel_gives_what_the_cpu_gives(causal, key_heads, dtype)
         return [tensor.detach().float().cpu() for tensor in (output, *(state.grad for state in inputs))]
 
     tolerance = 1e-4 if dtype == torch.float32 else 0.03
-    for found, expected in zip(run("cuda", dtype), run("cpu", torch.float32), strict=True):
-        torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max()))
+    for actual, expected in zip(run("cuda", dtype), run("cpu", torch.float32), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max()))
 
 
 def test_dropout_in_the_attention_kernel_keeps_the_mean():
@@ -108,8 +106,8 @@ def test_dropout_in_the_attention_kernel_keeps_the_mean():
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_gradients_of_the_losses(case, weight):
     on_gpu, on_cpu = (gradients(device, *case, weight) for device in ("cuda", "cpu"))
-    for found, expected in zip(on_gpu, on_cpu, strict=True):
-        torch.testing.assert_close(found.cpu(), expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+    for actual, expected in zip(on_gpu, on_cpu, strict=True):
+        torch.testing.assert_close(actual.cpu(), expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
 
 
 def test_gradients_of_a_classification_loss():
@@ -123,20 +121,18 @@ def test_gradients_of_a_classification_loss():
         loss(columns(device, 2), classes(device)).backward()
         results.append([parameter.grad.cpu().clone() for head in heads.values() for parameter in head.parameters()])
     assert results[0]
-    for found, expected in zip(*results, strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    for expected, actual in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_gradients_with_gradcache_are_those_of_the_whole_batch_on_a_cpu(build):
-    expected, wanted = loss_and_gradients(build("Bert"), st.MatryoshkaLoss)
-    model = pack(build("Bert").to("cuda")).train()
-    cached = st.CachedMultipleNegativesRankingLoss(model, mini_batch_size=2)
-    loss = MatryoshkaLoss(model, cached, [32, 16, 8])
-    features = [batch_to_device(model.preprocess(list(texts)), model.device) for texts in COLUMNS]
-    value = loss(features, None)
-    value.backward()
-    assert value.item() == pytest.approx(expected, rel=1e-4)
-    assert_same_gradients(wanted, {n: p.grad.cpu() for n, p in model.named_parameters() if p.grad is not None})
+    def cached(model, _, dims):
+        return MatryoshkaLoss(model, st.CachedMultipleNegativesRankingLoss(model, mini_batch_size=2), dims)
+
+    expected, expected_gradients = loss_and_gradients(build("Bert"), st.MatryoshkaLoss)
+    value, cached_gradients = loss_and_gradients(pack(build("Bert").to("cuda")), cached)
+    assert value == pytest.approx(expected, rel=1e-4)
+    assert_same_gradients(expected_gradients, cached_gradients)
 
 
 def test_the_precision_is_chosen_for_the_gpu(build):

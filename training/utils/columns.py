@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import logging
 import math
 import re
@@ -195,8 +196,14 @@ def _refuse_written_lists(where: str, dataset: Dataset, name: str) -> None:
 
 def warn_of_own_negatives(where: str, dataset: Dataset) -> None:
     """Warn if a row's negative is also its anchor or its positive: the loss would push the text away from itself."""
-    columns = [dataset[name][:] for name in ("anchor", "positive", *negative_columns(dataset.column_names))]
-    count = sum(not {*texts[2:]}.isdisjoint(texts[:2]) for texts in zip(*columns, strict=True))
+    import pyarrow.compute as pc
+
+    negatives = negative_columns(dataset.column_names)
+    if not negatives:
+        return
+    table = dataset.with_format("arrow")[:]
+    equal = [pc.equal(table[own], table[name]) for own in ("anchor", "positive") for name in negatives]
+    count = pc.sum(functools.reduce(pc.or_, equal)).as_py()
     if count:
         logger.warning(
             "%s: in %d of %d rows, a negative is also the anchor or the positive of its row; remove such negatives",
