@@ -15,8 +15,10 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ATTENTION = "packed_sdpa"
+HOST_MASK = "host_mask"  # the key of a batch's attention mask in the memory of the CPU, a Boolean array
 KERNELS = 64  # compiled kernels that PyTorch and oneDNN keep for each operation; a step of BERT needs a dozen
 CHUNK_ROWS = 32  # rows in a chunk of a model that cannot be packed
 KNOWN_LAYERS = {
@@ -62,7 +65,7 @@ def packed_attention(
         key, value: Tensors of the same shape, or with fewer heads (grouped-query attention).
         row_groups: ``(rows, length)`` of each group of rows of equal length, shortest first; the sum of
             ``rows * length`` is ``tokens``.
-        row_offsets: The start of each row and the end of the last, shape ``[rows + 1]``; used on GPUs.
+        row_offsets: The start of each row and the end of the last, int32, shape ``[rows + 1]``; used on GPUs.
         sliding_window: Tokens attend to each other only if their distance is below this number.
         is_causal: Overrides the attribute of the layer.
 
@@ -78,20 +81,26 @@ def packed_attention(
         raise ValueError(f"packed attention does not support {unsupported[0]}")
     causal = getattr(module, "is_causal", False) if is_causal is None else is_causal
     causal = bool(causal) and getattr(getattr(module, "config", None), "is_causal", True) is not False
+    if torch.is_autocast_enabled(query.device.type):  # queries and keys may be float32, after a norm or a rotation
+        precision = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(precision), key.to(precision), value.to(precision)
     if key.shape[1] != query.shape[1]:
         key, value = (tensor.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for tensor in (key, value))
-    if query.is_cuda and (sliding_window is None or row_groups[-1][1] <= sliding_window):
-        return jagged_attention(query, key, value, row_groups, row_offsets, scaling, dropout, causal), None
+    longest = row_groups[-1][1]
+    window = None if sliding_window is None or longest <= sliding_window else sliding_window
+    if query.is_cuda and (kernel := _kernel(query, window)) is not None:
+        states = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+        return kernel(*states, row_offsets, longest, scaling, dropout, causal, window)[None], None
     sizes = [rows * length for rows, length in row_groups]
     split = [tensor[0].transpose(0, 1).split(sizes) for tensor in (query, key, value)]
     outputs = []
     for (rows, length), *states in zip(row_groups, *split, strict=True):
         q, k, v = (state.unflatten(0, (rows, length)).transpose(1, 2) for state in states)
         mask = None
-        if sliding_window is not None and length > sliding_window:
+        if window is not None and length > window:
             position = torch.arange(length, device=q.device)
             distance = position[:, None] - position[None, :]
-            mask = (distance.abs() < sliding_window) & (distance >= 0 if causal else True)
+            mask = (distance.abs() < window) & (distance >= 0 if causal else True)
         output = F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, dropout_p=dropout, scale=scaling, is_causal=causal and mask is None
         )
@@ -99,31 +108,87 @@ def packed_attention(
     return torch.cat(outputs)[None], None
 
 
-def jagged_attention(
+def _kernel(query: Tensor, window: int | None) -> Callable[..., Tensor] | None:
+    """Return the function that computes the attention of all rows in one kernel on this GPU, or None.
+
+    Launching a kernel for each group of rows takes longer than the arithmetic.
+    """
+    head_dim = query.shape[-1]
+    if head_dim % 8:
+        return None
+    half = query.dtype in (torch.float16, torch.bfloat16)
+    if half and head_dim <= 128 and torch.cuda.get_device_capability(query.device) >= (8, 0):
+        return flash_attention
+    return efficient_attention if window is None else None
+
+
+def flash_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    row_groups: list[tuple[int, int]],
     row_offsets: Tensor,
+    longest: int,
     scaling: float | None,
     dropout: float,
     causal: bool = False,
+    window: int | None = None,
 ) -> Tensor:
-    """Compute the same attention, without a window, in one kernel for all rows.
+    """Compute attention within each row in half precision on a GPU, with PyTorch's FlashAttention kernel.
 
-    On a GPU, launching a kernel per group would take longer than the arithmetic.
+    ``torch.nn.attention.varlen_attn`` calls the same kernel, but without dropout.
+
+    Args:
+        query, key, value: Tensors of shape ``[tokens, heads, head_dim]``.
+        row_offsets: The start of each row and the end of the last, int32, shape ``[rows + 1]``.
+        longest: The number of tokens of the longest row.
+
+    Returns:
+        A tensor of shape ``[tokens, heads, head_dim]``.
     """
-    jagged = [
-        torch.nested.nested_tensor_from_jagged(
-            tensor[0].transpose(0, 1).contiguous(),
-            row_offsets,
-            min_seqlen=row_groups[0][1],
-            max_seqlen=row_groups[-1][1],
-        ).transpose(1, 2)
-        for tensor in (query, key, value)
-    ]
-    output = F.scaled_dot_product_attention(*jagged, dropout_p=dropout, scale=scaling, is_causal=causal)
-    return output.transpose(1, 2).contiguous().values()[None]
+    reach = None if window is None else window - 1
+    return torch.ops.aten._flash_attention_forward(
+        query,
+        key,
+        value,
+        row_offsets,
+        row_offsets,
+        longest,
+        longest,
+        dropout,
+        causal,
+        False,
+        scale=scaling,
+        window_size_left=reach,
+        window_size_right=0 if causal and window is not None else reach,
+    )[0]
+
+
+def efficient_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    row_offsets: Tensor,
+    longest: int,
+    scaling: float | None,
+    dropout: float,
+    causal: bool = False,
+    window: None = None,
+) -> Tensor:
+    """Compute the same attention, without a window, in any precision, with PyTorch's memory-efficient kernel."""
+    return torch.ops.aten._efficient_attention_forward(
+        query[None],
+        key[None],
+        value[None],
+        None,
+        row_offsets,
+        row_offsets,
+        longest,
+        longest,
+        dropout,
+        int(causal),
+        True,
+        scale=scaling,
+    )[0][0]
 
 
 def pack(model: SentenceTransformer, train_dtype: torch.dtype | None = None) -> SentenceTransformer:
@@ -211,6 +276,63 @@ def register() -> None:
     AttentionInterface.register(ATTENTION, packed_attention)
 
 
+@dataclass
+class Layout:
+    """Where the tokens of a padded batch are in its packed sequence, in which the rows are sorted by length.
+
+    It is computed on the CPU, so that the CPU does not wait for the GPU when the attention mask is known there.
+
+    Attributes:
+        tokens: The index of each token of the sequence in the flattened batch.
+        positions: The position of each token in its row, plus the model's first position.
+        back: The index in the sequence of each token in the original order.
+        row_of_token: The row of each token in the original order.
+        cu_seq_lens: The start of each row, and the end of the last, in the original order.
+        row_offsets: The same in the order of the sequence, int32.
+        row_groups: ``(rows, length)`` of each group of rows of equal length, shortest first.
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    back: Tensor
+    row_of_token: Tensor
+    cu_seq_lens: Tensor
+    row_offsets: Tensor
+    row_groups: list[tuple[int, int]]
+
+    @classmethod
+    def of(cls, mask: np.ndarray, first_position: int, device: torch.device) -> Layout:
+        """Return the layout of a batch.
+
+        Args:
+            mask: True for tokens, False for padding, shape ``[rows, width]``.
+            first_position: The position of the first token of a row.
+            device: Where the tensors go.
+        """
+        lengths = mask.sum(axis=1)
+        order = lengths.argsort(kind="stable")
+        ends, sorted_ends = lengths.cumsum(), lengths[order].cumsum()
+        position = np.arange(lengths.sum()) - np.repeat(sorted_ends - lengths[order], lengths[order])
+        original = np.repeat((ends - lengths)[order], lengths[order]) + position
+        back = np.empty_like(original)
+        back[original] = np.arange(len(original))
+        parts = (
+            np.flatnonzero(mask)[original],
+            position + first_position,
+            back,
+            np.repeat(np.arange(len(lengths)), lengths),
+            np.append(0, ends),
+            np.append(0, sorted_ends),
+        )
+        # one copy to the device, which does not wait for the GPU if it starts from pinned memory
+        together = torch.from_numpy(np.concatenate(parts))
+        if device.type == "cuda":
+            together = together.pin_memory()
+        *tensors, row_offsets = together.to(device, non_blocking=True).split([len(part) for part in parts])
+        length, rows = np.unique(lengths, return_counts=True)
+        return cls(*tensors, row_offsets.int(), list(zip(rows.tolist(), length.tolist(), strict=True)))
+
+
 class _Forward:
     """Replaces the ``forward`` of a Transformer module."""
 
@@ -257,36 +379,33 @@ class _Forward:
         return self.original(features, **kwargs)
 
     def _packed(self, features: dict[str, Any], mask: Tensor, **kwargs: Any) -> dict[str, Any]:
-        lengths = mask.sum(dim=1)
-        order = torch.argsort(lengths, stable=True)
-        sorted_mask = mask[order]
-        sorted_lengths = lengths[order]
-        length, rows = torch.unique_consecutive(sorted_lengths, return_counts=True)
-        position = sorted_mask.cumsum(dim=1)[sorted_mask] - 1
+        known = features.pop(HOST_MASK, None)
+        if known is None or known.shape != mask.shape:
+            known = mask.cpu().numpy()  # waits for the GPU
+        layout = Layout.of(known, self._position_offset(), mask.device)
         inputs = {
-            key: features[key][order][sorted_mask][None]
+            key: features[key].flatten().index_select(0, layout.tokens)[None]
             for key in ("input_ids", "token_type_ids")
             if key in features and self._takes(key)
         }
         model = self.transformer.auto_model
         output = model(
             **inputs,
-            position_ids=(position + self._position_offset())[None],
-            row_groups=list(zip(rows.tolist(), length.tolist(), strict=True)),
-            row_offsets=F.pad(sorted_lengths.cumsum(0), (1, 0)),
+            position_ids=layout.positions[None],
+            row_groups=layout.row_groups,
+            row_offsets=layout.row_offsets,
             **(
                 {"attention_mask": {"full_attention": None, "sliding_attention": None}}
                 if model.config.model_type == "modernbert"
                 else {}
             ),
         )
-        # restore the order of the rows, still without padding: pooling finds them with cu_seq_lens_q
-        row_of_token = order.repeat_interleave(sorted_lengths)
-        back = torch.argsort(row_of_token, stable=True)
-        features["token_embeddings"] = output[0][0].index_select(0, back)[None]
+        # restore the order of the rows, still without padding: pooling finds them with cu_seq_lens_q and seq_idx
+        features["token_embeddings"] = output[0][0].index_select(0, layout.back)[None]
         if layers := getattr(output, "hidden_states", None):  # for WeightedLayerPooling
-            features["all_layer_embeddings"] = tuple(layer[0].index_select(0, back)[None] for layer in layers)
-        features["cu_seq_lens_q"] = F.pad(lengths.cumsum(0), (1, 0))
+            features["all_layer_embeddings"] = tuple(layer[0].index_select(0, layout.back)[None] for layer in layers)
+        features["cu_seq_lens_q"] = layout.cu_seq_lens
+        features["seq_idx"] = layout.row_of_token[None]
         return features
 
     def _takes(self, key: str) -> bool:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from sentence_transformers.sentence_transformer import losses as st
 
-from common.packing import jagged_attention, pack, packed_attention
+from common.packing import efficient_attention, flash_attention, pack, packed_attention
 from tests.helpers import finished, read_summary, triplets, write
 from tests.loss_cases import CASES, DIMS, Embedded, classes, columns, gradients
 from tests.packed_models import (
@@ -72,11 +72,12 @@ def test_training_in_half_precision_has_nearly_the_gradients_of_float32(build, n
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("key_heads", [4, 2])
-def test_the_attention_kernel_gives_what_the_cpu_gives(causal, key_heads, dtype):
+@pytest.mark.parametrize("window", [None, 4])
+def test_the_attention_kernel_gives_what_the_cpu_gives(window, causal, key_heads, dtype):
     groups, generator = [(3, 2), (2, 5), (1, 70)], torch.Generator().manual_seed(0)
     tokens = sum(rows * length for rows, length in groups)
     lengths = torch.tensor([length for rows, length in groups for _ in range(rows)])
-    offsets = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
+    offsets = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
     layer = torch.nn.Module()
     layer.is_causal = causal
     states = [torch.randn(1, heads, tokens, 32, generator=generator) for heads in (4, key_heads, key_heads)]
@@ -84,7 +85,9 @@ def test_the_attention_kernel_gives_what_the_cpu_gives(causal, key_heads, dtype)
 
     def run(device: str, kind: torch.dtype) -> list[torch.Tensor]:
         inputs = [state.to(device, kind).detach().requires_grad_() for state in states]
-        output, _ = packed_attention(layer, *inputs, None, row_groups=groups, row_offsets=offsets.to(device))
+        output, _ = packed_attention(
+            layer, *inputs, None, row_groups=groups, row_offsets=offsets.to(device), sliding_window=window
+        )
         (output.float() * weights.to(device)).sum().backward()
         return [tensor.detach().float().cpu() for tensor in (output, *(state.grad for state in inputs))]
 
@@ -93,13 +96,12 @@ def test_the_attention_kernel_gives_what_the_cpu_gives(causal, key_heads, dtype)
         torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max()))
 
 
-def test_dropout_in_the_attention_kernel_keeps_the_mean():
-    groups = [(512, 16)]
-    offsets = torch.arange(513, device="cuda") * 16
-    states = [torch.randn(1, 4, 512 * 16, 32, device="cuda") for _ in range(2)]
-    value = torch.ones(1, 4, 512 * 16, 32, device="cuda")
-    output = jagged_attention(*states, value, groups, offsets, None, 0.2)
-    assert 0.05 < output.std() < 1 and output.mean() == pytest.approx(1, abs=0.02)
+@pytest.mark.parametrize(("kernel", "dtype"), [(efficient_attention, torch.float32), (flash_attention, torch.bfloat16)])
+def test_dropout_in_the_attention_kernel_keeps_the_mean(kernel, dtype):
+    offsets = torch.arange(513, device="cuda", dtype=torch.int32) * 16
+    query, key = (torch.randn(512 * 16, 4, 32, device="cuda", dtype=dtype) for _ in range(2))
+    output = kernel(query, key, torch.ones_like(key), offsets, 16, None, 0.2).float()
+    assert 0.05 < output.std() < 1 and float(output.mean()) == pytest.approx(1, abs=0.02)
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.5], ids=["", "self-distillation"])

@@ -18,7 +18,7 @@ from sentence_transformers.sentence_transformer.modules import (
 )
 
 from common.errors import RunError
-from common.packing import jagged_attention, pack, packed_attention
+from common.packing import pack, packed_attention
 from tests.helpers import tokens_seen
 from tests.packed_models import (
     ARCHITECTURES,
@@ -226,33 +226,6 @@ def test_the_models_of_the_suite_can_be_packed(hub, caplog):
         with caplog.at_level(logging.INFO, "common.packing"):
             assert pack(model).encode(TEXTS) == pytest.approx(expected, abs=2e-5, rel=1e-4)
     assert "cannot be packed" not in caplog.text
-
-
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("key_heads", [4, 2])
-def test_the_kernel_for_gpus_gives_what_the_groups_give(causal, key_heads):
-    """Compares values and gradients of attention on jagged tensors; its causal form needs a GPU."""
-    if causal and not torch.cuda.is_available():
-        pytest.skip("causal attention of jagged tensors needs a GPU")
-    device = "cuda" if causal else "cpu"
-    torch.manual_seed(0)
-    groups, heads, head_dim = [(2, 3), (1, 5), (3, 9)], 4, 8
-    lengths = torch.tensor([length for rows, length in groups for _ in range(rows)], device=device)
-    offsets = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
-    states = [
-        torch.randn(1, n, int(lengths.sum()), head_dim, requires_grad=True) for n in (heads, key_heads, key_heads)
-    ]
-    weights = torch.randn(1, int(lengths.sum()), heads, head_dim)
-    grouped = packed_attention(None, *states, None, scaling=0.3, row_groups=groups, is_causal=causal)[0]
-    query, *others = states
-    others = [tensor.repeat_interleave(heads // key_heads, dim=1) for tensor in others]
-    results = []
-    on_device = [tensor.to(device) for tensor in (query, *others)]
-    jagged = jagged_attention(*on_device, groups, offsets, 0.3, 0.0, causal).cpu()
-    for output in (grouped, jagged):
-        results.append([output.detach(), *torch.autograd.grad((output * weights).sum(), states)])
-    for one, other in zip(*results, strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("causal", [False, True])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import statistics
 import subprocess
 import sys
 
@@ -75,6 +76,21 @@ def test_the_numbers_of_the_first_screens_text_are_those_of_the_record():
     assert set(re.findall(r"(?<![\w.])\d+(?:\.\d+)?(?![\w.]*\))", text)) <= known, "a number that nothing here traces"
 
 
+def speeds() -> set[str]:
+    """Check what the README says of the speed and the memory of training, and return its numbers."""
+    numbers, memory = [], []
+    for folder, kind in (("minilm", "ours fp32"), ("minilm", "ours"), ("h200", "ours")):
+        path = ROOT / f"results/reference/throughput-{folder}/throughput.json"
+        runs = json.loads(path.read_text(encoding="utf-8"))["results"]
+        for key, ratios in (("triplets_per_s", numbers), ("peak_memory_gib", memory)):
+            ours, plain = ([run[key] for run in runs if run["run"] == name] for name in (kind, "plain"))
+            ratios.append(statistics.median(a / b for a, b in zip(ours, plain, strict=True)))
+    shown = [f"{ratio:.1f}" for ratio in numbers]
+    said = "{} times as fast on a CPU in float32, {} times in bfloat16, and {} times on an H200 GPU, and needs about a quarter"
+    assert said.format(*shown) in " ".join(README.split()) and all(0.2 < ratio < 0.3 for ratio in memory)
+    return set(shown)
+
+
 def test_all_other_numbers_of_the_readme_are_those_of_the_configuration_and_the_code():
     text = BLOCK.sub("", README[: README.index(FIRST_WORDS)] + README[README.index("## Quick start") :])
     text = "\n".join(line for line in text.splitlines() if not line.startswith(("    ", "|")))
@@ -85,7 +101,7 @@ def test_all_other_numbers_of_the_readme_are_those_of_the_configuration_and_the_
     }
     python = re.search(r"python=([\d.]+)", (ROOT / "environment.yml").read_text(encoding="utf-8"))[1]
     known = {str(dim) for dim in defaults["training"]["matryoshka_dims"]}
-    known |= {python, f"{defaults['eval']['max_loss']:g}", f"{100 * (1 - ERROR):.0f}"}
+    known |= {python, f"{defaults['eval']['max_loss']:g}", f"{100 * (1 - ERROR):.0f}"} | speeds()
     numbers = set(re.findall(r"(?<![\w.-])\d+(?:\.\d+)?", text))
     assert numbers and numbers <= known
 

@@ -122,4 +122,5 @@ def test_each_gpu_gets_loaders_from_its_share_of_the_cores(gpu, cores, processes
     monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(cores)), raising=False)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
     arguments = loader_arguments()
+    assert arguments.pop("accelerator_config", None) == ({"non_blocking": True} if gpu else None)
     assert arguments == {"dataloader_num_workers": loaders, "dataloader_persistent_workers": gpu}

@@ -58,19 +58,22 @@ def data(groups, tmp_path) -> Path:
 
 @pytest.mark.parametrize("accumulated", ["1", "2"])
 @pytest.mark.parametrize(
-    "spoilt, said",
+    "spoilt, said, step, deferred",
     [
-        ({"loss": float("nan")}, "the loss at step 4 is nan"),
-        ({"loss": float("inf")}, "the loss at step 4 is inf"),
-        ({"gradient": float("nan")}, "the gradient at step 4 is nan"),
-        ({"gradient": 1e38}, "the gradient at step 4 is inf"),
+        ({"loss": float("nan")}, "the loss at step 4 is nan", 4, False),
+        ({"loss": float("inf")}, "the loss at step 4 is inf", 4, False),
+        ({"gradient": float("nan")}, "the gradient at step 4 is nan", 4, False),
+        ({"gradient": 1e38}, "the gradient at step 4 is inf", 4, False),
+        ({"loss": float("nan")}, "the loss at step 3 is nan", 3, True),  # found in the next step
+        ({"gradient": float("nan")}, "the gradient at step 4 is nan", 4, True),  # found before the checkpoint
     ],
-    ids=["nan loss", "inf loss", "nan gradient", "inf gradient"],
+    ids=["nan loss", "inf loss", "nan gradient", "inf gradient", "nan loss on a GPU", "nan gradient on a GPU"],
 )
 def test_numbers_that_are_not_finite_end_the_run(
-    fails, poison, data, groups, tiny_model, tmp_path, spoilt, said, accumulated
+    fails, poison, data, groups, tiny_model, tmp_path, monkeypatch, spoilt, said, step, deferred, accumulated
 ):
-    poison(4, **spoilt)
+    monkeypatch.setattr("training.utils.callbacks.FiniteCheck.deferred", deferred)
+    poison(step, **spoilt)
     at = ("--gradient_accumulation_steps", accumulated, "--max_steps", "6", "--output_dir", tmp_path / "run")
     message = fails(1, said, NLI, tiny_model, "--train_data", data, *FLAGS, *at)
     where = "in 2 batches, the first of which" if "gradient" in said and accumulated == "2" else "in a batch that"

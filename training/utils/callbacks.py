@@ -10,6 +10,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -183,13 +184,41 @@ class ResumedState(TrainerCallback):
             state.best_model_checkpoint = str(best)
 
 
+@dataclass
+class CheckedStep:
+    """What :class:`FiniteCheck` remembers of a step.
+
+    Attributes:
+        step: The number of the step.
+        batches: For each of its batches: the loss, the data set's name, the inputs.
+        norm: The norm of the gradients.
+        finite: Whether all losses and gradients are finite, in the memory of the CPU.
+        known: On a GPU, the event after which ``finite`` has its value.
+    """
+
+    step: int
+    batches: list[tuple[torch.Tensor, str | None, dict[str, Any]]]
+    norm: torch.Tensor | float
+    finite: torch.Tensor
+    known: torch.cuda.Event | None
+
+
 class FiniteCheck(TrainerCallback):
-    """Ends the run, in all processes, before an optimizer step if a loss or a gradient is not finite."""
+    """Ends the run, in all processes, if a loss or a gradient is not finite.
+
+    On a CPU it does so before the optimizer step. Waiting for a GPU in each step would leave it idle, so there a step is checked
+    at the end of the next one, and in any case before a log line, an evaluation or a checkpoint.
+    """
 
     def __init__(self, trainer: MatryoshkaTrainer):
         self.trainer = trainer
-        # for each batch of the current step: the loss, the data set's name, the inputs
-        self._batches: list[tuple[torch.Tensor, str | None, dict[str, Any]]] = []
+        self._batches: list[tuple[torch.Tensor, str | None, dict[str, Any]]] = []  # of the current step
+        self._unchecked: CheckedStep | None = None
+
+    @property
+    def deferred(self) -> bool:
+        """Whether a step is checked after its optimizer step."""
+        return self.trainer.args.device.type == "cuda"
 
     def add(self, loss: torch.Tensor, dataset_name: str | None, inputs: dict[str, Any]) -> None:
         """Remember a batch of the current step."""
@@ -209,20 +238,40 @@ class FiniteCheck(TrainerCallback):
                 torch.as_tensor(norm, device=args.device),
                 *(p.grad.norm() for p in heads if p.grad is not None),
             ]
-        finite = torch.stack([number.float() for number in numbers]).isfinite().all().item()
-        if largest_over_processes(not finite):
-            self._fail(norm, state.global_step + 1)
-        self._batches.clear()
+        self._check()  # the step before
+        finite, known = torch.stack([number.float() for number in numbers]).isfinite().all(), None
+        if finite.is_cuda:  # copy the answer without waiting for it
+            finite = torch.empty(finite.shape, dtype=finite.dtype, pin_memory=True).copy_(finite, non_blocking=True)
+            known = torch.cuda.Event()
+            known.record()
+        self._unchecked = CheckedStep(state.global_step + 1, self._batches, norm, finite, known)
+        self._batches = []
+        if not self.deferred:
+            self._check()
 
-    def _fail(self, norm: torch.Tensor | float, step: int) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if control.should_log or control.should_evaluate or control.should_save or control.should_training_stop:
+            self._check()
+
+    def _check(self) -> None:
+        """End the run if the step that was not checked yet has numbers that are not finite."""
+        if self._unchecked is None:
+            return
+        step, self._unchecked = self._unchecked, None
+        if step.known is not None:
+            step.known.synchronize()
+        if largest_over_processes(not step.finite):
+            self._fail(step)
+
+    def _fail(self, step: CheckedStep) -> None:
         """End the run with the message of the first process whose loss is not finite, or else of process 0."""
-        wrong = [batch for batch in self._batches if not batch[0].isfinite()]
-        loss, name, inputs = (wrong or self._batches)[0]
-        of, several = f" of {name}" if name else "", not wrong and len(self._batches) > 1
-        number = (
-            f"the loss{of} at step {step} is {loss.item()}" if wrong else f"the gradient{of} at step {step} is {norm:g}"
-        )
-        where = f"in {len(self._batches)} batches, the first of which" if several else "in a batch that"
+        wrong = [batch for batch in step.batches if not batch[0].isfinite()]
+        loss, name, inputs = (wrong or step.batches)[0]
+        of, several = f" of {name}" if name else "", not wrong and len(step.batches) > 1
+        number = f"the loss{of} at step {step.step} is {loss.item()}"
+        if not wrong:
+            number = f"the gradient{of} at step {step.step} is {step.norm:g}"
+        where = f"in {len(step.batches)} batches, the first of which" if several else "in a batch that"
         message = f"{number}, {where} begins with {' | '.join(self._first_texts(inputs))}"
         _, message = max(gather_objects((bool(wrong), message)), key=lambda entry: entry[0])
         if not is_first_process():

@@ -9,10 +9,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from sentence_transformers.sentence_transformer import losses as st
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from common.packing import HOST_MASK
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -65,32 +68,35 @@ class MatryoshkaLoss(st.MatryoshkaLoss):
             labels: The wrapped loss's labels: scores or classes of shape ``[batch]``, or target embeddings of shape
                 ``[batch, width]`` or ``[batch, columns, width]``, which are truncated to each dimension.
         """
+        with_masks = list(sentence_features)
+        features = [{key: value for key, value in column.items() if key != HOST_MASK} for column in with_masks]
         if self.uses_gradient_cache:  # GradCache itself embeds each mini-batch, twice
-            return super().forward(sentence_features, labels)
-        features = list(sentence_features)
-        embeddings = embed(self.model, features)
+            return super().forward(features, labels)
+        embeddings = embed(self.model, with_masks)
         width = embeddings[0].shape[-1]
+        together = torch.cat(embeddings)  # one normalisation for all columns, because launching a kernel takes time
         labels_are_embeddings = isinstance(labels, Tensor) and labels.ndim in (2, 3) and labels.shape[-1] == width
         labels_are_embeddings &= not getattr(self.loss_at(self.matryoshka_dims[0]), "full_width_labels", False)
 
         losses: dict[int, Tensor] = {}
         with already_embedded(self.model):
             for dim, weight in zip(self.matryoshka_dims, self.matryoshka_weights, strict=True):
+                normalised = F.normalize(together[..., :dim], dim=-1).split([len(column) for column in embeddings])
                 prefixes = [
-                    {**column, "sentence_embedding": F.normalize(embedding[..., :dim], dim=-1)}
-                    for column, embedding in zip(features, embeddings, strict=True)
+                    {**column, "sentence_embedding": prefix}
+                    for column, prefix in zip(features, normalised, strict=True)
                 ]
                 losses[dim] = weight * self.loss_at(dim)(
                     prefixes, labels[..., :dim] if labels_are_embeddings else labels
                 )
         self.components = {dim: loss.detach() for dim, loss in losses.items()}
         total = torch.stack(list(losses.values())).sum()
-        return total + self._self_distillation(embeddings) if self.self_distillation_weight else total
+        return total + self._self_distillation(together) if self.self_distillation_weight else total
 
-    def _self_distillation(self, embeddings: list[Tensor]) -> Tensor:
+    def _self_distillation(self, embeddings: Tensor) -> Tensor:
         """Compute the weighted self-distillation loss of a batch and keep it for the log."""
         loss = self.self_distillation_weight * self_distillation(
-            torch.cat(embeddings), self.matryoshka_dims, self.matryoshka_weights
+            embeddings, self.matryoshka_dims, self.matryoshka_weights
         )
         self.components["self"] = loss.detach()
         return loss
@@ -102,7 +108,7 @@ class MatryoshkaLoss(st.MatryoshkaLoss):
             loss = calculate_loss(reps, *args, with_backward=with_backward, **kwargs)
             if not self.self_distillation_weight:
                 return loss
-            added = self._self_distillation([torch.cat(column) for column in reps])
+            added = self._self_distillation(torch.cat([part for column in reps for part in column]))
             if with_backward:  # accumulates into the gradients of the cached embeddings
                 added.backward()
             return loss + added.detach()
@@ -189,6 +195,9 @@ def merge(columns: list[dict[str, Any]]) -> dict[str, Any] | None:
         if isinstance(value, Tensor) and value.shape == first["input_ids"].shape:
             longest = max(v.shape[1] for v in values)
             merged[key] = torch.cat([F.pad(v, (0, longest - v.shape[1])) for v in values])
+        elif isinstance(value, np.ndarray):  # the attention mask in the memory of the CPU
+            longest = max(v.shape[1] for v in values)
+            merged[key] = np.concatenate([np.pad(v, ((0, 0), (0, longest - v.shape[1]))) for v in values])
         elif not isinstance(value, Tensor) and all(v == value for v in values):
             merged[key] = value
         else:

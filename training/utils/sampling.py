@@ -16,9 +16,12 @@ from sentence_transformers.sentence_transformer.data_collator import SentenceTra
 from torch.utils.data import Sampler
 
 from common.errors import RunError
+from common.packing import HOST_MASK
 from training.utils.batches import PAIR, Epoch, RepeatedTexts, chunk, negative_columns, pack, split
 
 logger = logging.getLogger(__name__)
+
+MASK_SUFFIX = "_attention_mask"
 
 PROPORTIONAL, ROUND_ROBIN = "proportional", "round_robin"
 SHUFFLES = 5  # orders to try for an epoch, because no epoch may need more steps than the first
@@ -178,7 +181,14 @@ class Collator(SentenceTransformerDataCollator):
     """Tokenises a batch, skipping empty columns: all rows of a batch have the same number of negatives."""
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
-        return super().__call__([{key: value for key, value in row.items() if value != ""} for row in features])
+        batch = super().__call__([{key: value for key, value in row.items() if value != ""} for row in features])
+        masks = {key: value for key, value in batch.items() if key.endswith(MASK_SUFFIX)}
+        for (
+            key,
+            mask,
+        ) in masks.items():  # packing needs the masks on the CPU, and would wait for the GPU to get them back
+            batch[key.removesuffix(MASK_SUFFIX) + f"_{HOST_MASK}"] = mask.bool().numpy()
+        return batch
 
 
 def deal(rows: list[int], processes: int) -> list[list[int]]:

@@ -114,8 +114,8 @@ class MatryoshkaTrainer(SentenceTransformerTrainer):
         self.early_stopping = None if early_stopping_patience is None else EarlyStopping(early_stopping_patience)
         if self.early_stopping is not None:
             self.add_callback(self.early_stopping)
-        self.add_callback(self.finite_check)
         self.add_callback(self.stop_on_signal)
+        self.add_callback(self.finite_check)  # last, because it must know whether the step ends with a checkpoint
 
     def _check_metric(self) -> None:
         """Raise :class:`ValueError` if the metric for the best checkpoint is not one of the evaluator's."""

@@ -87,7 +87,7 @@ def refusing(where: str) -> Iterator[None]:
 
 
 def loader_arguments() -> dict[str, Any]:
-    """Return the training arguments for the processes that tokenise the next batches.
+    """Return the training arguments for the processes that tokenise the next batches, and for copying these to the GPU.
 
     A GPU would wait for the tokenizer, so each GPU gets half of its share of the cores, up to ``GPU_LOADERS``. On a CPU a step takes
     a hundred times as long as tokenising the next batch, so no other process is needed.
@@ -96,7 +96,11 @@ def loader_arguments() -> dict[str, Any]:
         return {"dataloader_num_workers": 0, "dataloader_persistent_workers": False}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     loaders = cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) // 2
-    return {"dataloader_num_workers": max(1, min(GPU_LOADERS, loaders)), "dataloader_persistent_workers": True}
+    return {
+        "dataloader_num_workers": max(1, min(GPU_LOADERS, loaders)),
+        "dataloader_persistent_workers": True,
+        "accelerator_config": {"non_blocking": True},  # copy a batch to the GPU without waiting for the last step
+    }
 
 
 def make_training_arguments(
