@@ -117,7 +117,8 @@ def _kernel(query: Tensor, window: int | None) -> Callable[..., Tensor] | None:
     if head_dim % 8:
         return None
     half = query.dtype in (torch.float16, torch.bfloat16)
-    if half and head_dim <= 128 and torch.cuda.get_device_capability(query.device) >= (8, 0):
+    flash = torch.backends.cuda.is_flash_attention_available() and torch.cuda.get_device_capability() >= (8, 0)
+    if half and flash and head_dim <= 128:
         return flash_attention
     return efficient_attention if window is None else None
 
@@ -236,9 +237,10 @@ def pack(model: SentenceTransformer, train_dtype: torch.dtype | None = None) -> 
     return model
 
 
-def _embed(model: SentenceTransformer, texts: Sequence[str]) -> Tensor:
+def _embed(model: SentenceTransformer, texts: Sequence[str], in_training_precision: bool = False) -> Tensor:
     training = model.training
     model.eval()
+    model[0].training = in_training_precision  # of this module alone: its layers still apply no dropout
     with torch.no_grad():
         features = {
             key: value.to(model.device) if isinstance(value, Tensor) else value
@@ -262,11 +264,19 @@ def _same(alone: Tensor, model: SentenceTransformer) -> bool:
     ) as error:  # the architecture or a module after it does not accept an argument or a shape, or lacks an input
         logger.debug("packing failed: %s", error)
         return False
+    if alone.device.type == "cuda" and not _same_in_training_precision(alone, model):
+        return False
     exact = next(model.parameters()).dtype == torch.float32 and alone.device.type == "cpu"
     tolerance = 1e-4 if exact else 3e-2  # GPUs may use TF32
     return together.shape == alone.shape and torch.allclose(
         alone, together, atol=tolerance * float(alone.abs().max()), rtol=0
     )
+
+
+def _same_in_training_precision(alone: Tensor, model: SentenceTransformer) -> bool:
+    """Return whether the trial texts have nearly the same embeddings in the precision of training, which has its own kernels."""
+    in_training = _embed(model, TRIAL, in_training_precision=True)
+    return bool((torch.cosine_similarity(alone, in_training, dim=-1) > 0.98).all())
 
 
 def register() -> None:

@@ -17,6 +17,7 @@ from sentence_transformers.sentence_transformer.modules import (
     WeightedLayerPooling,
 )
 
+from common import packing
 from common.errors import RunError
 from common.packing import pack, packed_attention
 from tests.helpers import tokens_seen
@@ -53,6 +54,27 @@ def test_values_and_gradients_are_those_of_the_padded_batch(build, name, caplog)
     assert value == pytest.approx(expected, rel=1e-5)
     assert_same_gradients(gradients, found)
     assert loss_and_gradients(packed, st.MatryoshkaLoss)[0] == pytest.approx(expected, rel=1e-5)
+
+
+def test_wrong_attention_in_the_precision_of_training_is_noticed(build, monkeypatch):
+    """On a GPU, half precision has its own attention kernel, so it is tried before training."""
+    monkeypatch.setattr(packing, "TRIAL", packing.TRIAL[:3])  # many processors are slow in bfloat16
+    model = pack(build("Qwen3"), train_dtype=torch.bfloat16).eval()
+    alone = torch.cat([packing._embed(model, [text]) for text in packing.TRIAL])
+    assert packing._same_in_training_precision(alone, model) and not model[0].training
+    right = packing.packed_attention
+
+    def wrong(module, query, key, value, *args, **kwargs):
+        """A kernel that is wrong in half precision alone."""
+        output, weights = right(module, query, key, value, *args, **kwargs)
+        return (-9 * output if output.dtype == torch.bfloat16 else output), weights
+
+    transformers.AttentionInterface.register(packing.ATTENTION, wrong)
+    try:
+        assert torch.equal(alone, torch.cat([packing._embed(model, [text]) for text in packing.TRIAL]))
+        assert not packing._same_in_training_precision(alone, model)
+    finally:
+        packing.register()
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
