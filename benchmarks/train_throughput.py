@@ -349,11 +349,13 @@ def report(model_name: str, batch_size: int, results: list[dict]) -> str:
             ]
         )
     head = ["run", "precision", "triplets/s", "speed relative to plain", "peak memory, GiB"]
-    head += ["memory relative to plain", "share of the matrix-product ceiling", "last loss"]
+    head += ["memory relative to plain", "share of the matrix-product ceiling", "mean of the last losses"]
     first = results[0]
+    number = len(by_kind[first["run"]])
+    runs_of_each = f"{number} runs of each kind in turn" if number > 1 else "1 run of each kind"
     text = (
         f"{model_name}, {first['device'].upper()}, batch size {batch_size}, {first['steps'] - WARM_UP} timed steps, "
-        f"{len(by_kind[first['run']])} runs of each kind in turn, {first['tokens_per_triplet']} tokens per triplet. "
+        f"{runs_of_each}, {first['tokens_per_triplet']} tokens per triplet. "
         f"Medians over the runs.\n\n{markdown_table(head, rows, text_columns=2)}"
     )
     if all("profile" in result for result in results):

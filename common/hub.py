@@ -126,7 +126,13 @@ def explain_cache_error(error: BaseException) -> str | None:
         cache = next((cache for cache in caches if str(cause.filename or "").startswith(cache)), None)
         if cache is not None or cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             where = f"the cache in {cache}" if cache else "the cache of the Hugging Face libraries"
-            return f"{where} cannot be written to ({cause.strerror}): free some disk space there, or set HF_HOME to another folder"
+            if cause.errno in (errno.ENOSPC, errno.EDQUOT):
+                problem = f"is full ({cause.strerror}): free some disk space there"
+            elif cause.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+                problem = f"cannot be written to ({cause.strerror}): make it writable"
+            else:
+                problem = f"cannot be used ({cause.strerror}: {cause.filename}): correct this path"
+            return f"{where} {problem}, or set HF_HOME to another folder"
     return None
 
 
@@ -135,14 +141,16 @@ def is_temporary(error: BaseException) -> bool:
     from huggingface_hub import errors as hub
 
     chain = chain_of(error)
-    if any(isinstance(e, (hub.OfflineModeIsEnabled, hub.LocalEntryNotFoundError)) for e in chain) or _is_gone(error):
+    if any(isinstance(e, (hub.OfflineModeIsEnabled, hub.LocalEntryNotFoundError)) for e in chain) or _is_unreachable(
+        error
+    ):
         return False  # offline mode, or the client has already retried
     return any(_status(e) in TEMPORARY or _is_transport(e) or "Consistency check failed" in str(e) for e in chain)
 
 
 def is_unanswered(error: BaseException) -> bool:
     """Return whether the Hub did not answer a request about a repository, so that the cached copy may be used."""
-    return is_temporary(error) or _is_gone(error)
+    return is_temporary(error) or _is_unreachable(error)
 
 
 def _status(error: BaseException) -> int | None:
@@ -154,7 +162,7 @@ def _is_transport(error: BaseException, name: str = "TransportError") -> bool:
     return any(base.__name__ == name for base in type(error).__mro__)
 
 
-def _is_gone(error: BaseException) -> bool:
+def _is_unreachable(error: BaseException) -> bool:
     """Return whether the Hub cannot be reached: no network, or offline mode."""
     from huggingface_hub import errors as hub
 
@@ -183,19 +191,19 @@ def explain_hub_error(error: BaseException, repository: str) -> str:
             f"the Hub answered with an error (status {_status(failed)}), and {repository} is not in the cache: "
             "try again later (https://status.huggingface.co), or use a local path"
         )
-    if any(map(_is_transport, chain)) and not _is_gone(error):
+    if any(map(_is_transport, chain)) and not _is_unreachable(error):
         return (
             f"the download of {repository} failed repeatedly ({one_line(chain[0], 100)}): "
             "check the network and try again, or use a local path"
         )
-    if _is_gone(error) or first(hub.LocalEntryNotFoundError, ConnectionError):
+    if _is_unreachable(error) or first(hub.LocalEntryNotFoundError, ConnectionError):
         return "the Hub cannot be reached, and there is no copy in the cache: check the network, or use a local path"
     if first(hub.RevisionNotFoundError, hub.EntryNotFoundError):
         return f"the repository does not have the requested file, configuration or split ({one_line(chain[-1], 120)})"
     if first(hub.HfHubHTTPError):
         return f"the Hub refused the request ({one_line(chain[-1], 120)})"
     if "Consistency check failed" in str(chain[0]):
-        return f"the download of {repository} is repeatedly incomplete: check the network and try again"
+        return f"the download of {repository} was incomplete every time: check the network and try again"
     if "scripts are no longer supported" in str(chain[0]):
         return (
             "the data set is a loading script, which the datasets library no longer runs: download the data that the script reads, "

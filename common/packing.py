@@ -2,7 +2,8 @@
 
 When the rows of a batch of NLI sentences are padded to the longest, most of the batch is padding. Here the rows are sorted by
 length and their tokens are concatenated into one sequence. Every layer except attention processes tokens independently and needs
-no change. Attention, bidirectional or causal, is computed for each group of rows of equal length. Without dropout, values and
+no change. Attention, bidirectional or causal, is computed within each row: on a GPU by one kernel for all rows where possible,
+otherwise for each group of rows of equal length. Without dropout, values and
 gradients equal those of the padded batch up to rounding. Krell et al., 2021 (https://arxiv.org/abs/2107.02027) introduced the
 idea for pre-training.
 
@@ -31,9 +32,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ATTENTION = "packed_sdpa"
-HOST_MASK = "host_mask"  # the key of a batch's attention mask in the memory of the CPU, a Boolean array
+# the key under which a batch carries a copy of its attention mask in CPU memory, a Boolean array
+HOST_MASK = "host_mask"
 KERNELS = 64  # compiled kernels that PyTorch and oneDNN keep for each operation; a step of BERT needs a dozen
-CHUNK_ROWS = 32  # rows in a chunk of a model that cannot be packed
+CHUNK_ROWS = 32  # rows per chunk, for models that cannot be packed
 KNOWN_LAYERS = {
     "full_attention",
     "sliding_attention",
@@ -74,6 +76,7 @@ def packed_attention(
 
     Raises:
         ValueError: The layer passes an option that this function does not support.
+        RuntimeError: The model was called directly, without ``row_groups``.
     """
     if row_groups is None:
         raise RuntimeError("this model is set up for packed batches: call it through SentenceTransformer")
@@ -175,7 +178,7 @@ def efficient_attention(
     causal: bool = False,
     window: None = None,
 ) -> Tensor:
-    """Compute the same attention, without a window, in any precision, with PyTorch's memory-efficient kernel."""
+    """Compute attention as :func:`flash_attention` does, in any precision but without a window, with PyTorch's memory-efficient kernel."""
     return torch.ops.aten._efficient_attention_forward(
         query[None],
         key[None],
@@ -215,7 +218,7 @@ def pack(model: SentenceTransformer, train_dtype: torch.dtype | None = None) -> 
     if getattr(transformer, "module_output_name", "token_embeddings") != "token_embeddings":
         return model
     # on a CPU, oneDNN compiles a bfloat16 kernel for each new shape, hence for each packed batch; by default it keeps 1,024 of
-    # them, of 0.7 MiB each
+    # them, each 0.7 MiB in size
     for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
         os.environ.setdefault(cache, str(KERNELS))
     forward = _Forward(transformer, train_dtype)
@@ -290,13 +293,13 @@ def register() -> None:
 class Layout:
     """Where the tokens of a padded batch are in its packed sequence, in which the rows are sorted by length.
 
-    It is computed on the CPU, so that the CPU does not wait for the GPU when the attention mask is known there.
+    It is computed on the CPU, so that nothing waits for the GPU if the CPU already has the attention mask.
 
     Attributes:
-        tokens: The index of each token of the sequence in the flattened batch.
+        tokens: For each token of the sequence, its index in the flattened batch.
         positions: The position of each token in its row, plus the model's first position.
-        back: The index in the sequence of each token in the original order.
-        row_of_token: The row of each token in the original order.
+        back: For each token in the original order, its index in the sequence.
+        row_of_token: For each token in the original order, its row.
         cu_seq_lens: The start of each row, and the end of the last, in the original order.
         row_offsets: The same in the order of the sequence, int32.
         row_groups: ``(rows, length)`` of each group of rows of equal length, shortest first.

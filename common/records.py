@@ -89,14 +89,14 @@ def folder_atomically(path: Path, advice: str) -> Iterator[Path]:
         raise
 
 
-def quarantine(path: Path, why: str) -> None:
-    """Rename a corrupt file to ``<name>.corrupt`` with a warning. The caller computes its content again."""
+def quarantine(path: Path, why: str, consequence: str = "its content will be computed again") -> None:
+    """Rename a corrupt file to ``<name>.corrupt`` with a warning that ends with ``consequence``."""
     aside, number = path.with_name(f"{path.name}.corrupt"), 1
     while aside.exists():
         number += 1
         aside = path.with_name(f"{path.name}.corrupt-{number}")
     path.rename(aside)
-    logger.warning("%s is corrupt (%s): renamed to %s; its content will be computed again", path, why, aside.name)
+    logger.warning("%s is corrupt (%s): renamed to %s; %s", path, why, aside.name, consequence)
 
 
 def read_json_file(path: Path) -> dict[str, Any]:

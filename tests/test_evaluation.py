@@ -437,7 +437,7 @@ def test_mistakes_end_in_one_line_and_overwrite_nothing(fails, tiny_model, pairs
     at = ("--output_dir", out)
     of = ("--model_name", tiny_model, *at)
     fails(2, "--model_name is missing", MTEB, *at)
-    fails(2, "unknown task 'STS71'; did you mean STS", MTEB, *of, "--tasks", "STS71")
+    fails(2, "unknown task 'STS71'; did you mean 'STS", MTEB, *of, "--tasks", "STS71")
     fails(2, "--task must be one of STS17, STS22, STS22.v2, STSBenchmark, not 'STS18'", STS, *of, "--task", "STS18")
     fails(2, "give either --task", STS, *of)
     fails(2, "give either --task", STS, *of, "--task", "STS17", "--data", constant)

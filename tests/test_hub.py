@@ -163,5 +163,5 @@ def test_a_cache_that_cannot_be_written_is_blamed_itself(monkeypatch, tmp_path, 
     Dataset.from_dict({"anchor": ["a", "b"], "positive": ["c", "d"]}).to_parquet(path)
     (tmp_path / "not-a-folder").write_text("")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "not-a-folder/cache")
-    with pytest.raises(RunError, match="the cache in .*not-a-folder/cache cannot be written to.*HF_HOME"):
+    with pytest.raises(RunError, match="the cache in .*not-a-folder/cache cannot be used .*HF_HOME"):
         load_hub_dataset("sentence-transformers/all-nli", "triplet", "test") if kind == "hub" else read_rows(path)

@@ -108,7 +108,9 @@ def test_rows_that_cannot_be_used_are_counted_in_one_warning(caplog):
         sampler = GlobalBatchSampler(rows(["a"] * 8 + ["b", "c"]), 4, name="mine")
     assert sorted(len(step) for step in sampler.steps(0)) == [2, 2]
     warnings = [record.message for record in caplog.records if record.levelno == logging.WARNING]
-    assert len(warnings) == 1 and warnings[0].startswith("mine: 6 of 10 rows are not used in the first epoch: 6 share")
+    assert len(warnings) == 1 and warnings[0].startswith(
+        "mine: 6 of 10 rows are not used in the first epoch: 6 sharing"
+    )
     assert "mine: 10 rows in 2 steps per epoch (3 if no texts were shared); 7 rows are carried over" in caplog.text
 
 

@@ -96,7 +96,7 @@ def test_the_command_of_a_broken_upload_finishes_it(hub, fails, flags, tiny_mode
             1, "the upload to me/broken failed (status 403", NLI, tiny_model, *flags, "--hub_model_id", "me/broken"
         )
     final = tmp_path / "run/final"
-    assert f"saved as {final}" in message
+    assert f"saved in {final}" in message
     assert SentenceTransformer(str(final), device="cpu").encode(TEXTS).shape == (2, 64)
     assert not (hub.root / "models/me/broken/model.safetensors").exists()
 

@@ -19,9 +19,9 @@ class EvalConfig(Config):
     subsets: Annotated[
         list[str],
         Key(
-            "subsets to score; a task that has none of them is scored on those of the default subsets that it has, or, if it has none of "
-            "these either, on all its subsets. The default applies only to tasks that are chosen by name: with --benchmark or --languages alone "
-            "(evaluate_mteb.py), or with --data (evaluate_sts.py), all subsets are scored unless you set this"
+            "subsets to score. By default, tasks chosen by name are scored on the subsets below, and all others (those of --benchmark or of "
+            "--languages without --tasks, and --data) on all their subsets. A task that has none of the chosen subsets is scored on those of "
+            "the default that it has, or else on all"
         ),
     ]
     dims: Annotated[

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import signal
 import sys
@@ -44,12 +45,13 @@ class FewSteps(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.max_steps < FEW_STEPS and state.is_world_process_zero:
+            more = "a smaller --per_device_train_batch_size or a larger --num_train_epochs"
             logger.warning(
-                "the run has only %d step%s, and the learning rate is still rising from 0 in %d of them: use a smaller "
-                "--per_device_train_batch_size or a larger --num_train_epochs",
+                "the run has only %d step%s (learning rate still rising from 0: %d): use %s",
                 state.max_steps,
                 "s" * (state.max_steps != 1),
                 min(args.get_warmup_steps(state.max_steps), state.max_steps),
+                more if args.max_steps <= 0 else "a larger --max_steps",
             )
 
 
@@ -111,9 +113,8 @@ class LossReport(TrainerCallback):
         for key, value in logs.items():
             if key.startswith("loss_"):
                 name, _, dim = key.removeprefix("loss_").rpartition("_")
-                parts[name or dim] += (
-                    value  # for a mixture, each data set's sum over the dimensions; the trackers get all values
-                )
+                # for a mixture, each data set's sum over the dimensions; the trackers get all values
+                parts[name or dim] += value
         listed = ", ".join(f"{name}: {value:.3f}" for name, value in parts.items())
         logger.info("step %d of %d, loss %.4f (%s)", state.global_step, state.max_steps, logs["loss"], listed)
 
@@ -135,7 +136,7 @@ class EarlyStopping(TrainerCallback):
     """Ends training when the dev score has not risen for ``patience`` evaluations in a row.
 
     The library's callback keeps a counter that a resumed run does not restore by default. This one reads the history, which is
-    always restored, so that a resumed run ends at the same step.
+    always restored, so that a resumed run ends at the same step as an uninterrupted one.
     """
 
     def __init__(self, patience: int):
@@ -167,9 +168,8 @@ class ResumedState(TrainerCallback):
         state.compute_steps(args, state.max_steps)  # logging_steps may have changed
         self._find_best(state, checkpoint.parent)
         self.trainer.load_loss_parameters(checkpoint)
-        if (
-            state.global_step < state.max_steps
-        ):  # otherwise the run ended after its last step and has nothing more to report
+        # otherwise the run ended after its last step and has nothing more to report
+        if state.global_step < state.max_steps:
             self.trainer.load_loss_report(checkpoint)
 
     def _find_best(self, state: TrainerState, folder: Path) -> None:
@@ -185,14 +185,14 @@ class ResumedState(TrainerCallback):
 
 
 @dataclass
-class CheckedStep:
+class PendingStep:
     """What :class:`FiniteCheck` remembers of a step.
 
     Attributes:
         step: The number of the step.
         batches: For each of its batches: the loss, the data set's name, the inputs.
-        norm: The norm of the gradients.
-        finite: Whether all losses and gradients are finite, in the memory of the CPU.
+        norm: The norm of the model's gradients, without those of classification heads.
+        finite: Whether all losses and gradients are finite, a tensor in CPU memory.
         known: On a GPU, the event after which ``finite`` has its value.
     """
 
@@ -206,14 +206,15 @@ class CheckedStep:
 class FiniteCheck(TrainerCallback):
     """Ends the run, in all processes, if a loss or a gradient is not finite.
 
-    On a CPU it does so before the optimizer step. Waiting for a GPU in each step would leave it idle, so there a step is checked
-    at the end of the next one, and in any case before a log line, an evaluation or a checkpoint.
+    On a CPU it does so before the optimizer step. Waiting for the GPU in each step would leave the GPU idle. On a GPU, a step is
+    therefore checked later, when the weights have already been updated: before the next optimizer step, or before a log line, an
+    evaluation or a checkpoint, whichever comes first.
     """
 
     def __init__(self, trainer: MatryoshkaTrainer):
         self.trainer = trainer
         self._batches: list[tuple[torch.Tensor, str | None, dict[str, Any]]] = []  # of the current step
-        self._unchecked: CheckedStep | None = None
+        self._pending: PendingStep | None = None
 
     @property
     def deferred(self) -> bool:
@@ -231,9 +232,8 @@ class FiniteCheck(TrainerCallback):
         numbers = [loss for loss, *_ in self._batches]
         # with fp16, infinite gradients are normal: the scaler occasionally tries too large a scale
         if getattr(self.trainer.accelerator, "scaler", None) is None:
-            heads = loss_parameters(
-                self.trainer.loss, self.trainer.model
-            ).values()  # the norm does not include their gradients
+            # the norm does not include the gradients of the heads
+            heads = loss_parameters(self.trainer.loss, self.trainer.model).values()
             numbers += [
                 torch.as_tensor(norm, device=args.device),
                 *(p.grad.norm() for p in heads if p.grad is not None),
@@ -244,7 +244,7 @@ class FiniteCheck(TrainerCallback):
             finite = torch.empty(finite.shape, dtype=finite.dtype, pin_memory=True).copy_(finite, non_blocking=True)
             known = torch.cuda.Event()
             known.record()
-        self._unchecked = CheckedStep(state.global_step + 1, self._batches, norm, finite, known)
+        self._pending = PendingStep(state.global_step + 1, self._batches, norm, finite, known)
         self._batches = []
         if not self.deferred:
             self._check()
@@ -254,23 +254,27 @@ class FiniteCheck(TrainerCallback):
             self._check()
 
     def _check(self) -> None:
-        """End the run if the step that was not checked yet has numbers that are not finite."""
-        if self._unchecked is None:
+        """End the run if the pending step has numbers that are not finite."""
+        if self._pending is None:
             return
-        step, self._unchecked = self._unchecked, None
+        step, self._pending = self._pending, None
         if step.known is not None:
             step.known.synchronize()
         if largest_over_processes(not step.finite):
             self._fail(step)
 
-    def _fail(self, step: CheckedStep) -> None:
+    def _fail(self, step: PendingStep) -> None:
         """End the run with the message of the first process whose loss is not finite, or else of process 0."""
         wrong = [batch for batch in step.batches if not batch[0].isfinite()]
         loss, name, inputs = (wrong or step.batches)[0]
-        of, several = f" of {name}" if name else "", not wrong and len(step.batches) > 1
-        number = f"the loss{of} at step {step.step} is {loss.item()}"
-        if not wrong:
+        of = f" of {name}" if name else ""
+        several = not wrong and len(step.batches) > 1
+        if wrong:
+            number = f"the loss{of} at step {step.step} is {loss.item()}"
+        elif not math.isfinite(float(step.norm)):
             number = f"the gradient{of} at step {step.step} is {step.norm:g}"
+        else:
+            number = f"the gradient of a classification head{of} at step {step.step} is not finite"
         where = f"in {len(step.batches)} batches, the first of which" if several else "in a batch that"
         message = f"{number}, {where} begins with {' | '.join(self._first_texts(inputs))}"
         _, message = max(gather_objects((bool(wrong), message)), key=lambda entry: entry[0])
@@ -284,9 +288,8 @@ class FiniteCheck(TrainerCallback):
         texts = []
         for key, ids in inputs.items():
             if key.endswith("input_ids"):
-                offsets = inputs.get(
-                    key.removesuffix("input_ids") + "offsets"
-                )  # static embeddings: the texts are concatenated
+                # static embeddings: the texts are concatenated
+                offsets = inputs.get(key.removesuffix("input_ids") + "offsets")
                 first = ids[0] if offsets is None else ids[: offsets[1]] if len(offsets) > 1 else ids
                 decoded = self.trainer.model.tokenizer.decode(first.tolist(), skip_special_tokens=True)
                 text = " ".join(decoded.split())
@@ -315,9 +318,8 @@ class StopOnSignal(TrainerCallback):
         if not self._received and os.getpid() == self._process:  # the data loader's processes inherit this handler
             logger.info("%s: saving a checkpoint after this step, then stopping", signal.Signals(number).name)
         self._received = number
-        if (
-            "TORCHELASTIC_RUN_ID" not in os.environ
-        ):  # torchrun forwards a Ctrl-C that the processes have already received
+        # torchrun forwards a Ctrl-C that the processes have already received
+        if "TORCHELASTIC_RUN_ID" not in os.environ:
             end_at_once_next_time()
 
     def _agree(self) -> None:

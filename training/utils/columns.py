@@ -91,7 +91,7 @@ def select_columns(where: str, dataset: Dataset, entry: DatasetEntry) -> tuple[D
         roles |= {name: () for name in sorted(numbered, key=numbered.__getitem__)} | {"label": LABELS[1:]}
         optional |= {*numbered, "label"}
     mapped = map_columns(where, dataset.column_names, roles, entry.columns, optional)
-    # a label says which rows are positive pairs
+    # use the label even if 'columns' does not name it, because it says which rows are positive pairs
     if loss.contrastive and entry.columns is not None and "label" not in mapped:
         for name in LABELS:
             if name in dataset.column_names and name not in mapped.values() and _are_binary(dataset[name][:]):
@@ -115,7 +115,7 @@ def _are_binary(labels: list[Any]) -> bool:
 
 
 def expand(where: str, dataset: Dataset, unused: list[str], refuse: bool) -> Dataset:
-    """Turn lists of positives or negatives and labelled pairs into rows of ``anchor``, ``positive`` and negatives.
+    """Turn labelled pairs, and lists of positives or negatives, into rows of ``anchor``, ``positive`` and negatives.
 
     A list of positives becomes one row per positive; a list of negatives becomes one column per negative, empty where a row has
     fewer. With a list of labels, the texts in the list ``positive`` that are labelled 1 are positives, and those labelled 0 are
@@ -144,30 +144,33 @@ def expand(where: str, dataset: Dataset, unused: list[str], refuse: bool) -> Dat
         return _join_negatives(where, dataset, negatives)
     rows: list[tuple[str, str, list[str]]] = []
     blank = 0
-    for number_of_row, values in enumerate(dataset, 1):
+    for row_number, values in enumerate(dataset, 1):
         texts, labels = _as_list(values["positive"]), _as_list(values["label"]) if labelled else None
         if labels is None:
             labels = [1] * len(texts)
         elif len(labels) != len(texts) or not _are_binary(labels):
             raise RunError(
-                f"{where}, row {number_of_row}: column 'label' must hold a 0 or 1 for each text of 'positive', not {str(labels)[:60]}"
+                f"{where}, row {row_number}: column 'label' must hold a 0 or 1 for each text of 'positive', not {str(labels)[:60]}"
             )
-        against = [text for text, label in zip(texts, labels, strict=True) if not float(label)]
+        negative_texts = [text for text, label in zip(texts, labels, strict=True) if not float(label)]
         texts = [text for text, label in zip(texts, labels, strict=True) if float(label)]
         for name in negatives:
-            against += _as_list(values[name]) if name in lists else [text for text in [values[name]] if _is_text(text)]
-        for column, entries in (("positive", texts), ("negative", against)):
+            negative_texts += (
+                _as_list(values[name]) if name in lists else [text for text in [values[name]] if _is_text(text)]
+            )
+        for column, entries in (("positive", texts), ("negative", negative_texts)):
             if others := [entry for entry in entries if not isinstance(entry, str | None)]:
                 raise RunError(
-                    f"{where}, row {number_of_row}: column {column!r} must hold text, not {str(others[0])[:60]}"
+                    f"{where}, row {row_number}: column {column!r} must hold text, not {str(others[0])[:60]}"
                 )
             if refuse and not all(map(_is_text, entries)):
-                raise RunError(f"{where}, row {number_of_row}: column {column!r} holds an empty text{ADVICE}")
+                raise RunError(f"{where}, row {row_number}: column {column!r} holds an empty text{ADVICE}")
         if refuse and not texts:
-            raise RunError(f"{where}, row {number_of_row}: column 'positive' holds no text{ADVICE}")
-        blank += sum(not _is_text(text) for text in (*texts, *against)) + (not texts)
-        against = [text for text in against if _is_text(text)]
-        rows += [(values["anchor"], text, against) for text in texts if _is_text(text)]
+            nothing = "no text of column 'positive' has the label 1" if labelled else "column 'positive' holds no text"
+            raise RunError(f"{where}, row {row_number}: {nothing}{ADVICE}")
+        blank += sum(not _is_text(text) for text in (*texts, *negative_texts)) + (not texts)
+        negative_texts = [text for text in negative_texts if _is_text(text)]
+        rows += [(values["anchor"], text, negative_texts) for text in texts if _is_text(text)]
     if blank:
         logger.warning("%s: removed %d empty texts or lists", where, blank)
     if len(rows) != len(dataset):
@@ -287,7 +290,7 @@ def drop_unusable(where: str, dataset: Dataset, refuse: bool) -> Dataset:
         refuse: Whether such a row is an error, because the user can correct it.
 
     Raises:
-        RunError: A row lacks a value; the message names row and column.
+        RunError: A row lacks a value; the message names the row and the column.
     """
     checks: dict[str, Callable[[Any], bool]] = {"label": _lacks_label, "score": _lacks_score}
     reasons: dict[str, np.ndarray] = {}

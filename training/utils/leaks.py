@@ -24,24 +24,24 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# The usual Arabic test sets, by their names in mteb, and their subsets
+# The test sets usually reported for Arabic and English models: their names in mteb, and their subsets
 BENCHMARK = {"STS17": ["ar-ar", "en-ar", "en-en"], "STS22.v2": ["ar"], "STSBenchmark": []}
 ROWS = 65_536  # rows looked up at a time
-# the vowel signs of Hindi, Thai and other scripts from India to Cambodia, without which different words look the same
+# the vowel signs of Devanagari, Thai and other scripts from India to Cambodia, without which different words look the same
 VOWEL_SIGNS = "".join(chr(code) for code in range(0x0900, 0x1800) if unicodedata.category(chr(code)).startswith("M"))
 # punctuation, whitespace, the tatweel, and accents and Arabic vowel signs after decomposition
-NO_LETTER = re.compile(f"[^\\w{VOWEL_SIGNS}]+|[_\u0640]+")
+NON_LETTERS = re.compile(f"[^\\w{VOWEL_SIGNS}]+|[_\u0640]+")
 
 
 def normalise(text: str) -> str:
     """Normalise a text so that spelling variants compare equal: keep only letters and digits, in lower case, without accents,
-    Arabic vowel signs or tatweel, and unify all forms of alef. Vowel signs of Hindi, Thai and similar scripts are kept. From a text
+    Arabic vowel signs or tatweel, and unify all forms of alef. Vowel signs of Devanagari, Thai and similar scripts are kept. From a text
     without letters or digits, only surrounding whitespace is removed.
     """
     # NFKD separates accents from letters and the hamza from the alef, and decomposes ligatures and full-width characters;
     # the alef with wasla has no decomposition
     letters = unicodedata.normalize("NFKD", text).lower().replace("\u0671", "\u0627")
-    return NO_LETTER.sub("", letters) or text.strip()
+    return NON_LETTERS.sub("", letters) or text.strip()
 
 
 def drop_leaks(
@@ -126,7 +126,7 @@ def find_leaks(
         for column in columns:
             encoded = table[column].combine_chunks().dictionary_encode()
             matches = {index: sets_of.get(normalise(text)) for index, text in enumerate(encoded.dictionary.to_pylist())}
-            matches = {index: names for index, names in matches.items() if names}
+            matches = {index: sets for index, sets in matches.items() if sets}
             if matches:
                 for row, index in enumerate(encoded.indices.to_pylist()):
                     for name in matches.get(index, ()):

@@ -195,7 +195,7 @@ def merge(columns: list[dict[str, Any]]) -> dict[str, Any] | None:
         if isinstance(value, Tensor) and value.shape == first["input_ids"].shape:
             longest = max(v.shape[1] for v in values)
             merged[key] = torch.cat([F.pad(v, (0, longest - v.shape[1])) for v in values])
-        elif isinstance(value, np.ndarray):  # the attention mask in the memory of the CPU
+        elif isinstance(value, np.ndarray):  # the copy of the attention mask in CPU memory
             longest = max(v.shape[1] for v in values)
             merged[key] = np.concatenate([np.pad(v, ((0, 0), (0, longest - v.shape[1]))) for v in values])
         elif not isinstance(value, Tensor) and all(v == value for v in values):

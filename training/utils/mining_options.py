@@ -93,7 +93,7 @@ class MiningConfig(Config):
     dev_data: Annotated[
         list[str],
         Key(
-            "remove pairs that share a sentence with these dev sets: none, or one or more of: en (the STS-B validation and test sets), ar (the Arabic STS-B validation set), en-ar (the English-Arabic dev set of Tatoeba), files of graded pairs or translations; for data from the Hub, pairs that share a sentence with STS17, STS22.v2 or the STS-B test set are removed too",
+            "remove pairs that share a sentence with these dev sets: none, or one or more of: en (the STS-B validation and test sets), ar (the Arabic STS-B validation set), en-ar (the English-Arabic dev set of Tatoeba), files of graded pairs or translations; for data from the Hub, pairs that share a sentence with STS17 (ar-ar, en-ar, en-en), STS22.v2 (ar) or the STS-B test set are removed too",
             path=True,
         ),
     ]

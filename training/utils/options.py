@@ -152,7 +152,7 @@ class TrainingConfig(Config):
     normalize_arabic: Annotated[
         bool,
         Key(
-            "remove Arabic diacritics and the tatweel, unify the forms of alef, and replace Arabic presentation forms with the letters themselves; saved as part of the model's tokenizer"
+            "remove Arabic diacritics and the tatweel, replace every form of alef with the bare alef and alef maqsura with ya, and replace presentation forms with ordinary letters; saved as part of the model's tokenizer"
         ),
     ]
     extend_vocabulary: Annotated[
@@ -231,7 +231,7 @@ class TrainingConfig(Config):
             "dev sets for choosing the best checkpoint: none, or one or more of: en, ar (graded pairs: the validation set of STS-B in "
             "English or Arabic); en-ar (translation retrieval: the English-Arabic dev set of Tatoeba); auto (en, or in matryoshka_nli.py "
             "the set of --language); a file of graded pairs or translations; a Hub data set as path:config:split. If any set comes from "
-            "the Hub, pairs that are also in STS17, STS22.v2 or the STS-B test set are removed",
+            "the Hub, pairs that are also in STS17 (ar-ar, en-ar, en-en), STS22.v2 (ar) or the STS-B test set are removed",
             path=True,
         ),
     ]
@@ -241,7 +241,7 @@ class TrainingConfig(Config):
     keep_leaks: Annotated[
         bool,
         Key(
-            "keep training rows that share a sentence with a dev set (for en, also with the STS-B test set) or, if any training data comes from the Hub, with STS17, STS22.v2 or the STS-B test set"
+            "keep training rows that share a sentence with a dev set (for en, also with the STS-B test set) or, if any training data comes from the Hub, with STS17 (ar-ar, en-ar, en-en), STS22.v2 (ar) or the STS-B test set"
         ),
     ]
     eval_steps: Annotated[

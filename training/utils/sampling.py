@@ -72,7 +72,7 @@ class GlobalBatchSampler(Sampler[list[int]]):
         first = self._arrange(0, 0)
         if drop_last and not first.steps:
             raise RunError(
-                f"{self.where}{len(dataset)} rows are too few for a step of {processes} x {batch_size}: lower the batch size"
+                f"{self.where}{len(dataset)} rows are too few for a step of {batch_size} rows in each of {processes} processes: lower the batch size"
             )
         if not first.steps:
             raise RunError(
@@ -105,6 +105,7 @@ class GlobalBatchSampler(Sampler[list[int]]):
 
     def _make(self, epoch: int) -> list[list[int]]:
         with_negatives = len(self.groups) > 1 and not len(self.groups[0])
+        # without negatives of its own, a step of one row would have nothing to learn from
         smallest = self.processes if self.processes > 1 or with_negatives else 2
         for shuffle in range(SHUFFLES):
             steps = self._arrange(epoch, shuffle).steps
@@ -150,11 +151,11 @@ class GlobalBatchSampler(Sampler[list[int]]):
             )
         dropped = rows - sum(map(len, epoch.steps)) - len(epoch.alone) - len(epoch.uneven)
         reasons = {
-            "share a text with every row that could be in a batch with them, and have no negative of their own": len(
+            "sharing a text with every other row that could be in the batch, without a negative of their own": len(
                 epoch.alone
             ),
-            f"cannot be divided equally among {self.processes} processes": len(epoch.uneven),
-            "are in incomplete batches (dataloader_drop_last)": dropped,
+            f"left over when dividing the rows equally among {self.processes} processes": len(epoch.uneven),
+            "in incomplete batches (dataloader_drop_last)": dropped,
         }
         if reasons := {reason: count for reason, count in reasons.items() if count}:
             logger.warning(
@@ -183,10 +184,8 @@ class Collator(SentenceTransformerDataCollator):
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         batch = super().__call__([{key: value for key, value in row.items() if value != ""} for row in features])
         masks = {key: value for key, value in batch.items() if key.endswith(MASK_SUFFIX)}
-        for (
-            key,
-            mask,
-        ) in masks.items():  # packing needs the masks on the CPU, and would wait for the GPU to get them back
+        # packing needs the masks on the CPU, and would have to wait for the GPU to get them back
+        for key, mask in masks.items():
             batch[key.removesuffix(MASK_SUFFIX) + f"_{HOST_MASK}"] = mask.bool().numpy()
         return batch
 

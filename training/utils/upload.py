@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_login() -> None:
-    """Raise :class:`UsageError` if the user is not logged in. Otherwise, the run would fail only after training."""
+    """Raise :class:`UsageError` if the user is not logged in. Without this check, the run would fail only after training."""
     from huggingface_hub import get_token
 
     if get_token() is None:
@@ -52,17 +52,16 @@ def upload(folder: Path, name: str, private: bool) -> str:
                 f"upload to {name}",
             )
             return str(commit.commit_url)
-    except (
-        Exception
-    ) as error:  # the client raises its own exceptions, those of its HTTP library, OSError and ValueError
+    # the client raises its own exceptions, those of its HTTP library, OSError and ValueError
+    except Exception as error:
         logger.debug("traceback:", exc_info=True)
         command = shlex.join(["hf", "upload", name, str(folder), ".", *(["--private"] if private else [])])
         raise RunError(
-            f"the model is trained and saved as {folder}, but the upload to {name} failed ({_why(error)}): "
+            f"the model is trained and saved in {folder}, but the upload to {name} failed ({_why(error)}): "
             f"complete it with `{command}`"
         ) from None
     raise RunError(
-        f"the model is trained and saved as {folder}, but not uploaded: {repository} exists and is public. "
+        f"the model is trained and saved in {folder}, but not uploaded: {repository} exists and is public. "
         "Make it private on the Hub, choose another --hub_model_id, or set --hub_private_repo false"
     )
 
@@ -76,7 +75,8 @@ def _why(error: BaseException) -> str:
     statuses: list[Any] = [getattr(getattr(e, "response", None), "status_code", None) for e in chain_of(error)]
     status = next((status for status in statuses if status), None)
     if status in (401, 403):
-        return f"status {status}: the token has no write permission for this repository; log in with another one (`hf auth login`)"
+        wrong = "is not valid" if status == 401 else "has no write permission for this repository"
+        return f"status {status}: the token {wrong}; log in with another token (`hf auth login`)"
     if status is not None:
         return f"status {status}"
     return "the connection failed" if is_temporary(error) else one_line(error, 160)

@@ -26,7 +26,7 @@ from evaluation.utils.scoring.statistics import Estimate
 
 @dataclass(frozen=True)
 class Loss:
-    """A drop in score and its one-sided bounds, from 0 to 1. ``n`` is the number of pairs or queries."""
+    """A drop in score and its one-sided bounds, as fractions (0.01 is one point). ``n`` is the number of pairs or queries."""
 
     value: float
     least: float
@@ -64,7 +64,7 @@ class Decision:
     """The choice of what to deploy.
 
     Attributes:
-        tolerance: The acceptable loss, from 0 to 1.
+        tolerance: The acceptable loss, as a fraction.
         sets: The tasks and subsets that count: those with an interval for every compared model, on which at least one of them
             scores 0.3 or more at full width.
         too_low: The tasks and subsets that do not count, because every compared model scores below 0.3 there.

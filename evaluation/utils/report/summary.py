@@ -28,8 +28,8 @@ COLUMNS = ["model", "revision", "task", "subset", "dim", "n", *METRICS, "dtype",
 def update_summary(path: Path, rows: Iterable[ScoreRow]) -> pd.DataFrame:
     """Add rows to ``summary.csv``: one for each model, revision, precision, task, subset and dimension.
 
-    An existing row gets the new values and, if the data is the same, keeps its other values. All other rows stay. Several
-    processes may do this at once.
+    An existing row gets the new values. It keeps its other values, unless the data has changed or the new row has a note in place of
+    a score. All other rows stay. Several processes may do this at once.
 
     A file that is not a summary, or is corrupt, is set aside.
 
@@ -44,10 +44,10 @@ def update_summary(path: Path, rows: Iterable[ScoreRow]) -> pd.DataFrame:
             try:
                 old = read_summary(path).set_index(KEY)
             except RunError as error:
-                quarantine(path, str(error))
+                quarantine(path, str(error), "the rows of other models are only in that file")
             else:
                 before, now = (
-                    rows["dataset_revision"].astype(object).fillna("") for rows in (old.reindex(new.index), new)
+                    part["dataset_revision"].astype(object).fillna("") for part in (old.reindex(new.index), new)
                 )
                 replaced = new.index[new[NOTE].notna() | (before != now)]  # rows whose old values no longer apply
                 table = new.combine_first(old.drop(index=replaced, errors="ignore"))

@@ -39,7 +39,7 @@ def get_task(name: str, wanted: list[str], defaults: list[str]) -> Any:
         task = mteb.get_task(name)
     except KeyError:
         close = get_close_matches(name, [t.metadata.name for t in mteb.get_tasks()], n=1)
-        raise UsageError(f"unknown task {name!r}" + (f"; did you mean {close[0]}?" if close else "")) from None
+        raise UsageError(f"unknown task {name!r}" + (f"; did you mean {close[0]!r}?" if close else "")) from None
     return mteb.get_task(name, hf_subsets=choose_subsets(wanted, defaults, list(task.hf_subsets)))
 
 
@@ -57,10 +57,10 @@ def choose_tasks(
     """Return the text tasks to score.
 
     Args:
-        names: Task names; empty with a benchmark, or with only languages (then every task that has them).
+        names: Task names; ignored with a benchmark. If empty, every task that has the languages.
         benchmark: Score all text tasks of this benchmark.
-        languages: ISO 639-3 codes (``ara``, ``eng``): of the chosen subsets, score only those in one of these; all if empty.
-        subsets, default_subsets: See :func:`choose_subsets`.
+        languages: ISO 639-3 codes (``ara``, ``eng``). Only subsets in one of these languages are scored; all if empty.
+        subsets, default_subsets: For tasks chosen by name; see :func:`choose_subsets`.
 
     Raises:
         UsageError: mteb has no such task, benchmark or language, or no text task remains.

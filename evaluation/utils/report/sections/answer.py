@@ -159,7 +159,7 @@ def _single_set(loss: Loss, tolerance: float, items: str) -> str:
     settled_by = f"; about {_rounded_up(enough):,.0f} {items} would be enough" if enough < 1e6 else ""
     return (
         f"the score drops by {number(max(0.0, loss.value))} points, and {loss.n:,} {items} are too few to tell whether the true "
-        f"drop is more than the accepted one (it may be anywhere from {number(loss.least)} to {number(loss.most)}{settled_by})"
+        f"drop is more than the accepted one (it may be anywhere from {number(loss.least)} to {number(loss.most)}, with 90% confidence{settled_by})"
     )
 
 
@@ -277,7 +277,7 @@ def _note(material: Material) -> str:
     )
     if search.vectors:
         text += (
-            f"\nTimes: short measurements on this machine ({material.hardware}), which other processes can distort: compare them only roughly. "
+            f"\nTimes: short measurements on this machine ({material.hardware}), which other processes can distort. Compare them only roughly. "
             f"Encoding takes the same time at every dimension. Search is exhaustive, over {search.vectors:,} random vectors, one query at a "
             "time, in NumPy; int8 search is not timed, because NumPy has no fast int8 dot product."
         )

@@ -60,7 +60,7 @@ def build(material: Material) -> Section | None:
     if not section.tables:
         return None
     section.paragraphs.append(
-        "Matryoshka training orders the dimensions, so that the first ones (prefix) can be used alone. The other methods "
+        "Matryoshka training orders the dimensions, so that the first ones (the prefix) can be used alone. The other methods "
         f"need no such training: principal components (PCA, centred, fitted on {material.calibration}, not on the test sets) "
         f"and, each averaged over {DRAWS} draws, a random projection and randomly chosen dimensions. In brackets: the score as a percentage of the full-width "
         "embedding's score (kept, %)."

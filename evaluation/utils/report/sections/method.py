@@ -21,7 +21,7 @@ def build(material: Material) -> Section:
             "therefore somewhat too narrow.",
             "The recommendation comes from non-inferiority tests in a fixed sequence. A vector is accepted only if the one-sided upper bound "
             "of its drop in score is no larger than the accepted drop (--max_loss). The 5% error rate is divided equally between dimensions and "
-            "precisions, and between the models compared. If a vector's score drops by more than the accepted drop, the report "
-            "recommends the vector in at most about 5% of cases.",
+            "precisions, and between the models compared. A vector whose true drop is larger than the accepted one is "
+            "recommended in at most about 5% of cases.",
         ],
     )

@@ -64,7 +64,7 @@ def _nearest(row: ScoreRow, label: str) -> Table:
     return Table(
         ["model", "source", "score"],
         [[name, source, number(score)] for score, name, source in scores],
-        f"Best and nearest published scores on {set_name(*row.set_key)}",
+        f"{set_name(*row.set_key)}: the best published score, those nearest to the score of {label}, and that of GATE-AraBert-v1",
         text_columns=2,
         picked={i for i, (_, _, source) in enumerate(scores) if source == "this run"},
     )

@@ -31,8 +31,8 @@ def build(material: Material) -> Section:
     )
     if any_published:
         section.tables[-1].note += (
-            " Published (in the first column of scores, whatever the width of the model), without the models evaluated here: the best score, the "
-            "score of GATE-AraBert-v1, and the scores just above and just below the best measured score in that column. The plot shows "
+            " Published: the best score, the score of GATE-AraBert-v1, and the scores just above and just below the best score measured here, "
+            "all without the models evaluated here. They are in the first column of scores, whatever the width of the model. Each plot shows "
             "those within its range as dotted lines."
         )
     return section
