@@ -297,8 +297,8 @@ def test_sets_that_lose_more_or_cannot_tell_are_named():
     assert (
         "The mean can hide a larger drop on a single set: on A, the score drops by 2.00 points (at least 1.20), more than the accepted drop; on B, "
         "the score drops by 0.50 points, and 250 pairs are too few to tell whether the true drop is more than the accepted one (it may be anywhere "
-        "from −0.10 to 1.50; about 1,000 pairs would be enough); on D, the score drops by 1.50 points, and 250 pairs are too few to tell "
-        "whether the true drop is more than the accepted one (it may be anywhere from 0.50 to 2.50; about 1,000 pairs would be enough)."
+        "from −0.10 to 1.50, with 90% confidence; about 1,000 pairs would be enough); on D, the score drops by 1.50 points, and 250 pairs are too few to tell "
+        "whether the true drop is more than the accepted one (it may be anywhere from 0.50 to 2.50, with 90% confidence; about 1,000 pairs would be enough)."
     ) in section.paragraphs
     assert not any("on C" in text for text in section.paragraphs)
 

@@ -401,8 +401,6 @@ def test_the_processes_that_encode_end_when_scoring_fails(call, hub, tmp_path, m
     folder, model = tmp_path / "model", static_model()
     model[0].embedding.weight.data[0] = torch.nan
     model.save_pretrained(str(folder))
-    # forks start at once; the library's own way, new interpreters, is in test_eval_store.py
-    monkeypatch.setattr(torch.multiprocessing, "get_context", lambda kind: multiprocessing.get_context("fork"))
     pids, start = [], SentenceTransformer.start_multi_process_pool
 
     def recorded(model, *arguments):
