@@ -120,7 +120,9 @@ def test_the_gradient_of_a_head_counts_too(fails, monkeypatch, groups, tmp_path,
     kinds = write(tmp_path / "kinds.csv", classes(groups[:20]))
     (tmp_path / "one.json").write_text(json.dumps({"datasets": {"kinds": {"path": str(kinds), "loss": "softmax"}}}))
     at = ("--config", tmp_path / "one.json", "--output_dir", tmp_path / "run")
-    message = fails(1, "the gradient of kinds at step 1 is", HYBRID, *static_flags, *FLAGS, *at)
+    message = fails(
+        1, "the gradient of a classification head of kinds at step 1 is not finite", HYBRID, *static_flags, *FLAGS, *at
+    )
     assert message.endswith("there is no complete checkpoint yet")
 
 
@@ -139,6 +141,7 @@ def test_a_scaler_that_tries_too_large_a_scale_is_no_error(call, poison, monkeyp
     poison(2, gradient=float("inf"))
     done = call(*flags, tmp_path / "one")
     finished(done, tmp_path / "one")
+    assert "the run has only 3 steps" in done.err and "use a larger --max_steps" in done.err
     poison(2, loss=float("nan"))
     done = call(*flags, tmp_path / "two")
     assert done.code == 1 and "the loss at step 2 is nan" in done.err
