@@ -141,9 +141,8 @@ def is_temporary(error: BaseException) -> bool:
     from huggingface_hub import errors as hub
 
     chain = chain_of(error)
-    if any(isinstance(e, (hub.OfflineModeIsEnabled, hub.LocalEntryNotFoundError)) for e in chain) or _is_unreachable(
-        error
-    ):
+    offline = any(isinstance(e, (hub.OfflineModeIsEnabled, hub.LocalEntryNotFoundError)) for e in chain)
+    if offline or _is_unreachable(error):
         return False  # offline mode, or the client has already retried
     return any(_status(e) in TEMPORARY or _is_transport(e) or "Consistency check failed" in str(e) for e in chain)
 

@@ -97,8 +97,8 @@ def test_a_mask_of_other_rows_is_not_used(tmp_path):
     model = pack(builder(tmp_path)("Bert"))
     columns_of_batch = collated(model)
     part = {key: value[:2] if key != HOST_MASK else value for key, value in columns_of_batch[0].items()}
-    whole, first = (model(dict(batch))["sentence_embedding"] for batch in (columns_of_batch[0], part))
-    torch.testing.assert_close(first, whole[:2], rtol=1e-4, atol=1e-5)
+    of_batch, of_part = (model(dict(batch))["sentence_embedding"] for batch in (columns_of_batch[0], part))
+    torch.testing.assert_close(of_part, of_batch[:2], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kernel", [flash_attention, efficient_attention])

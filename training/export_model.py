@@ -5,8 +5,8 @@
     python training/export_model.py MODEL --dim 256 --format onnx --weights int8 --data my_pairs.csv
 
 The embeddings are the first --dim numbers of the original model's embeddings, normalised. An ONNX file needs onnxruntime and
-tokenizers, but not torch. A model that needs its own Python code can be exported only to ONNX. The README.md in the folder shows how to use the
-exported model. The path of the folder is the last line of standard output.
+tokenizers, but not torch. A model that needs its own Python code can be exported only to ONNX. The README.md in the folder
+shows how to use the exported model. The path of the folder is the last line of standard output.
 """
 
 from __future__ import annotations
