@@ -19,8 +19,11 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from sentence_transformers import SentenceTransformer
     from torch import Tensor
+    from transformers import PreTrainedModel
 
 ADAPTER_CONFIG = "adapter_config.json"
+IN_ADAPTER = "base_model.model."  # peft's prefix of the names of a transformer's weights
+WHOLE = ("weight", "bias", "base_layer.")  # what follows a module's name if an adapter replaces its weights
 
 
 def base_of(files: ModelFiles) -> tuple[str, str | None] | None:
@@ -59,6 +62,8 @@ def with_adapter(base: SentenceTransformer, files: ModelFiles) -> SentenceTransf
     from peft import PeftConfig
     from peft.utils import load_peft_weights
 
+    if not {"adapter_model.safetensors", "adapter_model.bin"} & files.names:
+        raise RunError(f"model {files.source}: the adapter has no weights (adapter_model.safetensors)")
     config = PeftConfig.from_pretrained(files.source, revision=files.revision)
     if config.is_prompt_learning:
         raise RunError(
@@ -66,8 +71,15 @@ def with_adapter(base: SentenceTransformer, files: ModelFiles) -> SentenceTransf
             "use a LoRA adapter"
         )
     transformer = base[0]
-    adapter = wrap(transformer, config)
     weights = load_peft_weights(files.source, device="cpu", revision=files.revision)
+    if outer := _prefix_of_head(transformer.auto_model, weights):
+        weights = _without_head(weights, outer)
+        _describe_without_head(config, weights, transformer.auto_model, outer)
+    weights = _load_whole_weights(transformer.auto_model, weights)
+    config.task_type = config.modules_to_save = (
+        None  # these would add a head, or copy the modules that were just loaded
+    )
+    adapter = wrap(transformer, config)
     set_weights(adapter, weights, files.source)
     merge(base)
     if "tokenizer_config.json" in files.names:
@@ -75,6 +87,60 @@ def with_adapter(base: SentenceTransformer, files: ModelFiles) -> SentenceTransf
 
         transformer.processor = AutoTokenizer.from_pretrained(files.source, revision=files.revision)
     return _with_modules(base, files) if files.modules else base
+
+
+def _prefix_of_head(transformer: PreTrainedModel, weights: dict[str, Tensor]) -> str:
+    """Return the prefix of the transformer's names in an adapter that was trained on a model with a head, such as ``model.``.
+
+    Returns:
+        An empty string if the adapter was trained on the transformer itself.
+    """
+    name = transformer.base_model_prefix
+    within = any(key.startswith(f"{IN_ADAPTER}{name}.") for key in weights)
+    return f"{name}." if name and within and not hasattr(transformer, name) else ""
+
+
+def _without_head(weights: dict[str, Tensor], outer: str) -> dict[str, Tensor]:
+    """Remove the weights of the head, which embeddings do not need, and the prefix of the others."""
+    outer = f"{IN_ADAPTER}{outer}"
+    return {IN_ADAPTER + key.removeprefix(outer): value for key, value in weights.items() if key.startswith(outer)}
+
+
+def _describe_without_head(config: Any, weights: dict[str, Tensor], transformer: PreTrainedModel, outer: str) -> None:
+    """Change the names in an adapter's configuration from those of a model with a head to those of its transformer.
+
+    The modules to adapt are read from the weights: they may be configured as all linear layers, or as a regular expression.
+    """
+    modules = (_module_and_rest(transformer, key) for key in weights)
+    config.target_modules = {name for name, rest in modules if not rest.startswith(("token_adapter", *WHOLE))}
+    config.exclude_modules = None
+    for patterns in ("rank_pattern", "alpha_pattern"):
+        if values := getattr(config, patterns, None):
+            setattr(config, patterns, {key.removeprefix(outer): value for key, value in values.items()})
+
+
+def _load_whole_weights(transformer: PreTrainedModel, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Load the weights that an adapter replaces, such as an embedding table with added tokens. Returns the other weights."""
+    replaced = {}
+    for key, value in weights.items():
+        name, rest = _module_and_rest(transformer, key)
+        if rest.startswith(WHOLE):
+            replaced[key] = f"{name}.{rest.removeprefix('base_layer.')}", value
+    for name, value in replaced.values():
+        parameter = transformer.get_parameter(name)
+        if parameter is transformer.get_input_embeddings().weight and len(value) != len(parameter):
+            transformer.resize_token_embeddings(len(value), mean_resizing=False)
+            parameter = transformer.get_parameter(name)
+        parameter.data.copy_(value)
+    return {key: value for key, value in weights.items() if key not in replaced}
+
+
+def _module_and_rest(transformer: PreTrainedModel, key: str) -> tuple[str, str]:
+    """Split a weight's name in an adapter into the module of the transformer that it belongs to, and the rest."""
+    parts = key.removeprefix(IN_ADAPTER).split(".")
+    modules = dict(transformer.named_modules())
+    length = next(n for n in range(len(parts), -1, -1) if ".".join(parts[:n]) in modules)
+    return ".".join(parts[:length]), ".".join(parts[length:])
 
 
 def _with_modules(base: SentenceTransformer, files: ModelFiles) -> SentenceTransformer:
@@ -159,10 +225,6 @@ def set_weights(adapter: PeftModel, weights: dict[str, Tensor], source: str) -> 
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
     expected = set(get_peft_model_state_dict(adapter, save_embedding_layers=False))
-    if not set(weights) <= expected:
-        # trained on a model with a head, in which the names of the transformer's weights have a prefix: "model.", "bert."
-        inner = f"base_model.model.{adapter.get_base_model().base_model_prefix}."
-        weights = {name.replace(inner, "base_model.model.", 1): value for name, value in weights.items()}
     if not expected or set(weights) != expected:
         missing, unknown = expected - set(weights), set(weights) - expected
         raise RunError(

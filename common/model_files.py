@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from common.errors import RunError
+from common.errors import RunError, one_line
 
 # pickled files that the libraries read, and the safetensors files that they prefer
 PICKLED = {
@@ -45,13 +45,22 @@ class ModelFiles:
         return set(HfApi().list_repo_files(self.source, revision=self.revision))
 
     def json(self, name: str) -> Any:
-        """Return the content of one of the model's JSON files, or None if there is no such file."""
+        """Return the content of one of the model's JSON files, or None if there is no such file.
+
+        Raises:
+            RunError: The file is not valid JSON.
+        """
         if name not in self.names:
             return None
         from sentence_transformers.util import load_file_path
 
         path = load_file_path(self.source, name, revision=self.revision)
-        return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+        if path is None:
+            return None
+        try:
+            return json.loads(Path(path).read_text(encoding="utf-8"))
+        except ValueError as error:  # also of text that is not UTF-8
+            raise RunError(f"model {self.source}: {name} is not valid JSON: {one_line(error)}") from None
 
     def object(self, name: str) -> dict[str, Any]:
         """Return the JSON object in one of the model's files, or an empty one if there is no such file."""

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
-from transformers import AutoModel, BertConfig, BertForMaskedLM
+from transformers import AutoModel, AutoModelForCausalLM, BertConfig, BertForMaskedLM
 
 from common.errors import RunError
 from common.models import identify, load_model
@@ -226,6 +226,47 @@ def test_an_adapter_of_a_model_with_a_head(tmp_path):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["Qwen3", "OPT"])
+@pytest.mark.parametrize("case", ["all linear layers", "saved modules", "added tokens", "embeddings"])
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of peft, about tied weights and about saving the embedding table
+def test_an_adapter_of_a_causal_language_model(tmp_path, kind, case):
+    """As usual for decoders, the adapter was trained on the model with its head, ``task_type`` is ``CAUSAL_LM``, and the table of
+    embeddings may be trained, adapted or longer than that of the base model."""
+    from peft import LoraConfig, get_peft_model
+
+    base = make_model(kind, tmp_path / "base")
+    torch.manual_seed(1)
+    headed = AutoModelForCausalLM.from_pretrained(base)
+    table = headed.get_input_embeddings()
+    if case == "added tokens":
+        headed.resize_token_embeddings(table.num_embeddings + 8)
+    config = LoraConfig(
+        r=2,
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=str(base),
+        target_modules=["embed_tokens", "q_proj"] if case == "embeddings" else "all-linear",
+        modules_to_save=["embed_tokens", "lm_head"] if case == "saved modules" else None,
+    )
+    adapted = get_peft_model(headed, config)
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name or "modules_to_save" in name:
+            torch.nn.init.normal_(parameter.data, std=0.2)
+    adapted.save_pretrained(tmp_path / "adapter")
+    loaded = load_model(str(tmp_path / "adapter"))
+    features = loaded.preprocess(TEXTS)
+    inputs = {name: features[name] for name in ("input_ids", "attention_mask")}
+    unadapted = load_model(str(base))[0].auto_model
+    with torch.no_grad():
+        states = loaded[0].auto_model(**inputs).last_hidden_state
+        expected = adapted.eval().get_base_model().model(**inputs).last_hidden_state
+        before = unadapted(**inputs).last_hidden_state
+    words = inputs["attention_mask"].bool()
+    torch.testing.assert_close(states[words], expected[words], rtol=1e-4, atol=1e-4)
+    assert (states - before)[words].abs().max() > 0.1
+    rows = loaded[0].auto_model.get_input_embeddings().num_embeddings
+    assert rows - unadapted.get_input_embeddings().num_embeddings == (8 if case == "added tokens" else 0)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -254,6 +295,15 @@ def test_adapters_that_cannot_be_used(run, tmp_path, change, message):
         load_model(str(adapter))
 
 
+@pytest.mark.parametrize("script", [STS, NLI])
+def test_a_corrupt_adapter_is_named(run, fails, tmp_path, script):
+    adapter = shutil.copytree(run / "final-adapter", tmp_path / "m")
+    model = (adapter,) if script == NLI else ("--model_name", adapter, "--task", "STS17")
+    (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": "x"')
+    message = f"model {adapter}: adapter_config.json is not valid JSON: Expecting ',' delimiter"
+    fails(1, message, script, *model, "--output_dir", tmp_path / "out")
+
+
 def test_adapters_of_each_other_are_refused(run, tmp_path):
     for name, base in (("a", "b"), ("b", "a")):
         path = shutil.copytree(run / "final-adapter", tmp_path / name) / "adapter_config.json"
@@ -272,6 +322,10 @@ def test_an_adapter_with_missing_or_pickled_weights(run, tmp_path):
             load_model(str(adapter))
     torch.save(weights, adapter / "adapter_model.bin")
     path.unlink()
+    (adapter / "adapter_model.bin").rename(tmp_path / "adapter_model.bin")
+    with pytest.raises(RunError, match=r"the adapter has no weights \(adapter_model.safetensors\)"):
+        load_model(str(adapter))
+    (tmp_path / "adapter_model.bin").rename(adapter / "adapter_model.bin")
     with pytest.raises(RunError, match="adapter_model.bin is pickled"):
         load_model(str(adapter))
     expected = load_model(str(run / "final")).encode(TEXTS)
