@@ -28,11 +28,12 @@ def prepare_text_inputs(model: SentenceTransformer, source: str, max_seq_length:
         max_seq_length: Truncate texts to this many tokens; by default the model's own limit.
 
     Raises:
-        RunError: The tokenizer has neither a padding nor an end-of-text token, or ``max_seq_length`` is above the model's
+        RunError: The tokenizer has no vocabulary, or neither a padding nor an end-of-text token, or ``max_seq_length`` is above the model's
             limit or too small for any text.
     """
     transformers = list(_transformers(model))
     for transformer in transformers:
+        _check_vocabulary(transformer.tokenizer, source)
         _ensure_padding_token(transformer.tokenizer, source)
         _limit_tokens(transformer, source, max_seq_length)
     if max_seq_length is not None and not transformers:
@@ -74,6 +75,15 @@ def _transformers(model: SentenceTransformer) -> Iterator[Any]:
     for module in model.modules():
         if hasattr(module, "auto_model") and hasattr(getattr(module, "tokenizer", None), "pad_token"):
             yield module
+
+
+def _check_vocabulary(tokenizer: Any, source: str) -> None:
+    """Refuse the empty tokenizer that transformers makes, without a warning, if a model has no tokenizer files."""
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+        raise RunError(
+            f"model {source}: its tokenizer has no vocabulary, so all texts would be alike: save the tokenizer in the model's "
+            "folder (tokenizer.save_pretrained)"
+        )
 
 
 def _ensure_padding_token(tokenizer: Any, source: str) -> None:

@@ -135,6 +135,18 @@ def test_a_tokenizer_with_nothing_to_pad_with_is_refused(model, tmp_path):
 # Limits
 
 
+@pytest.mark.parametrize("kind", ["encoder", "Qwen3", "GPT-2"])
+def test_a_model_without_tokenizer_files_is_refused(tmp_path, kind):
+    """transformers makes an empty tokenizer for it, to which every word is unknown."""
+    folder = make_model(kind, tmp_path / "m")
+    for path in (*folder.glob("tokenizer*"), *folder.glob("vocab*"), *folder.glob("merges*")):
+        path.unlink()
+    with pytest.raises(
+        RunError, match="its tokenizer has no vocabulary, so all texts would be alike: save the tokenizer"
+    ):
+        load_model(str(folder))
+
+
 @pytest.mark.parametrize("kind", ["encoder", "RoBERTa", "Qwen3", "Gemma", "LLaMA", "GPT-2", "OPT"])
 def test_every_architecture_takes_texts_up_to_its_limit(model, kind):
     loaded = load_model(str(model(kind)))
