@@ -132,9 +132,6 @@ def test_a_tokenizer_with_nothing_to_pad_with_is_refused(model, tmp_path):
         load_model(str(folder))
 
 
-# Limits
-
-
 @pytest.mark.parametrize("kind", ["encoder", "Qwen3", "GPT-2"])
 def test_a_model_without_tokenizer_files_is_refused(tmp_path, kind):
     """transformers makes an empty tokenizer for it, to which every word is unknown."""
@@ -145,6 +142,9 @@ def test_a_model_without_tokenizer_files_is_refused(tmp_path, kind):
         RunError, match="its tokenizer has no vocabulary, so all texts would be alike: save the tokenizer"
     ):
         load_model(str(folder))
+
+
+# Limits
 
 
 @pytest.mark.parametrize("kind", ["encoder", "RoBERTa", "Qwen3", "Gemma", "LLaMA", "GPT-2", "OPT"])
