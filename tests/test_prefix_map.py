@@ -104,6 +104,25 @@ def test_it_is_folded_into_the_table_of_static_embeddings():
     assert model.encode(texts) == pytest.approx(before @ rotation.numpy(), abs=1e-5)
 
 
+@pytest.mark.parametrize("static", [False, True])
+def test_the_rotation_follows_every_module_that_is_not_a_normalisation_at_the_end(tiny_model, static):
+    """A normalisation, or a table of embeddings, may come before another layer, which does not commute with a rotation."""
+    from sentence_transformers.sentence_transformer.modules import Dense, Normalize
+
+    from training.utils.model_utils import make_static_model
+
+    texts = ["two dogs run", "a man walks", "the dogs walk"]
+    model = make_static_model(texts, 64, 100, seed=0) if static else SentenceTransformer(str(tiny_model), device="cpu")
+    torch.manual_seed(2)
+    for module in (Normalize(), Dense(64, 48), Normalize()):
+        model.append(module)
+    before, modules = model.encode(texts), [type(module).__name__ for module in model]
+    rotation = torch.linalg.qr(torch.randn(48, 48, generator=torch.Generator().manual_seed(1))).Q
+    insert_rotation(model, rotation)
+    assert [type(module).__name__ for module in model] == [*modules[:-1], "Dense", "Normalize"]
+    assert model.encode(texts) == pytest.approx(before @ rotation.numpy(), abs=1e-5)
+
+
 def test_a_map_that_does_not_help_is_not_used(tiny_model, monkeypatch, caplog):
     model = SentenceTransformer(str(tiny_model), device="cpu")
     worse = prefix_map.PrefixMap(torch.eye(64), {16: 0.1}, {16: 0.2})

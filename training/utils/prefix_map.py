@@ -153,8 +153,8 @@ def add_prefix_map(
 ) -> PrefixMap | None:
     """Learn a map on the model's embeddings of training texts, and add it to the model if it helps.
 
-    A transformer gets a ``Dense`` module without bias or activation, after pooling and before normalisation. In static
-    embeddings, the map is folded into the table.
+    A model gets a ``Dense`` module without bias or activation, before the normalisation at its end if it has one. If static
+    embeddings are not followed by other modules, the map is folded into their table.
 
     Args:
         datasets: The training data. At most ``MAX_TEXTS`` texts are used, from rows drawn at random over all data sets.
@@ -192,21 +192,25 @@ def sample_texts(datasets: Iterable[Dataset], limit: int, seed: int) -> list[str
 
 
 def insert_rotation(model: SentenceTransformer, rotation: Tensor) -> None:
-    """Add ``x @ rotation`` to the model. Raises :class:`RunError` if the model has no pooling module."""
+    """Add ``x @ rotation`` after the last module that is not a normalisation, which a rotation does not change.
+
+    Raises:
+        RunError: The model has no pooling module.
+    """
     from sentence_transformers.sentence_transformer.modules import Dense
 
     modules = list(model)
     kinds = [type(module).__name__ for module in modules]
-    if kinds[0] == "StaticEmbedding":
+    place = max(index for index, kind in enumerate(kinds) if kind != "Normalize") + 1
+    if kinds[place - 1] == "StaticEmbedding":
         table = modules[0].embedding.weight
         with torch.no_grad():
             table.copy_((table.double() @ rotation.double().to(table.device)).to(table.dtype))
         return
-    if "Pooling" not in kinds:
+    if not {"Pooling", "StaticEmbedding"} & set(kinds):
         raise RunError(
             f"--prefix_map: the map goes after a pooling module, but the model has none (its modules: {', '.join(kinds)})"
         )
-    place = kinds.index("Normalize") if "Normalize" in kinds else len(modules)
     width = len(rotation)
     dense = Dense(width, width, bias=False, activation_function=nn.Identity()).to(model.device)
     with torch.no_grad():
