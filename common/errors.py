@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from common.redact import redact
+from common.script import OURS
 
 EXIT_FAILURE, EXIT_USAGE, EXIT_SIGNAL = 1, 2, 128
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -124,6 +125,8 @@ def run(main: Callable[[], None]) -> None:
         print(redact(str(stop)) or "interrupted", file=sys.stderr)
         sys.exit(EXIT_SIGNAL + getattr(stop, "number", signal.SIGINT))
     except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] in OURS:
+            raise
         print(
             f"error: the package {error.name} is not installed: run `pip install -r requirements.txt`", file=sys.stderr
         )

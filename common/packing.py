@@ -120,7 +120,10 @@ def _kernel(query: Tensor, window: int | None) -> Callable[..., Tensor] | None:
     if head_dim % 8:
         return None
     half = query.dtype in (torch.float16, torch.bfloat16)
-    flash = torch.backends.cuda.is_flash_attention_available() and torch.cuda.get_device_capability() >= (8, 0)
+    flash = torch.backends.cuda.is_flash_attention_available() and torch.cuda.get_device_capability(query.device) >= (
+        8,
+        0,
+    )
     if half and flash and head_dim <= 128:
         return flash_attention
     return efficient_attention if window is None else None

@@ -14,7 +14,6 @@ from common.errors import RunError, UsageError
 from evaluation.utils.dev_evaluator import MatryoshkaEvaluator
 from tests.helpers import static_model, write_dataset
 from training.utils.dev_data import (
-    dev_estimate,
     is_hub_spec,
     label_of,
     load_dev_dataset,
@@ -109,15 +108,32 @@ def test_the_estimate_is_the_evaluators_mean_and_its_interval_holds_it(tiny_mode
     sets, dims = {"scored": scored, "translated": translated}, [64, 16]
     evaluator = MatryoshkaEvaluator(sets, dims)
     score = evaluator(model)["mean_score"]
-    estimate = dev_estimate(evaluator.embeddings, sets, dims)
+    estimate = evaluator.estimate()
     assert estimate.value == pytest.approx(score, abs=1e-6)
     low, high = estimate.interval()
     assert low < estimate.value < high
     first, second = (model.encode(scored[c])[:, :16] for c in columns[:2])
     cosine = (first * second).sum(1) / np.linalg.norm(first, axis=1) / np.linalg.norm(second, axis=1)
-    assert dev_estimate(evaluator.embeddings, {"scored": scored}, [16]).value == pytest.approx(
-        spearmanr(cosine, scored["score"]).statistic, abs=1e-6
-    )
+    alone = MatryoshkaEvaluator({"scored": scored}, [16])
+    alone(model)
+    assert alone.estimate().value == pytest.approx(spearmanr(cosine, scored["score"]).statistic, abs=1e-6)
+
+
+def test_translations_are_compared_in_blocks(monkeypatch):
+    """A large set, whose similarities would not fit in memory, gives the same hits."""
+    from evaluation.utils import dev_evaluator
+
+    draw = np.random.default_rng(0)
+    first, noise = draw.normal(size=(2, 50, 4))
+    texts = [f"text {row % 45}" for row in range(50)]  # some texts occur twice
+    arguments = (first, first + noise, texts, texts[::-1])
+    whole = dev_evaluator.translations_found(*arguments)
+    unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in arguments[:2]]
+    nearest = (unit[0] @ unit[1].T).argmax(axis=1)
+    assert whole[0].tolist() == [texts[::-1][row] == texts[::-1][near] for row, near in enumerate(nearest)]
+    monkeypatch.setattr(dev_evaluator, "ROWS", 7)
+    for in_blocks, hits in zip(dev_evaluator.translations_found(*arguments), whole, strict=True):
+        assert in_blocks.tolist() == hits.tolist() and 0 < hits.sum() < 50
 
 
 def test_a_run_takes_dev_sets_of_all_kinds_and_records_what_was_removed(graded, warm, hub, tmp_path, pairs):

@@ -22,7 +22,7 @@ from evaluation.utils.analysis.model_analysis import ModelAnalysis, analyse
 from evaluation.utils.analysis.published import neighbours, published_results, rank_among_published
 from evaluation.utils.analysis.quantization import Quantizer, bytes_per_vector, hamming_similarity, pareto_front
 from evaluation.utils.analysis.recommendation import retention
-from evaluation.utils.analysis.shortlist import search, shortlist_rows
+from evaluation.utils.analysis.shortlist import evenly_spaced, search, shortlist_rows
 from evaluation.utils.report import sections
 from evaluation.utils.report.content import Plot, Section, Table
 from evaluation.utils.report.formatting import escape_markdown, interval, number, score_cell, signed
@@ -101,6 +101,15 @@ def test_search_is_brute_force_and_shortlists_grow():
         recall = [r["recall"] for r in rows if (r["dim"], r["precision"]) == (dim, precision)]
         assert recall == sorted(recall) and 0 < recall[0] < 1
     assert all(r["saving"] > 1 for r in rows)
+
+
+@pytest.mark.parametrize(("count", "limit"), [(5, 10), (10, 10), (19, 10), (25, 10), (0, 10), (1, 10)])
+def test_the_queries_are_spread_over_the_corpus(count, limit):
+    chosen = evenly_spaced(count, limit)
+    assert len(set(chosen)) == min(count, limit) and chosen.tolist() == sorted(chosen)
+    if count > 1:
+        assert (chosen[0], chosen[-1]) == (0, count - 1)
+        assert max(np.diff(chosen)) - min(np.diff(chosen)) <= 1
 
 
 def test_a_score_whose_full_width_has_none_has_no_retention():

@@ -119,11 +119,14 @@ def test_how_a_run_ends(capsys, error, code, said):
     assert stop.value.code == code and said in err and out == "" and err.count("\n") == 1
 
 
-def test_our_own_mistakes_keep_their_traceback():
+@pytest.mark.parametrize(
+    "error", [ZeroDivisionError(), ModuleNotFoundError("No module named 'training.x'", name="training.x")]
+)
+def test_our_own_mistakes_keep_their_traceback(error):
     def main():
-        raise ZeroDivisionError
+        raise error
 
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(type(error)):
         run(main)
     assert run(lambda: None) is None
 

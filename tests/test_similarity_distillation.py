@@ -53,6 +53,19 @@ def test_every_prefix_learns_the_teachers_full_width_and_translations_its_senten
     assert loss(features, labels).item() == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize(("rows", "columns"), [(2, 1), (1, 2), (5, 1)])
+def test_similarities_that_are_all_the_same_teach_nothing(tiny_model, rows, columns):
+    """Such as the only similarity of two texts, with which an epoch may end."""
+    model = SentenceTransformer(str(tiny_model), device="cpu").train()
+    loss = make_loss(model, DatasetEntry("x", "distill", target="similarities"), None, [64, 16])
+    texts = ["two dogs run", "a man walks", "a bird", "a cat sleeps", "they sing"]
+    features = [model.preprocess(texts[column : column + rows]) for column in range(columns)]
+    value = loss(features, torch.eye(64)[:rows])  # the teacher finds all texts equally unlike
+    value.backward()
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    assert value.isfinite() and gradients and all((gradient == 0).all() for gradient in gradients)
+
+
 def run(warm, tmp_path, entry: dict):
     path = "sentence-transformers/parallel-sentences-tatoeba"
     config = {"model_name": "tiny/sentence-bert", "datasets": {"taught": {"path": path, "name": "en-ar", **entry}}}

@@ -28,5 +28,5 @@ def test_every_private_method_that_is_overridden_is_listed():
 
 def test_the_private_attributes_that_are_read_are_still_set():
     source = "".join(inspect.getsource(cls) for cls in SentenceTransformerTrainer.__mro__ if cls is not object)
-    for name in ("_load_from_checkpoint", "_tr_loss", "_globalstep_last_logged"):
+    for name in ("_load_from_checkpoint", "_tr_loss", "_total_loss_scalar", "_globalstep_last_logged"):
         assert f"def {name}(" in source or f"self.{name} = " in source, f"the libraries no longer have {name}"

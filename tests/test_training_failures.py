@@ -222,3 +222,15 @@ def test_a_file_that_does_not_fit_is_named(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert caught.value.errno == errno.EFBIG and str(path) in str(caught.value)
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_the_final_folder_appears_with_its_complete_card(fails, data, tiny_model, tmp_path, monkeypatch):
+    """If the disk is full when the card is written, the run can be resumed, because it has no final model yet."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("training.utils.final_model.add_to_card", full)
+    command = (NLI, tiny_model, "--train_data", data, *FLAGS, "--max_steps", "2", "--output_dir", tmp_path / "run")
+    fails(1, "free some disk space and resume with", *command)
+    assert not (tmp_path / "run/final").exists()

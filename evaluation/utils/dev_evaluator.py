@@ -11,7 +11,8 @@ from sentence_transformers.base.evaluation import BaseEvaluator
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator, TranslationEvaluator
 
 from common.errors import RunError
-from evaluation.utils.scoring.similarity import sts_scores
+from evaluation.utils.scoring.similarity import pairwise_similarities, sts_scores
+from evaluation.utils.scoring.statistics import Estimate, bootstrap, mean, mean_estimate, paired_mean, spearman
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -83,6 +84,20 @@ class MatryoshkaEvaluator(BaseEvaluator):
         metrics[self.primary_metric] = float(np.mean([metrics[line.primary_metric] for line in self._card.values()]))
         return metrics
 
+    def estimate(self) -> Estimate:
+        """Estimate the ``mean_score`` of the last call, with a bootstrap over the pairs of each set."""
+        estimates = []
+        for name, rows in self.sets.items():
+            first, second = self.embeddings[name]
+            prefixes = [(first[:, :dim], second[:, :dim]) for dim in self.dims]
+            if is_scored(rows):
+                statistic = spearman(rows["score"], [pairwise_similarities(*prefix)["cosine"] for prefix in prefixes])
+            else:
+                texts = rows["source"], rows["target"]
+                statistic = mean([np.mean(translations_found(*prefix, *texts), axis=0) for prefix in prefixes])
+            estimates.append(paired_mean(bootstrap(statistic, len(first), sample=f"dev {name}")))
+        return mean_estimate(estimates)
+
     def _embed(self, model: SentenceTransformer, *columns: list[str]) -> list[np.ndarray]:
         """Return the embeddings of each column, ``[rows, width]``. A duplicated text is encoded once."""
         index = {text: row for row, text in enumerate(dict.fromkeys(text for column in columns for text in column))}
@@ -93,7 +108,7 @@ class MatryoshkaEvaluator(BaseEvaluator):
             .numpy()
         )
         if not np.isfinite(embeddings).all():
-            raise FloatingPointError("the model produced NaN or infinite embeddings")
+            raise RunError("the model produced NaN or infinite embeddings of a dev or test set")
         return [embeddings[[index[text] for text in column]] for column in columns]
 
     def log(self, metrics: dict[str, float], prefix: str = "") -> None:
@@ -133,15 +148,27 @@ def translation_accuracy(
     Returns:
         ``src2trg_accuracy``, ``trg2src_accuracy`` and ``mean_accuracy``, each from 0 to 1.
     """
+    forth, back = (float(found.mean()) for found in translations_found(first, second, source, target))
+    return {"src2trg_accuracy": forth, "trg2src_accuracy": back, "mean_accuracy": (forth + back) / 2}
+
+
+def translations_found(
+    first: np.ndarray, second: np.ndarray, source: Sequence[str], target: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return whether the nearest text in the other language is the translation, for each source text and for each target text.
+
+    Args:
+        first, second, source, target: As in :func:`translation_accuracy`.
+
+    Returns:
+        Two Boolean arrays of shape ``[n]``.
+    """
     first, second = (x / np.linalg.norm(x, axis=1, keepdims=True).clip(1e-12) for x in (first, second))
 
-    def accuracy(queries: np.ndarray, answers: np.ndarray, texts: Sequence[str]) -> float:
-        nearest = [
-            int(row)
-            for start in range(0, len(queries), ROWS)
-            for row in (queries[start : start + ROWS] @ answers.T).argmax(axis=1)
-        ]
-        return float(np.mean([texts[row] == texts[answer] for row, answer in enumerate(nearest)]))
+    def found(queries: np.ndarray, answers: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+        nearest = np.concatenate(
+            [(queries[start : start + ROWS] @ answers.T).argmax(axis=1) for start in range(0, len(queries), ROWS)]
+        )
+        return np.array([text == texts[row] for text, row in zip(texts, nearest, strict=True)])
 
-    forth, back = accuracy(first, second, target), accuracy(second, first, source)
-    return {"src2trg_accuracy": forth, "trg2src_accuracy": back, "mean_accuracy": (forth + back) / 2}
+    return found(first, second, target), found(second, first, source)

@@ -1,4 +1,4 @@
-"""Loads dev sets from any source, removes pairs that are also test pairs, and computes the dev mean with its interval.
+"""Loads dev sets from any source, and removes pairs that are also test pairs.
 
 A dev set is an entry of ``dev_data``: a known name, a file, or a data set on the Hub, written as ``path``, ``path:config`` or
 ``path:config:split``. It can also be an entry of ``dev_datasets`` in a --config file, which can map columns. All 250 pairs of STS17
@@ -11,14 +11,10 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from common.data_files import is_file_name, load_hub_dataset
 from common.errors import RunError, UsageError, one_line
 from evaluation.utils.dev_evaluator import is_scored
 from evaluation.utils.scoring.pairs import load_pairs
-from evaluation.utils.scoring.similarity import pairwise_similarities
-from evaluation.utils.scoring.statistics import Estimate, bootstrap, mean, mean_estimate, paired_mean, spearman
 from training.utils.data_loading import TRANSLATIONS, as_graded_pairs, as_translations, load_dev_sets
 from training.utils.leaks import BENCHMARK, normalise
 from training.utils.options import DevEntry
@@ -181,32 +177,3 @@ def _texts(rows: dict[str, list[Any]]) -> zip:
 
 def _pair(first: str, second: str) -> frozenset[str]:
     return frozenset((normalise(first), normalise(second)))
-
-
-def dev_estimate(embeddings: dict[str, list[np.ndarray]], sets: Sets, dims: list[int]) -> Estimate:
-    """Compute the dev mean over the sets and dimensions, with a bootstrap over the pairs of each set.
-
-    Its value equals the ``mean_score`` of :class:`~evaluation.utils.dev_evaluator.MatryoshkaEvaluator`.
-
-    Args:
-        embeddings: The embeddings of both columns of each set, shape ``[pairs, width]`` each.
-    """
-    estimates = []
-    for name, rows in sets.items():
-        first, second = embeddings[name]
-        columns = [_column(first[:, :dim], second[:, :dim], rows) for dim in dims]
-        statistic = spearman(rows["score"], columns) if is_scored(rows) else mean(columns)
-        estimates.append(paired_mean(bootstrap(statistic, len(first), sample=f"dev {name}")))
-    return mean_estimate(estimates)
-
-
-def _column(first: np.ndarray, second: np.ndarray, rows: dict[str, list[Any]]) -> np.ndarray:
-    """Return each pair's contribution to a set's score at a dimension: its cosine similarity, or its retrieval accuracy."""
-    if is_scored(rows):
-        return pairwise_similarities(first, second)["cosine"]
-    first, second = (x / np.linalg.norm(x, axis=1, keepdims=True).clip(1e-12) for x in (first, second))
-    source, target = np.array(rows["source"], dtype=object), np.array(rows["target"], dtype=object)
-    similarities = first @ second.T
-    forth = target[similarities.argmax(axis=1)] == target
-    back = source[similarities.argmax(axis=0)] == source
-    return (forth.astype(float) + back.astype(float)) / 2

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 from common.adapters import adapter_of, merge
 from common.errors import RunError
 from common.model_cards import with_scores
-from common.records import RunRecord, write_atomically
+from common.records import RunRecord, folder_atomically, write_atomically
 from evaluation.utils.dev_evaluator import PRIMARY_METRIC, MatryoshkaEvaluator
 from training.utils.checkpoints import resume_command
-from training.utils.dev_data import dev_estimate
 from training.utils.licences import describe_licences, licences_of
 from training.utils.options import TrainingConfig
 from training.utils.run_folder import ADAPTER, FINAL, save_atomically, unlock_run_folder
+from training.utils.serving import save_servable
 from training.utils.upload import upload
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def finish(
             by_set |= evaluator.by_set(metrics)
             mean = metrics.pop(evaluator.primary_metric)
             if part == "dev":
-                interval = dev_estimate(evaluator.embeddings, dev_sets, dims).interval()
+                interval = evaluator.estimate().interval()
                 logger.info("dev mean × 100: %.2f (95%% interval %.2f to %.2f)", *(100 * x for x in (mean, *interval)))
             scores |= metrics | {f"{part}_{evaluator.primary_metric}": mean}
     history = [entry for entry in trainer.state.log_history if f"eval_{PRIMARY_METRIC}" in entry]
@@ -84,8 +84,10 @@ def finish(
         dev_history=[{"step": entry["step"], PRIMARY_METRIC: entry[f"eval_{PRIMARY_METRIC}"]} for entry in history],
         final_model=FINAL,
     )
-    final = save_atomically(model, folder, FINAL, dims, advice)
-    add_to_card(final, dims, by_set, licences)
+    final = folder / FINAL
+    with folder_atomically(final, advice) as partial:
+        save_servable(model, partial, dims)
+        add_to_card(partial, dims, by_set, licences)
     record.finish()
     unlock_run_folder()
     if config.push_to_hub:
@@ -93,8 +95,8 @@ def finish(
     print(final)
 
 
-def add_to_card(final: Path, dims: list[int], scores: dict[str, list[float]], licences: dict[str, str]) -> None:
+def add_to_card(folder: Path, dims: list[int], scores: dict[str, list[float]], licences: dict[str, str]) -> None:
     """Add the scores of each set by dimension, and the licences of the training data, to the card of a saved model."""
-    card = final / "README.md"
+    card = folder / "README.md"
     text = with_scores(card.read_text(encoding="utf-8") if card.exists() else "", dims, scores)
     write_atomically(card, text.rstrip("\n") + "\n\n" + describe_licences(licences))

@@ -50,6 +50,8 @@ class SimilarityDistillLoss(nn.Module):
 def similarity_correlation(student: Tensor, teacher: Tensor) -> Tensor:
     """Return Pearson's correlation between two models' cosine similarities of all pairs of different texts, a scalar.
 
+    If the teacher's similarities are all the same, such as the only one of two texts, the correlation is 0, with gradients of 0.
+
     Args:
         student, teacher: Embeddings of the same texts, shape ``[texts, width]`` each; the widths may differ.
     """
@@ -57,5 +59,6 @@ def similarity_correlation(student: Tensor, teacher: Tensor) -> Tensor:
     similarities = []
     for embeddings in (student, teacher):
         embeddings = F.normalize(embeddings, dim=-1)
-        similarities.append((embeddings @ embeddings.T)[rows, columns])
-    return torch.corrcoef(torch.stack(similarities))[0, 1]
+        values = (embeddings @ embeddings.T)[rows, columns]
+        similarities.append(values - values.mean())
+    return F.cosine_similarity(*similarities, dim=0)

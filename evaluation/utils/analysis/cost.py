@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from evaluation.utils.analysis.shortlist import evenly_spaced
+
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
@@ -37,7 +39,7 @@ def encode_ms(model: SentenceTransformer, texts: Collection[str], batch_size: in
     Takes less than a second or twice the time to encode four texts, whichever is longer.
     """
     chosen = sorted(texts)
-    chosen = chosen[:: max(1, len(chosen) // TEXTS)][:TEXTS]
+    chosen = [chosen[row] for row in evenly_spaced(len(chosen), TEXTS)]
     if not chosen:
         return None
 

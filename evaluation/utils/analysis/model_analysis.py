@@ -17,7 +17,7 @@ from evaluation.utils.analysis.error_analysis import pairs_that_move, rank_error
 from evaluation.utils.analysis.quantization import Quantizer, hamming_similarity
 from evaluation.utils.analysis.recommendation import retention
 from evaluation.utils.analysis.shared_pairs import SetKey, joint_bootstrap, mean_over_sets, sets_that_share_pairs
-from evaluation.utils.analysis.shortlist import MAX_QUERIES, shortlist_rows
+from evaluation.utils.analysis.shortlist import MAX_QUERIES, evenly_spaced, shortlist_rows
 from evaluation.utils.scoring.pairs import PairSet
 from evaluation.utils.scoring.rows import ScoreRow, set_name
 from evaluation.utils.scoring.scorer import ModelScores
@@ -146,8 +146,8 @@ def analyse(
     analysis.estimates |= scores.query_estimates
     _add_intervals(analysis)
     if calibration_embeddings is not None:
-        for name, queries, corpus in corpora or _corpus_of_pairs(pairs):
-            own = np.full(len(queries), -1) if corpora else _own_rows(queries, corpus)
+        searched = [(*corpus, np.full(len(corpus[1]), -1)) for corpus in corpora] or _corpus_of_pairs(pairs)
+        for name, queries, corpus, own in searched:
             if len(corpus) > 20:
                 analysis.corpus_sizes[name] = len(corpus)
                 analysis.shortlists[name] = shortlist_rows(
@@ -156,8 +156,12 @@ def analyse(
     return analysis
 
 
-def _corpus_of_pairs(pairs: list[PairSet]) -> list[tuple[str, np.ndarray, np.ndarray]]:
-    """Use the distinct texts of the sets as a corpus, and an evenly spaced selection of them as queries."""
+def _corpus_of_pairs(pairs: list[PairSet]) -> list[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
+    """Use the distinct texts of the sets as a corpus, and an evenly spaced selection of them as queries.
+
+    Returns:
+        The name of the corpus, the queries, the corpus, and the row of each query in the corpus; an empty list without pairs.
+    """
     rows: dict[str, np.ndarray] = {}
     for pair_set in pairs:
         for texts, embeddings in ((pair_set.sentence1, pair_set.first), (pair_set.sentence2, pair_set.second)):
@@ -166,13 +170,8 @@ def _corpus_of_pairs(pairs: list[PairSet]) -> list[tuple[str, np.ndarray, np.nda
     if not rows:
         return []
     corpus = np.stack(list(rows.values()))
-    step = max(1, len(corpus) // MAX_QUERIES)
-    return [("the texts of the pairs", corpus[::step], corpus)]
-
-
-def _own_rows(queries: np.ndarray, corpus: np.ndarray) -> np.ndarray:
-    """Return the corpus row from which each query of :func:`_corpus_of_pairs` was taken."""
-    return np.arange(len(queries)) * max(1, len(corpus) // MAX_QUERIES)
+    own = evenly_spaced(len(corpus), MAX_QUERIES)
+    return [("the texts of the pairs", corpus[own], corpus, own)]
 
 
 def _add_intervals(analysis: ModelAnalysis) -> None:

@@ -15,6 +15,11 @@ MAX_QUERIES = 1000
 BLOCK = 4096  # vectors of the corpus compared at a time
 
 
+def evenly_spaced(count: int, limit: int) -> np.ndarray:
+    """Return at most ``limit`` of ``count`` row numbers, in order and evenly spaced from the first to the last."""
+    return np.linspace(0, count - 1, min(count, limit)).round().astype(int)
+
+
 def _unit(embeddings: np.ndarray) -> np.ndarray:
     norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
     return embeddings / np.maximum(norms, np.finfo(np.float32).tiny)
