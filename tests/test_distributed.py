@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
+import sys
 
 import pytest
 import torch
 from datasets import Dataset
 
-from tests.helpers import ROOT
+from tests.helpers import ROOT, write_pairs
 from training.utils.sampling import GlobalBatchSampler, MixtureBatchSampler, deal
 
 ROWS = 8
@@ -108,3 +110,34 @@ def test_weights_hold_and_the_smallest_does_not_end_the_epoch():
 
 def test_rows_are_dealt_in_equal_parts():
     assert deal(list(range(6)), 3) == [[0, 1], [2, 3], [4, 5]]
+
+
+def test_a_mixture_trains_on_every_row_that_two_processes_can_share(tmp_path, tiny_model):
+    """Steps need not be full, and rows with different numbers of negatives have steps of their own."""
+    anchors = [
+        {"query": f"word{n}", "pos": [f"word{n + 30}"], "neg": [f"word{60 + 4 * n + k}" for k in range(n % 4)]}
+        for n in range(24)
+    ]
+    graded = [{"sentence1": f"word{n}", "sentence2": f"word{n + 9}", "score": n % 5} for n in range(15)]
+    datasets = {
+        "anchors": {"path": str(write_pairs(tmp_path / "anchors.jsonl", anchors)), "loss": "mnrl"},
+        "graded": {
+            "path": str(write_pairs(tmp_path / "graded.jsonl", graded)),
+            "loss": "cosent",
+            "score_range": [0, 4],
+        },
+    }
+    (tmp_path / "config.json").write_text(json.dumps({"datasets": datasets}))
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+        "training/hybrid_training.py", tiny_model, "--config", tmp_path / "config.json", "--output_dir", tmp_path / "run",
+        "--dev_data", "none", "--precision", "fp32", "--matryoshka_dims", "16", "--per_device_train_batch_size", "4",
+    ]  # fmt: skip
+    done = subprocess.run([*map(str, command)], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "1 of 15 rows are not used in the first epoch: 1 left over" in done.stderr
+    assert "of 24 rows are not used" not in done.stderr and "drop_last" not in done.stderr
+    record = json.loads((tmp_path / "run/run.json").read_text())
+    assert (
+        record["steps"] == 4 + 2
+    )  # six anchors for each number of negatives, and 14 graded pairs, in steps of up to 8 rows

@@ -19,6 +19,7 @@ from common.errors import RunError, UsageError, one_line
 from common.keys import check_value, keys_of, suggest
 from evaluation.utils.dev_evaluator import PRIMARY_METRIC
 from training.utils.options import TrainingConfig
+from training.utils.processes import get_world_size
 
 logger = logging.getLogger(__name__)
 
@@ -155,5 +156,10 @@ def make_training_arguments(
         "fp16": precision == torch.float16,
         **extra,
     }
+    # With several processes, sentence-transformers would set this to True, with a warning: its samplers may give the processes
+    # different numbers of rows. Ours never do, so no row is lost unless the user asks for it.
+    in_effect = values | config.training_arguments | {"dataloader_drop_last": get_world_size() > 1}
     with refusing("training_arguments"):
-        return SentenceTransformerTrainingArguments(**(values | config.training_arguments))
+        arguments = SentenceTransformerTrainingArguments(**in_effect)
+    arguments.dataloader_drop_last = bool(config.training_arguments.get("dataloader_drop_last"))
+    return arguments
