@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from common.errors import UsageError, one_line
-from common.flags import make_parser, settle_switches
+from common.flags import has_flag, make_parser, settle_switches
 from common.keys import check_value, keys_of, resolve_path, suggest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -118,9 +118,14 @@ def load_config(
     for text in unknown:
         flag = text.split("=")[0]
         if flag.startswith("-"):
-            raise UsageError(
-                f"unknown flag {flag}{suggest(flag.lstrip('-'), [*keys, 'config', 'help'], '--')} (see {parser.prog} --help)"
-            )
+            name = flag.lstrip("-")
+            if name in keys:
+                raise UsageError(f"{name!r} has no flag: set it in a --config file")
+            with_flag = {key for key, (type_hint, _) in keys.items() if has_flag(type_hint)}
+            hint = suggest(name, [*with_flag, "config", "help"], "--")
+            if not hint and (hint := suggest(name, keys.keys() - with_flag)):
+                hint = hint.removesuffix("?") + ", which is set in a --config file?"
+            raise UsageError(f"unknown flag {flag}{hint} (see {parser.prog} --help)")
     if unknown:
         raise UsageError(f"unexpected argument {unknown[0]!r} (see {parser.prog} --help)")
 

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.errors import RunError
+from common.errors import RunError, UsageError
 from common.formats import hash_table, is_glob, plain_types, read_table, suffix_of
 from common.hub import HUB_NAME, load_from_hub
 
@@ -22,6 +22,36 @@ LONGEST_NAME = 100  # characters in a subset's name, which is the title of every
 def is_file_name(path: str) -> bool:
     """Return whether ``path`` names the user's own files (a file, a folder or a glob) rather than a data set on the Hub."""
     return suffix_of(Path(path)) is not None or Path(path).exists() or is_glob(path)
+
+
+def is_hub_spec(name: str) -> bool:
+    """Return whether ``name`` is a data set on the Hub: ``organisation/name``, optionally followed by ``:config:split``."""
+    path = name.split(":")[0]
+    return path.count("/") == 1 and not is_file_name(name) and not is_file_name(path)
+
+
+def parse_hub_spec(text: str, split: str) -> tuple[str, str | None, str]:
+    """Parse ``path``, ``path:config`` or ``path:config:split``.
+
+    Args:
+        split: The split by default.
+
+    Returns:
+        The path, the config or None for the data set's default (an empty config means the same), and the split.
+
+    Raises:
+        UsageError: There are more than three parts, or the split is empty.
+    """
+    parts = text.split(":")
+    if len(parts) > 3 or (len(parts) == 3 and not parts[2]):
+        raise UsageError(f"{text!r} has too many parts, or an empty split: use path, path:config or path:config:split")
+    path, config, chosen = [*parts, "", ""][:3]
+    return path, config or None, chosen or split
+
+
+def hub_or_file(text: str, split: str) -> tuple[str, str | None, str]:
+    """Return the path, config and split of a Hub data set as :func:`parse_hub_spec` does, or the path of a user's files."""
+    return parse_hub_spec(text, split) if is_hub_spec(text) else (text, None, split)
 
 
 def read_rows(path: Path) -> Dataset:

@@ -40,6 +40,11 @@ def flag_type(hint: Any, optional: bool, takes_object: bool = False) -> Any:
     return convert
 
 
+def has_flag(hint: Any) -> bool:
+    """Return whether a key of this type has a flag. Objects are set in a configuration file."""
+    return get_origin(without_none(hint)[0]) is not dict
+
+
 def make_parser(cls: type, defaults: dict[str, Any], description: str, positional: str | None) -> Parser:
     """Return a parser with a flag for each key of ``cls``.
 
@@ -51,8 +56,8 @@ def make_parser(cls: type, defaults: dict[str, Any], description: str, positiona
         argument_default=argparse.SUPPRESS,  # a flag that the user does not set is absent from the result
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    without_flag = any(get_origin(without_none(hint)[0]) is dict for hint, _ in keys_of(cls).values())
-    others = ", and those without a flag (see docs/options.md)" if without_flag else ""
+    all_have_flags = all(has_flag(hint) for hint, _ in keys_of(cls).values())
+    others = "" if all_have_flags else ", and those without a flag (see docs/options.md)"
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help=f"a JSON file that sets any of these options{others}"
     )

@@ -208,6 +208,8 @@ def explain_hub_error(error: BaseException, repository: str) -> str:
             "the data set is a loading script, which the datasets library no longer runs: download the data that the script reads, "
             "or a copy of the data set in Parquet, and use that file instead"
         )
+    if type(chain[0]).__name__.startswith("DatasetGeneration"):  # its own text says nothing of the cause
+        return f"its files cannot be read as a table ({one_line(chain[min(1, len(chain) - 1)], 200)})"
     if isinstance(chain[0], (ValueError, OSError)) or type(chain[0]).__module__.startswith("datasets."):
         return one_line(chain[0], 200)
     raise chain[0]

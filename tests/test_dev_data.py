@@ -10,14 +10,14 @@ import torch
 from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer
 
+from common.data_files import is_hub_spec, parse_hub_spec
 from common.errors import RunError, UsageError
+from evaluation.utils.analysis.calibration import calibration_id
 from evaluation.utils.dev_evaluator import MatryoshkaEvaluator
 from tests.helpers import static_model, write_dataset
 from training.utils.dev_data import (
-    is_hub_spec,
     label_of,
     load_dev_dataset,
-    parse_spec,
     without_test_pairs,
 )
 from training.utils.options import DevEntry
@@ -37,6 +37,12 @@ def test_test_pairs_are_removed_in_either_order_and_shared_sentences_counted():
     }
 
 
+def test_a_dev_set_of_two_pairs_is_too_small():
+    rows = {column: values[:2] for column, values in PAIRS.items()}
+    with pytest.raises(RunError, match="dev set dev: 2 pairs are too few; use a set with at least 3"):
+        without_test_pairs({"dev": rows}, {})
+
+
 def test_a_dev_set_that_is_a_test_set_is_an_error():
     with pytest.raises(RunError, match="dev set dev: only 0 of 4 pairs are not test pairs"):
         without_test_pairs({"dev": PAIRS}, {"test": PAIRS})
@@ -52,7 +58,8 @@ def test_a_dev_set_that_is_a_test_set_is_an_error():
     ],
 )
 def test_a_data_set_is_named_with_its_config_and_split(text, entry, label):
-    assert is_hub_spec(text) and parse_spec(text) == entry and label_of(text) == label
+    assert is_hub_spec(text) and label_of(text) == label
+    assert DevEntry(*parse_hub_spec(text, "validation")) == entry
 
 
 @pytest.mark.parametrize("name", ["auto", "none", "en-ar", "pairs.jsonl", "folder/pairs.csv", "a/b/c.tsv"])
@@ -63,7 +70,9 @@ def test_names_and_files_are_no_hub_data_sets(name):
 @pytest.mark.parametrize("text", ["o/x:a:b:c", "o/x:a:"])
 def test_a_malformed_name_is_a_usage_error(text):
     with pytest.raises(UsageError, match="use path, path:config or path:config:split"):
-        parse_spec(text)
+        parse_hub_spec(text, "validation")
+    with pytest.raises(UsageError, match="use path, path:config or path:config:split"):
+        calibration_id(text)
 
 
 @pytest.fixture(scope="module")

@@ -95,6 +95,15 @@ def test_a_data_set_that_cannot_be_had_ends_in_one_line(hub, fresh_data, how, me
     assert message in str(error.value) and fresh_data in str(error.value) and "\n" not in str(error.value)
 
 
+def test_a_broken_file_of_a_data_set_is_named_by_its_cause(hub):
+    """``datasets`` itself says only that an error occurred."""
+    folder = hub.root / "datasets/tiny/broken"
+    folder.mkdir(parents=True)
+    (folder / "train.jsonl").write_text('{"anchor": "a", "positive": "b"}\n{"anchor": \n', encoding="utf-8")
+    with pytest.raises(RunError, match=r"data set tiny/broken, .*its files cannot be read as a table \(.*JSON"):
+        load_hub_dataset("tiny/broken", None, "train")
+
+
 def test_gated_is_distinguished_from_missing_or_private(hub, fails, fresh_model, tmp_path):
     flags = ("--task", "STS17", "--output_dir", tmp_path / "out")
     with hub.fail(f"/{fresh_model}/resolve|/api/models/{fresh_model}", "gated"):

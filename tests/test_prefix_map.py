@@ -9,8 +9,16 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 
 from common.errors import RunError
+from tests.helpers import write_pairs
 from training.utils import prefix_map
-from training.utils.prefix_map import add_prefix_map, insert_rotation, learn_prefix_map, sample_texts, similarity_errors
+from training.utils.prefix_map import (
+    add_prefix_map,
+    check_prefix_map,
+    insert_rotation,
+    learn_prefix_map,
+    sample_texts,
+    similarity_errors,
+)
 
 WIDTH, DIMS = 32, [32, 16, 8]
 
@@ -70,10 +78,25 @@ def test_the_same_seed_gives_the_same_map(embeddings):
     assert torch.equal(first, again)
 
 
-@pytest.mark.parametrize(("dims", "rows", "message"), [([32], 400, "below the full width, 32"), (DIMS, 12, "too few")])
-def test_what_cannot_be_learnt_is_an_error(embeddings, dims, rows, message):
-    with pytest.raises(RunError, match=message):
-        learn_prefix_map(embeddings[:rows], dims)
+@pytest.mark.parametrize(
+    ("dims", "texts", "message"),
+    [
+        ("64", 40, "needs a dimension below the full width, 64: add one to --matryoshka_dims"),
+        ("16", 16, "learns from at least 20 different training texts, but there are only 16"),
+    ],
+)
+def test_what_cannot_be_learnt_is_an_error_before_training(fails, tiny_model, tmp_path, dims, texts, message):
+    rows = [{"anchor": f"word{n}", "positive": f"other{n}"} for n in range(texts // 2)]
+    data = write_pairs(tmp_path / "few.jsonl", rows)
+    flags = ("--prefix_map", "--matryoshka_dims", dims, "--dev_data", "none", "--output_dir", tmp_path / "run")
+    fails(1, message, "training/matryoshka_nli.py", tiny_model, "--train_data", data, *flags)
+    assert not (tmp_path / "run/run.json").exists()
+
+
+def test_a_model_without_pooling_has_no_place_for_the_map():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    with pytest.raises(RunError, match=r"after a pooling module, but the model has none \(its modules: Linear\)"):
+        check_prefix_map(model, [], DIMS)
 
 
 def test_the_rotation_is_saved_with_a_transformer_before_its_normalisation(tiny_model, tmp_path):

@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     from training.utils.leaks import drop_leaks
     from training.utils.losses import fit_weights, make_loss
     from training.utils.model_utils import choose_precision, load_base_model
-    from training.utils.prefix_map import add_prefix_map
+    from training.utils.prefix_map import add_prefix_map, check_prefix_map
     from training.utils.prompts import choose_prompts
     from training.utils.run_folder import (
         clear_run_folder,
@@ -87,6 +87,8 @@ def main(argv: list[str] | None = None) -> None:
     width = model.get_embedding_dimension()
     dims = fit_dims("--matryoshka_dims", config.matryoshka_dims, width, config.is_set("matryoshka_dims"))
     weights = fit_weights(config, dims)
+    if config.prefix_map:
+        check_prefix_map(model, train_datasets.values(), dims)
 
     # 5. For the data sets with a distillation loss, the teacher's embeddings
     for name, entry in config.datasets.items():

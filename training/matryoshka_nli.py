@@ -35,6 +35,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from transformers import set_seed
 
+    from common.data_files import hub_or_file
     from common.packing import pack
     from evaluation.utils.dev_evaluator import MatryoshkaEvaluator
     from training.utils.data_loading import NLI_TRIPLETS, load_training_data
@@ -43,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     from training.utils.leaks import drop_leaks
     from training.utils.losses import fit_weights, make_loss
     from training.utils.model_utils import choose_precision, load_base_model
-    from training.utils.prefix_map import add_prefix_map
+    from training.utils.prefix_map import add_prefix_map, check_prefix_map
     from training.utils.prompts import choose_prompts
     from training.utils.run_folder import (
         clear_run_folder,
@@ -64,7 +65,8 @@ def main(argv: list[str] | None = None) -> None:
     # 2. The data: triplets (or pairs), and dev and test sets; training rows that share a sentence with a dev or test row are
     # removed
     if config.train_data is not None:
-        entry = DatasetEntry(config.train_data, "mnrl", columns=config.columns, scale=config.scale)
+        path, name, split = hub_or_file(config.train_data, "train")
+        entry = DatasetEntry(path, "mnrl", name=name, split=split, columns=config.columns, scale=config.scale)
     else:
         entry = dataclasses.replace(NLI_TRIPLETS[config.language], scale=config.scale)
     train_dataset = load_training_data(entry, config.max_train_samples, config.drop_unusable_rows)
@@ -83,6 +85,8 @@ def main(argv: list[str] | None = None) -> None:
     width = model.get_embedding_dimension()
     dims = fit_dims("--matryoshka_dims", config.matryoshka_dims, width, config.is_set("matryoshka_dims"))
     weights = fit_weights(config, dims)
+    if config.prefix_map:
+        check_prefix_map(model, [train_dataset], dims)
 
     # 5. The loss: the contrastive loss at every dimension
     loss = make_loss(

@@ -58,11 +58,11 @@ def load_translations(spec: str) -> dict[str, str]:
     Raises:
         UsageError, RunError: They cannot be loaded, or have no columns ``english`` and ``non_english``.
     """
-    from training.utils.dev_data import is_hub_spec, load_dev_dataset, parse_spec
+    from common.data_files import hub_or_file
+    from training.utils.dev_data import load_dev_dataset
     from training.utils.options import DevEntry
 
-    entry = parse_spec(spec, split="train") if is_hub_spec(spec) else DevEntry(spec)
-    rows = load_dev_dataset(entry)
+    rows = load_dev_dataset(DevEntry(*hub_or_file(spec, "train")))
     if "source" not in rows:
         raise RunError(f"{spec} holds graded pairs: 'translations' needs parallel sentences")
     return {source.strip(): target for source, target in zip(rows["source"], rows["target"], strict=True)}

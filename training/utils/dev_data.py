@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from common.data_files import is_file_name, load_hub_dataset
+from common.data_files import is_file_name, is_hub_spec, load_hub_dataset, parse_hub_spec
 from common.errors import RunError, UsageError, one_line
 from evaluation.utils.dev_evaluator import is_scored
 from evaluation.utils.scoring.pairs import load_pairs
@@ -39,7 +39,9 @@ def load_development_data(config: TrainingConfig, language: str) -> tuple[Sets, 
         UsageError, RunError: A set cannot be loaded, or too few pairs remain after the test pairs are removed.
     """
     named = [name for name in config.dev_data if not is_hub_spec(name)]
-    specs = {label_of(name): parse_spec(name) for name in config.dev_data if is_hub_spec(name)}
+    specs = {
+        label_of(name): DevEntry(*parse_hub_spec(name, "validation")) for name in config.dev_data if is_hub_spec(name)
+    }
     for name, entry in config.dev_datasets.items():
         if name in specs:
             raise UsageError(f"'dev_datasets': --dev_data also has a set named {name!r}: rename one")
@@ -62,29 +64,11 @@ def load_development_data(config: TrainingConfig, language: str) -> tuple[Sets, 
         if name in dev:
             raise UsageError(f"--dev_data: two sets have the name {name!r}: list each set once, or rename one")
         dev[name] = load_dev_dataset(entry)
-    from_hub = specs or any(not is_file_name(name) for name in named if name != "none")
+    paths = [*(name for name in named if name != "none"), *(entry.path for entry in specs.values())]
+    from_hub = any(not is_file_name(path) for path in paths)
     tests = test | (benchmark_pairs() if from_hub else {})
     dev, checked = without_test_pairs(dev, tests)
     return dev, test, checked
-
-
-def is_hub_spec(name: str) -> bool:
-    """Return whether an item of ``dev_data`` is a data set on the Hub: ``organisation/name``, optionally with ``:config:split``."""
-    path = name.split(":")[0]
-    return path.count("/") == 1 and not is_file_name(name) and not is_file_name(path)
-
-
-def parse_spec(text: str, split: str = "validation") -> DevEntry:
-    """Parse ``path``, ``path:config`` or ``path:config:split``; an empty config is the data set's default.
-
-    Raises:
-        UsageError: There are more than three parts, or the split is empty.
-    """
-    parts = text.split(":")
-    if len(parts) > 3 or (len(parts) == 3 and not parts[2]):
-        raise UsageError(f"{text!r} has too many parts, or an empty split: use path, path:config or path:config:split")
-    name = parts[1] or None if len(parts) > 1 else None
-    return DevEntry(parts[0], name, parts[2] if len(parts) == 3 else split)
 
 
 def label_of(text: str) -> str:
@@ -155,6 +139,8 @@ def without_test_pairs(dev: Sets, tests: Sets) -> tuple[Sets, dict[str, Any]]:
                 removed[test] = removed.get(test, 0) + 1
         keep = [row for row, pair in enumerate(pairs) if pair not in pairs_of]
         shared = sum(bool(pairs[row] & sentences) for row in keep)
+        if len(pairs) < 3:
+            raise RunError(f"dev set {name}: {len(pairs)} pairs are too few; use a set with at least 3")
         if len(keep) < 3:
             raise RunError(
                 f"dev set {name}: only {len(keep)} of {len(pairs)} pairs are not test pairs; use another set"

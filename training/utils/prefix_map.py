@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 STEPS = 600
 ROWS = 512  # texts per step
 LEARNING_RATE = 3e-3
-MAX_TEXTS = 10_000  # texts to embed
+MIN_TEXTS, MAX_TEXTS = 20, 10_000  # texts to embed
 HELD_OUT = 0.1  # share of the texts held out to check that the map helps
 
 
@@ -73,6 +73,32 @@ def similarity_errors(embeddings: Tensor, dims: Sequence[int]) -> list[Tensor]:
     return errors
 
 
+def check_prefix_map(model: SentenceTransformer, datasets: Iterable[Dataset], dims: Sequence[int]) -> None:
+    """Check before training what :func:`add_prefix_map` needs after it.
+
+    Args:
+        dims: The dimensions, with the full width.
+
+    Raises:
+        RunError: There are fewer than ``MIN_TEXTS`` texts, no dimension is below the width, or the model has no pooling module.
+    """
+    kinds = [type(module).__name__ for module in model]
+    if not {"Pooling", "StaticEmbedding"} & set(kinds):
+        raise RunError(
+            f"--prefix_map: the map goes after a pooling module, but the model has none (its modules: {', '.join(kinds)})"
+        )
+    if len(dims) < 2:
+        raise RunError(
+            f"--prefix_map needs a dimension below the full width, {max(dims)}: add one to --matryoshka_dims"
+        )
+    texts = len(sample_texts(datasets, MIN_TEXTS, seed=0))
+    if texts < MIN_TEXTS:
+        raise RunError(
+            f"--prefix_map learns from at least {MIN_TEXTS} different training texts, but there are only {texts}: "
+            "use more data, or leave it out"
+        )
+
+
 def learn_prefix_map(
     embeddings: Tensor,
     dims: Sequence[int],
@@ -93,15 +119,13 @@ def learn_prefix_map(
         steps: Steps of Adam on ``ROWS`` texts each.
 
     Raises:
-        RunError: There are fewer than 20 texts, or no dimension is below the width.
+        ValueError: There are fewer than ``MIN_TEXTS`` texts, or no dimension is below the width.
     """
     width = embeddings.shape[1]
     weight_of = dict(zip(dims, weights or [1.0] * len(dims), strict=True))
     below = sorted(dim for dim in dims if dim < width)
-    if not below:
-        raise RunError(f"--prefix_map needs a dimension below the full width, {width}: add one to --matryoshka_dims")
-    if len(embeddings) < 20:
-        raise RunError(f"--prefix_map: {len(embeddings)} training texts are too few to learn a map")
+    if not below or len(embeddings) < MIN_TEXTS:
+        raise ValueError(f"{len(embeddings)} texts, dimensions {list(dims)}: see check_prefix_map")
     embeddings = F.normalize(embeddings.float(), dim=-1)
     learnt_on = len(embeddings) - max(10, int(HELD_OUT * len(embeddings)))
     train, held_out = embeddings[:learnt_on], embeddings[learnt_on:]
@@ -163,7 +187,7 @@ def add_prefix_map(
         The map, or None if it does not reduce the summed error of the prefixes on held-out texts.
 
     Raises:
-        RunError: As in :func:`learn_prefix_map`, or the model has no pooling module.
+        ValueError: As in :func:`learn_prefix_map`.
     """
     rows = sample_texts(datasets, MAX_TEXTS, seed)
     embeddings = model.encode(rows, batch_size=64, show_progress_bar=False, convert_to_tensor=True).float().cpu()
@@ -192,11 +216,7 @@ def sample_texts(datasets: Iterable[Dataset], limit: int, seed: int) -> list[str
 
 
 def insert_rotation(model: SentenceTransformer, rotation: Tensor) -> None:
-    """Add ``x @ rotation`` after the last module that is not a normalisation, which a rotation does not change.
-
-    Raises:
-        RunError: The model has no pooling module.
-    """
+    """Add ``x @ rotation`` after the last module that is not a normalisation, which a rotation does not change."""
     from sentence_transformers.sentence_transformer.modules import Dense
 
     modules = list(model)
@@ -207,10 +227,6 @@ def insert_rotation(model: SentenceTransformer, rotation: Tensor) -> None:
         with torch.no_grad():
             table.copy_((table.double() @ rotation.double().to(table.device)).to(table.dtype))
         return
-    if not {"Pooling", "StaticEmbedding"} & set(kinds):
-        raise RunError(
-            f"--prefix_map: the map goes after a pooling module, but the model has none (its modules: {', '.join(kinds)})"
-        )
     width = len(rotation)
     dense = Dense(width, width, bias=False, activation_function=nn.Identity()).to(model.device)
     with torch.no_grad():

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from common.config import ROOT
-from common.data_files import is_file_name, load_hub_dataset, read_rows, text_columns
+from common.data_files import is_file_name, load_hub_dataset, parse_hub_spec, read_rows, text_columns
 from common.errors import RunError, UsageError
 from common.formats import hash_table
 
@@ -29,9 +29,14 @@ def calibration_file(name: str) -> Path | None:
 
 
 def calibration_id(name: str) -> str:
-    """Return ``name``, with a hash of the content if it names files. Raises :class:`UsageError` if there are none."""
+    """Return ``name``, with a hash of the content if it names files.
+
+    Raises:
+        UsageError: There are no such files, or the name of a Hub data set has too many parts.
+    """
     path = calibration_file(name)
     if path is None:
+        parse_hub_spec(name, "train")
         return name
     digest = hash_table(path)
     if digest is None:
@@ -47,11 +52,7 @@ def calibration_texts(name: str, test_texts: Iterable[str] = ()) -> list[str]:
         RunError: The data cannot be read, or has fewer than 2 texts.
     """
     path = calibration_file(name)
-    if path is not None:
-        rows = read_rows(path)
-    else:
-        source, config, split = [*name.split(":"), "", ""][:3]
-        rows = load_hub_dataset(source, config or None, split or "train")
+    rows = load_hub_dataset(*parse_hub_spec(name, "train")) if path is None else read_rows(path)
     columns = text_columns(rows)
     columns = [column for column in columns if not NOT_TEXT.fullmatch(column)] or columns
     first = rows[:LIMIT]
