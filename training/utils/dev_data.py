@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common.data_files import is_file_name, load_hub_dataset
+from common.data_files import is_local_path, load_hub_dataset
 from common.errors import RunError, UsageError, one_line
 from evaluation.utils.dev_evaluator import is_scored
 from evaluation.utils.scoring.pairs import load_pairs
@@ -66,7 +66,7 @@ def load_development_data(config: TrainingConfig, language: str) -> tuple[Sets, 
         if name in dev:
             raise UsageError(f"--dev_data: two sets have the name {name!r}: list each set once, or rename one")
         dev[name] = load_dev_dataset(entry)
-    from_hub = specs or any(not is_file_name(name) for name in named if name != "none")
+    from_hub = specs or any(not is_local_path(name) for name in named if name != "none")
     tests = test | (benchmark_pairs() if from_hub else {})
     dev, checked = without_test_pairs(dev, tests)
     return dev, test, checked
@@ -75,7 +75,7 @@ def load_development_data(config: TrainingConfig, language: str) -> tuple[Sets, 
 def is_hub_spec(name: str) -> bool:
     """Return whether an item of ``dev_data`` is a data set on the Hub: ``organisation/name``, optionally with ``:config:split``."""
     path = name.split(":")[0]
-    return path.count("/") == 1 and not is_file_name(name) and not is_file_name(path)
+    return path.count("/") == 1 and not is_local_path(name) and not is_local_path(path)
 
 
 def parse_spec(text: str, split: str = "validation") -> DevEntry:
@@ -107,7 +107,7 @@ def load_dev_dataset(entry: DevEntry) -> dict[str, list[Any]]:
 
     from common.data_files import read_rows
 
-    own = is_file_name(entry.path)
+    own = is_local_path(entry.path)
     if own:
         where, dataset = entry.path, read_rows(Path(entry.path))
     else:

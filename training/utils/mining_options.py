@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, ClassVar
 
 from common.config import Config
-from common.data_files import is_file_name
+from common.data_files import is_local_path
 from common.errors import UsageError, check_writable
 from common.formats import table_name
 from common.keys import Key
@@ -140,7 +140,7 @@ def output_file(config: MiningConfig) -> Path:
             or it is the file that contains the pairs.
     """
     data = Path(config.path)
-    stem = table_name(data) if is_file_name(config.path) else "-".join([data.name, *filter(None, [config.name])])
+    stem = table_name(data) if is_local_path(config.path) else "-".join([data.name, *filter(None, [config.name])])
     path = Path(config.output_file or f"output/{stem}-mined.parquet")
     if path.suffix != ".parquet":
         raise UsageError(f"--output_file {path}: its name must end in .parquet")
