@@ -5,7 +5,7 @@
     python training/matryoshka_nli.py MODEL --train_data my_triplets.csv
 
 Trains with MultipleNegativesRankingLoss inside MatryoshkaLoss. The checkpoint with the best mean dev score over the dimensions becomes
-<output_dir>/final; its path is the last line of standard output.
+<output_dir>/final. The path of this folder is the last line of standard output.
 """
 
 from __future__ import annotations

@@ -24,11 +24,15 @@ class MiningConfig(Config):
     defaults_file: ClassVar[str] = "mining_config.json"
 
     model_name: Annotated[
-        str | None, Key("the model that finds the negatives: its folder, or its name on the Hub", path=True)
+        str | None, Key("the model that finds the negatives (required): its folder, or its name on the Hub", path=True)
     ]
     path: Annotated[
         str | None,
-        Key("the pairs: a data set on the Hub, or a file, a folder or a glob of files, as for training", path=True),
+        Key(
+            "the pairs (required), with the columns anchor and positive (docs/options.md lists other recognised names): a data set on the "
+            "Hub, or a file, a folder or a quoted glob of files",
+            path=True,
+        ),
     ]
     name: Annotated[str | None, Key("the configuration (subset) on the Hub")]
     split: Annotated[str, Key("the split on the Hub")]
@@ -106,7 +110,7 @@ class MiningConfig(Config):
     allow_pickle: Annotated[
         bool,
         Key(
-            "load pickled weights if a model has no safetensors; a pickle can run any code, so do this only for models that you trust"
+            "load pickled weights, with PyTorch's restricted unpickler, if a model has no safetensors; do this only for models that you trust"
         ),
     ]
 

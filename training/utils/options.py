@@ -95,7 +95,7 @@ class TrainingConfig(Config):
     allow_pickle: Annotated[
         bool,
         Key(
-            "load pickled weights if a model has no safetensors; a pickle can run any code, so do this only for models that you trust"
+            "load pickled weights, with PyTorch's restricted unpickler, if a model has no safetensors; do this only for models that you trust"
         ),
     ]
     matryoshka_dims: Annotated[
@@ -230,8 +230,9 @@ class TrainingConfig(Config):
         Key(
             "dev sets for choosing the best checkpoint: none, or one or more of: en, ar (graded pairs: the validation set of STS-B in "
             "English or Arabic); en-ar (translation retrieval: the English-Arabic dev set of Tatoeba); auto (en, or in matryoshka_nli.py "
-            "the set of --language); a file of graded pairs or translations; a Hub data set as path:config:split. If any set comes from "
-            "the Hub, pairs that are also in STS17 (ar-ar, en-ar, en-en), STS22.v2 (ar) or the STS-B test set are removed",
+            "the set of --language); a file of graded pairs or translations; a Hub data set as "
+            "path, path:config or path:config:split (config may be empty; the default split is validation). If any set "
+            "comes from the Hub, pairs that are also in STS17 (ar-ar, en-ar, en-en), STS22.v2 (ar) or the STS-B test set are removed",
             path=True,
         ),
     ]
@@ -268,7 +269,13 @@ class TrainingConfig(Config):
 
 @dataclass
 class MatryoshkaNLIConfig(TrainingConfig):
-    language: Annotated[str, Key("language of the training triplets and the dev set", choices=("en", "ar"))]
+    language: Annotated[
+        str,
+        Key(
+            "language of the training triplets and the dev set; with --train_data, only of the dev set and the model card",
+            choices=("en", "ar"),
+        ),
+    ]
     train_data: Annotated[
         str | None,
         Key(
@@ -341,7 +348,7 @@ class DatasetEntry:
     translations: Annotated[
         str | None,
         Key(
-            "parallel sentences (a file, or a Hub data set as path:config:split) for replacing texts of this data set with their translations, which makes its rows cross-lingual; rows without a translation are dropped",
+            "parallel sentences (a file, or a Hub data set as path, path:config or path:config:split, where config may be empty and the default split is train) for replacing texts of this data set with their translations, which makes its rows cross-lingual; rows without a translation are dropped",
             path=True,
         ),
     ] = None
