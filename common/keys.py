@@ -43,7 +43,10 @@ def keys_of(cls: type) -> dict[str, tuple[Any, Key]]:
 
 
 def without_none(hint: Any) -> tuple[Any, bool]:
-    """Return the first type of a union other than None, and whether None is allowed. ``int | None`` becomes ``(int, True)``."""
+    """Return the first type of a union other than None, and whether None is allowed.
+
+    ``int | None`` becomes ``(int, True)``.
+    """
     if get_origin(hint) in (Union, types.UnionType):
         inner = [a for a in get_args(hint) if a is not type(None)]
         return inner[0], type(None) in get_args(hint)
@@ -92,7 +95,8 @@ def check_value(where: str, value: Any, hint: Any, key: Key | None = None) -> An
     """Return ``value`` converted to the type ``hint``.
 
     Raises:
-        UsageError: The value has the wrong type, is not one of the choices, is out of bounds, or is not valid text or a valid path.
+        UsageError: The value has the wrong type, is not one of the choices, is out of bounds, or is not valid text or a valid
+            path.
     """
     inner, optional = without_none(hint)
     wrong = UsageError(f"{where} must be {describe(hint)}, not {json.dumps(value, ensure_ascii=False, default=str)}")
@@ -143,8 +147,8 @@ def check_value(where: str, value: Any, hint: Any, key: Key | None = None) -> An
 def resolve_path(where: str, path: str) -> str:
     """Replace a leading ``~`` or ``~user`` of ``path`` with the home folder. Hub names are returned unchanged.
 
-    A shell does this only at the start of a word: not in ``--output_dir=~/runs``, and not in a configuration file. Libraries do
-    it for some arguments and not for others, so without this a run could write to two folders.
+    A shell does this only at the start of a word: not in ``--output_dir=~/runs``, and not in a configuration file.
+    Libraries do it for some arguments and not for others, so without this a run could write to two folders.
 
     Raises:
         UsageError: The path is empty, or the user does not exist.

@@ -37,7 +37,8 @@ class EvalConfig(Config):
     allow_pickle: Annotated[
         bool,
         Key(
-            "load pickled weights, with PyTorch's restricted unpickler, if a model has no safetensors; do this only for models that you trust"
+            "load pickled weights, with PyTorch's restricted unpickler, if a model has no safetensors; do this only for models "
+            "that you trust"
         ),
     ]
     max_seq_length: Annotated[

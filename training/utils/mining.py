@@ -80,9 +80,9 @@ def mine(
     """Find negatives for each pair among the positives of all pairs.
 
     The negatives of an anchor never include the anchor itself, its positives, or another anchor that has it as a positive,
-    whatever their spelling (case, punctuation, accents: see :func:`training.utils.leaks.normalise`). If an anchor has several
-    positives, the margins apply to the least similar one. The relative margin is from de Souza P. Moreira et al., 2024,
-    https://arxiv.org/abs/2407.15831.
+    whatever their spelling (case, punctuation, accents: see :func:`training.utils.leaks.normalise`). If an anchor has
+    several positives, the margins apply to the least similar one. The relative margin is from de Souza P. Moreira et al.,
+    2024, https://arxiv.org/abs/2407.15831.
 
     Args:
         dataset: Rows of ``anchor`` and ``positive``.
@@ -128,8 +128,8 @@ def distinct_pairs(dataset: Dataset) -> dict[tuple[str, str], tuple[str, str]]:
     Texts that differ only in spelling (see :func:`training.utils.leaks.normalise`) count as one text.
 
     Returns:
-        The texts of each pair as its first row spells them. In the keys, each text has the spelling of its first occurrence in the
-        data set.
+        The texts of each pair as its first row spells them. In the keys, each text has the spelling of its first occurrence
+        in the data set.
     """
     first_spelling: dict[str, str] = {}
     pairs: dict[tuple[str, str], tuple[str, str]] = {}

@@ -261,8 +261,8 @@ def unlock_run_folder() -> None:
     """Remove the lock of :func:`lock_run_folder`, if this process holds one. It is also released when the process ends."""
     while _locks:
         lock = _locks.pop()
-        # Delete the file before releasing the lock: afterwards, another run may have locked it. If another run creates and locks
-        # a new file in between, that does no harm, because that run finds the results of this one.
+        # Delete the file before releasing the lock: afterwards, another run may have locked it. If another run creates and
+        # locks a new file in between, that does no harm, because that run finds the results of this one.
         Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
 

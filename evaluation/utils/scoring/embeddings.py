@@ -1,7 +1,8 @@
 """Every text is encoded once, at full width; each dimension is a view of the result.
 
-The embeddings of a model are stored in memory-mapped files, one for each combination of role and prompt. Therefore a large corpus
-does not fill the memory. Each block is written as soon as it is computed, so an interrupted evaluation resumes where it stopped.
+The embeddings of a model are stored in memory-mapped files, one for each combination of role and prompt. Therefore a large
+corpus does not fill the memory. Each block is written as soon as it is computed, so an interrupted evaluation resumes where
+it stopped.
 """
 
 from __future__ import annotations
@@ -78,8 +79,8 @@ class EmbeddingStore:
         phases: Adds up the seconds of the phase ``encoding``. The caller may replace it with its own.
 
     Each combination of role (query, document or neither) and prompt has a file of rows, each with ``width`` float32 numbers,
-    and a file with the digests of the texts and of the rows, in the same order. Rows without a digest, which an interruption can leave,
-    are overwritten. If a row does not match its digest, both files are set aside.
+    and a file with the digests of the texts and of the rows, in the same order. Rows without a digest, which an interruption
+    can leave, are overwritten. If a row does not match its digest, both files are set aside.
     """
 
     def __init__(self, model: SentenceTransformer, folder: Path, batch_size: int = 32, devices: Sequence[str] = ()):
