@@ -371,7 +371,8 @@ def dev_table(rows: dict, runs: dict[str, list[dict]]) -> str:
     if translations:
         text += f" {DEV_SETS['translations-en-ar']}: accuracy of finding translations × 100."
     if single_dim:
-        text += f" These models have scores at full width only, which are not comparable with the means: {'; '.join(single_dim)}."
+        labels = "; ".join(f'"{label}"' for label in single_dim)
+        text += f" These models have scores at full width only, which are not comparable with the means: {labels}."
     return text + "\n"
 
 

@@ -218,6 +218,9 @@ def describe(results: dict, rows: dict, searches: dict[str, list[Search]]) -> st
     text += "▲ ▼: significantly above or below the model named in brackets (paired bootstrap, p < 0.05).\n"
     for task, of_task in searches.items():
         queries = sum(len(s.queries) for s in of_task)
+        texts = len(of_task[0].corpus)
+        both_ways = len(of_task) > 1  # translations; the first direction searches the Arabic texts
+        searched = f"in both directions ({texts} Arabic texts)" if both_ways else f"among {texts} texts"
         what = "accuracy@1" if of_task[0].cutoff == 1 else f"MRR@{of_task[0].cutoff}"
         lines = []
         for name, scores in results.items():
@@ -229,7 +232,7 @@ def describe(results: dict, rows: dict, searches: dict[str, list[Search]]) -> st
                 cells.append(f"{100 * estimate.value:.1f} ({100 * low:.1f} to {100 * high:.1f}){mark}")
             label = rows[name]["label"] + (f" (▲▼ {rows[rows[name]['against']]['label']})" if against else "")
             lines.append([label, str(len(rows[name].get("seeds", [0]))), *cells])
-        text += f"\n**{TITLES.get(task, task)}**: {what}, {queries} queries among {len(of_task[0].corpus)} texts\n\n"
+        text += f"\n**{TITLES.get(task, task)}**: {what}, {queries} queries {searched}\n\n"
         text += table(["model", "seeds", *map(str, DIMS)], lines)
     return text
 

@@ -216,8 +216,8 @@ def describe(
         f"are returned. Rescored: the nearest {shortlist} reordered by their full-width float32 embeddings. Queries per second are for one "
         "thread. "
         f"pgvector stores halfvec and was asked {DATABASE_QUERIES // len(tasks):,} queries of each kind, one at a time: "
-        "its scores are comparable only with each other. usearch allocates memory in steps that double, so different widths can show the "
-        "same size.\n"
+        "its scores are comparable only with each other. The other indexes are made with usearch, which allocates memory in steps that double, so "
+        "different widths can show the same size.\n"
     )
 
 

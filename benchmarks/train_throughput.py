@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 KINDS = PLAIN, OURS_FP32, OURS = "plain", "ours fp32", "ours"
 WARM_UP = 2  # steps that the rate excludes
 LEARNING_RATE = 2e-5
+LAST_LOSSES = 5  # the table shows their mean
 
 # The parts of a step's time, each with substrings of the names of its operators
 PARTS = {
@@ -345,12 +346,14 @@ def report(model_name: str, batch_size: int, results: list[dict]) -> str:
                 f"{median_of(runs, 'peak_memory_gib'):.2f}",
                 median_ratio(runs, plain, "peak_memory_gib") if compared else "1",
                 f"{100 * share:.0f}%",
-                f"{statistics.median(statistics.mean(run['losses'][-5:]) for run in runs):.4f}",
+                f"{statistics.median(statistics.mean(run['losses'][-LAST_LOSSES:]) for run in runs):.4f}",
             ]
         )
     head = ["run", "precision", "triplets/s", "speed relative to plain", "peak memory, GiB"]
-    head += ["memory relative to plain", "share of the matrix-product ceiling", "mean of the last losses"]
     first = results[0]
+    last = min(LAST_LOSSES, *(len(run["losses"]) for run in results))
+    logged = "losses" if first["device"] == "cpu" else "logged losses"  # on a GPU only every tenth is logged
+    head += ["memory relative to plain", "share of the matrix-product ceiling", f"mean of the last {last} {logged}"]
     number = len(by_kind[first["run"]])
     runs_of_each = f"{number} runs of each kind in turn" if number > 1 else "1 run of each kind"
     text = (
@@ -389,8 +392,8 @@ def sts_table(by_kind: dict[str, list[dict]]) -> str:
         cells = [f"{statistics.mean(of_dim):.2f}" for of_dim in zip(*by_run, strict=True)]
         rows.append([kind, *cells, f"{statistics.mean(means):.2f}", f"{min(means):.2f} to {max(means):.2f}"])
     return (
-        "STS-B test, Spearman × 100, after these steps, mean over the seeds. Range: the lowest and the highest mean over the dimensions "
-        "of a single seed.\n\n" + markdown_table(["run", *dims, "mean", "range"], rows)
+        "STS-B test, Spearman × 100, after these steps, mean over the seeds. Range: each seed has a mean over the dimensions; these are "
+        "the lowest and the highest.\n\n" + markdown_table(["run", *dims, "mean", "range"], rows)
     )
 
 

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 VISIBLE = r"[^\s\p{Z}\p{Cc}\p{Cf}]"  # neither white space nor a zero-width or direction mark
-LONGEST_NAME = 100  # characters in a subset's name, which is the title of every plot
+LONGEST_NAME = 100  # characters in a subset's name, which is part of the titles of its plots
 
 
-def is_file_name(path: str) -> bool:
+def is_local_path(path: str) -> bool:
     """Return whether ``path`` names the user's own files (a file, a folder or a glob) rather than a data set on the Hub."""
     return suffix_of(Path(path)) is not None or Path(path).exists() or is_glob(path)
 
@@ -27,7 +27,7 @@ def is_file_name(path: str) -> bool:
 def is_hub_spec(name: str) -> bool:
     """Return whether ``name`` is a data set on the Hub: ``organisation/name``, optionally followed by ``:config:split``."""
     path = name.split(":")[0]
-    return path.count("/") == 1 and not is_file_name(name) and not is_file_name(path)
+    return path.count("/") == 1 and not is_local_path(name) and not is_local_path(path)
 
 
 def parse_hub_spec(text: str, split: str) -> tuple[str, str | None, str]:
@@ -85,7 +85,7 @@ def load_hub_dataset(path: str, name: str | None, split: str) -> Dataset:
 
 def dataset_revision(path: str, dataset: Dataset) -> str | None:
     """Return the Hub commit of a data set, or the SHA-1 of a user's files; None if it is unknown."""
-    if is_file_name(path):
+    if is_local_path(path):
         return hash_table(Path(path))
     for file in dataset.cache_files:  # data sets from the Hub are cached in a folder named after their commit
         if match := re.search(r"[/\\]([0-9a-f]{40})[/\\]", file["filename"]):
@@ -141,7 +141,7 @@ def check_columns(where: str, dataset: Dataset, columns: list[str]) -> None:
             raise RunError(f"{where}: no column {column!r}; the columns are {', '.join(existing)}{advice}")
 
 
-def number(where: str, row: int, column: str, value: Any) -> float:
+def finite_number(where: str, row: int, column: str, value: Any) -> float:
     """Return ``value`` as a finite number. Raises :class:`RunError`, which names the row."""
     try:
         result = float(value) if not isinstance(value, bool) else math.nan
@@ -184,7 +184,7 @@ def read_pairs(path: Path, check: bool = True) -> dict[str, dict[str, list[Any]]
         pairs = pairs_of.setdefault(subset, {"sentence1": [], "sentence2": [], "score": []})
         pairs["sentence1"].append(first)
         pairs["sentence2"].append(second)
-        pairs["score"].append(number(str(path), row, "score", score))
+        pairs["score"].append(finite_number(str(path), row, "score", score))
     for subset, pairs in pairs_of.items() if check else ():
         check_scores(f"{path}, subset {subset!r}" if len(pairs_of) > 1 else str(path), pairs["score"])
     return pairs_of

@@ -16,7 +16,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 from common.errors import UsageError
 
 T = TypeVar("T")
-SUGGESTIONS = 3  # at most
+MAX_SUGGESTIONS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,10 +43,13 @@ def keys_of(cls: type) -> dict[str, tuple[Any, Key]]:
 
 
 def without_none(hint: Any) -> tuple[Any, bool]:
-    """Return the type without None, and whether None is allowed. ``int | None`` becomes ``(int, True)``."""
+    """Return the first type of a union other than None, and whether None is allowed.
+
+    ``int | None`` becomes ``(int, True)``.
+    """
     if get_origin(hint) in (Union, types.UnionType):
         inner = [a for a in get_args(hint) if a is not type(None)]
-        return inner[0], True
+        return inner[0], type(None) in get_args(hint)
     return hint, False
 
 
@@ -62,6 +65,7 @@ def describe(hint: Any) -> str:
         return " or ".join([*map(describe, members), *(["null"] if type(None) in get_args(hint) else [])])
     hint, optional = without_none(hint)
     if get_origin(hint) is list:
+        # "an integer" becomes "integers"
         text = f"a list of {describe(get_args(hint)[0]).split(' ', 1)[-1]}s"
     else:
         text = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}.get(hint, "an object")
@@ -77,7 +81,7 @@ def suggest(name: str, known: typing.Iterable[str], prefix: str = "") -> str:
 
     def with_shared_words(plural: str) -> list[str]:
         names = [other for other in known if share_words(name.removesuffix(plural), other.removesuffix(plural))]
-        return names if len(names) <= SUGGESTIONS else []
+        return names if len(names) <= MAX_SUGGESTIONS else []
 
     def share_words(first: str, second: str) -> bool:
         short, long = sorted((first, second), key=len)
@@ -91,7 +95,8 @@ def check_value(where: str, value: Any, hint: Any, key: Key | None = None) -> An
     """Return ``value`` converted to the type ``hint``.
 
     Raises:
-        UsageError: The value has the wrong type, is not one of the choices, or is too small.
+        UsageError: The value has the wrong type, is not one of the choices, is out of bounds, or is not valid text or a valid
+            path.
     """
     inner, optional = without_none(hint)
     wrong = UsageError(f"{where} must be {describe(hint)}, not {json.dumps(value, ensure_ascii=False, default=str)}")
@@ -142,8 +147,8 @@ def check_value(where: str, value: Any, hint: Any, key: Key | None = None) -> An
 def resolve_path(where: str, path: str) -> str:
     """Replace a leading ``~`` or ``~user`` of ``path`` with the home folder. Hub names are returned unchanged.
 
-    A shell does this only for a separate word: not in ``--output_dir=~/runs``, and not in a configuration file. Libraries do it
-    for some arguments and not for others, so without this a run could write to two folders.
+    A shell does this only at the start of a word: not in ``--output_dir=~/runs``, and not in a configuration file.
+    Libraries do it for some arguments and not for others, so without this a run could write to two folders.
 
     Raises:
         UsageError: The path is empty, or the user does not exist.

@@ -81,7 +81,7 @@ def refuse_pickles(files: ModelFiles) -> None:
             known = {f"{folder}/{safe}".lstrip("/"), f"{folder}/{safe}.index.json".lstrip("/")}
             if path in files.names and not known & files.names:
                 raise RunError(
-                    f"model {files.source}: {path} is pickled, and loading a pickle can run any code: use a revision "
+                    f"model {files.source}: {path} is pickled, and a pickle can contain code: use a revision "
                     f"with {safe}, convert it (https://huggingface.co/spaces/safetensors/convert), or, if you trust the "
                     "model's author, add --allow_pickle"
                 )

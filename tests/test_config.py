@@ -418,6 +418,17 @@ def test_help_and_usage_errors_answer_within_a_second_and_load_nothing_heavy(scr
     assert wrong.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(("hint", "expected"), [(int, False), (int | None, True), (str | dict[str, str], False),
+                                                (str | dict[str, str] | None, True)])  # fmt: skip
+def test_null_is_allowed_only_where_the_type_says_so(hint, expected):
+    assert without_none(hint)[1] is expected
+    if expected:
+        assert check_value("x", None, hint) is None
+    else:
+        with pytest.raises(UsageError, match="must be .* not null"):
+            check_value("x", None, hint)
+
+
 # Paths
 
 

@@ -385,12 +385,12 @@ def test_data_sets_that_are_not_there(hub, path, name, split, message):
 
 
 def test_numbers_are_finite():
-    from common.data_files import number
+    from common.data_files import finite_number
 
-    assert number("x", 1, "score", "3.5") == 3.5
+    assert finite_number("x", 1, "score", "3.5") == 3.5
     for value in (math.nan, math.inf, True, None, "x", [1], 10**400):
         with pytest.raises(RunError, match="x, row 1: column 'score' must be a finite number"):
-            number("x", 1, "score", value)
+            finite_number("x", 1, "score", value)
 
 
 # Formats

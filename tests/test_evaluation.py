@@ -19,9 +19,9 @@ from common.errors import RunError
 from common.models import hash_folder, identify, load_model
 from evaluation.utils.dev_evaluator import MatryoshkaEvaluator
 from evaluation.utils.phases import Phases
+from evaluation.utils.report.summary import NOTE, update_summary
 from evaluation.utils.report.summary import read_summary as read_summary_strictly
-from evaluation.utils.report.summary import update_summary
-from evaluation.utils.report.table import markdown_table
+from evaluation.utils.report.table import WITHOUT_INTERVAL, markdown_table, write_table
 from evaluation.utils.scoring.rows import ScoreRow
 from evaluation.utils.scoring.similarity import sts_scores
 from tests.helpers import ROOT, read_jsonl, read_summary, scored
@@ -551,6 +551,15 @@ def test_the_markdown_table_has_a_column_for_each_dimension():
     assert lines[0].split("|")[5:7] == [" 64 ", " 8 "]
     assert "50.00 | 25.00" in lines[2] and "a/b (r1)" in lines[2]
     assert "75.00" in lines[3] and "r2r2r2r2" in lines[3]
+
+
+def test_the_table_explains_missing_brackets_only_if_a_score_has_no_interval(tmp_path):
+    without = row(score=0.5).as_columns() | {"ci_low": np.nan, "ci_high": np.nan, "p_full": np.nan, "diff_full": 0.0}
+    with_interval = without | {"dim": 8, "ci_low": 0.4, "ci_high": 0.6}
+    unscored = without | {"dim": 16, "score": np.nan, NOTE: "it has no texts"}
+    tables = [pd.DataFrame(rows) for rows in ([with_interval, unscored], [with_interval, without | {NOTE: None}])]
+    texts = [write_table(tmp_path / "table.md", table) for table in tables]
+    assert [WITHOUT_INTERVAL in text for text in texts] == [False, True]
 
 
 def test_sample_is_readable_by_evaluate_sts(call, tiny_model, tmp_path):

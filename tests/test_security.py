@@ -63,7 +63,7 @@ def test_pickled_weights_of_a_transformer_need_the_flag(call, fails, transformer
     data = write_pairs(tmp_path / "mine.jsonl", pairs_of(6))
     flags = ("--data", data, "--calibration_data", "none", "--dims", "64", "--output_dir", tmp_path / "out")
     said = fails(1, "pytorch_model.bin is pickled", STS, "--model_name", transformer, *flags)
-    assert str(transformer) in said and "can run any code" in said and "--allow_pickle" in said and "convert" in said
+    assert str(transformer) in said and "can contain code" in said and "--allow_pickle" in said and "convert" in said
     assert not (tmp_path / "out").exists()
     fails(1, "pytorch_model.bin is pickled", NLI, transformer, "--output_dir", tmp_path / "run")
     done = call(STS, "--model_name", transformer, *flags, "--allow_pickle")

@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
         make_record,
         prepare_run_folder,
         run_folder,
-        write_beginning,
+        write_initial_files,
     )
     from training.utils.teacher import add_targets
     from training.utils.trainer import MatryoshkaTrainer
@@ -126,7 +126,7 @@ def main(argv: list[str] | None = None) -> None:
     entries = {name: (entry, train_datasets[name]) for name, entry in config.datasets.items()}
     record = make_record(folder, config, model, dims, entries, dev_sets | test_sets, leaks | {"dev_sets": dev_check})
     clear_run_folder(folder, config)
-    write_beginning(record, model, config)
+    write_initial_files(record, model, config)
 
     # 10. Train
     start = copy_weights(model) if config.start_share else None

@@ -5,7 +5,7 @@
     python training/matryoshka_nli.py MODEL --train_data my_triplets.csv
 
 Trains with MultipleNegativesRankingLoss inside MatryoshkaLoss. The checkpoint with the best mean dev score over the dimensions becomes
-<output_dir>/final; its path is the last line of standard output.
+<output_dir>/final. The path of this folder is the last line of standard output.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
         make_record,
         prepare_run_folder,
         run_folder,
-        write_beginning,
+        write_initial_files,
     )
     from training.utils.trainer import MatryoshkaTrainer
     from training.utils.training_arguments import check_training_arguments, make_training_arguments
@@ -105,7 +105,7 @@ def main(argv: list[str] | None = None) -> None:
     entries = {entry.path: (entry, train_dataset)}
     record = make_record(folder, config, model, dims, entries, dev_sets | test_sets, leaks | {"dev_sets": dev_check})
     clear_run_folder(folder, config)
-    write_beginning(record, model, config)
+    write_initial_files(record, model, config)
 
     # 9. Train
     start = copy_weights(model) if config.start_share else None

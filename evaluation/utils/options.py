@@ -19,9 +19,9 @@ class EvalConfig(Config):
     subsets: Annotated[
         list[str],
         Key(
-            "subsets to score. By default, tasks chosen by name are scored on the subsets below, and all others (those of --benchmark or of "
-            "--languages without --tasks, and --data) on all their subsets. A task that has none of the chosen subsets is scored on those of "
-            "the default that it has, or else on all"
+            "subsets to score; a task that has none of them is scored on the default subsets that it has (only if it was chosen by name), or "
+            "else on all its subsets. Without this option, tasks chosen by name are scored on the default subsets, and all other sets (those "
+            "of --benchmark, of --languages without --tasks, and of --data) on all their subsets"
         ),
     ]
     dims: Annotated[
@@ -37,7 +37,8 @@ class EvalConfig(Config):
     allow_pickle: Annotated[
         bool,
         Key(
-            "load pickled weights if a model has no safetensors; a pickle can run any code, so do this only for models that you trust"
+            "load pickled weights, with PyTorch's restricted unpickler, if a model has no safetensors; do this only for models "
+            "that you trust"
         ),
     ]
     max_seq_length: Annotated[
@@ -70,7 +71,8 @@ class EvalConfig(Config):
     calibration_data: Annotated[
         str | None,
         Key(
-            "texts from outside the test sets, to fit PCA and the int8 ranges on: a file, a folder or a glob of files, or a Hub data set as path:config:split; "
+            "texts from outside the test sets, to fit PCA and the int8 ranges on: a file, a folder or a quoted glob of files, or a Hub data set as "
+            "path, path:config or path:config:split (config may be empty; the default split is train); "
             "with 'none', the report compares no PCA or random projections, and has no quantised vectors or shortlists",
             path=True,
         ),

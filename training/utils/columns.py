@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common.data_files import find_blank, number
+from common.data_files import find_blank, finite_number
 from common.errors import RunError, UsageError
 from common.formats import is_list_type
 from training.utils.batches import negative_columns
@@ -349,7 +349,7 @@ def _lacks_label(value: Any) -> bool:
 def scale_scores(where: str, values: list[Any], entry: DatasetEntry) -> list[float]:
     """Rescale scores to 0..1."""
     low, high = entry.score_range or (0.0, 1.0)
-    scores = [(number(where, row, "score", value) - low) / (high - low) for row, value in enumerate(values, 1)]
+    scores = [(finite_number(where, row, "score", value) - low) / (high - low) for row, value in enumerate(values, 1)]
     for row, score in enumerate(scores, 1):
         if not -1e-9 <= score <= 1 + 1e-9:
             raise RunError(
@@ -361,7 +361,7 @@ def scale_scores(where: str, values: list[Any], entry: DatasetEntry) -> list[flo
 def class_numbers(where: str, values: list[Any]) -> list[int]:
     """Convert labels, which are non-negative integers, to consecutive class numbers from 0, in the same order."""
     for row, value in enumerate(values, 1):
-        label = number(where, row, "label", value)
+        label = finite_number(where, row, "label", value)
         if isinstance(value, bool) or label != int(label) or label < 0:
             raise RunError(f"{where}, row {row}: column 'label' must be a non-negative integer, not {value!r}")
     labels = [int(float(value)) for value in values]

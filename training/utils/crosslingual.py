@@ -53,7 +53,10 @@ def translate_rows(dataset: Dataset, translations: dict[str, str], which: list[s
 
 
 def load_translations(spec: str) -> dict[str, str]:
-    """Load English texts and their translations from parallel sentences on the Hub (``path:config:split``) or in a file.
+    """Load English texts and their translations from parallel sentences.
+
+    Args:
+        spec: A file, or a data set on the Hub as ``path``, ``path:config`` or ``path:config:split``.
 
     Raises:
         UsageError, RunError: They cannot be loaded, or have no columns ``english`` and ``non_english``.

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.data_files import check_scores, check_texts, is_file_name, load_hub_dataset, number, read_pairs, read_rows
+from common.data_files import (
+    check_scores,
+    check_texts,
+    finite_number,
+    is_local_path,
+    load_hub_dataset,
+    read_pairs,
+    read_rows,
+)
 from common.errors import RunError, UsageError
 from common.formats import table_name
 from training.utils.batches import negative_columns
@@ -71,7 +79,7 @@ def load_training_data(
     """
     from datasets import Dataset
 
-    own = is_file_name(entry.path)
+    own = is_local_path(entry.path)
     if own:
         where = entry.path
         dataset = read_rows(Path(entry.path))
@@ -153,9 +161,9 @@ def load_dev_sets(
             rows = load_hub_dataset(PARALLEL[name], name, "dev")
             where = f"data set {PARALLEL[name]} ({name})"
             add(f"translations-{name}-dev", as_translations(where, rows, own=False))
-        elif is_file_name(name) and "non_english" in (rows := read_rows(Path(name))).column_names:
+        elif is_local_path(name) and "non_english" in (rows := read_rows(Path(name))).column_names:
             add(table_name(Path(name)), as_translations(name, rows, own=True))
-        elif is_file_name(name):
+        elif is_local_path(name):
             for subset, pairs in read_pairs(Path(name)).items():
                 add(table_name(Path(name)) + ("" if subset == "default" else f"-{subset}"), pairs)
         else:
@@ -199,7 +207,7 @@ def as_graded_pairs(
     mapped = map_columns(where, dataset.column_names, SCORED, columns)
     dataset = _usable(where, dataset, mapped, own)
     check_texts(where, dataset, ["sentence1", "sentence2"])
-    scores = [number(where, row, mapped["score"], value) for row, value in enumerate(dataset["score"], 1)]
+    scores = [finite_number(where, row, mapped["score"], value) for row, value in enumerate(dataset["score"], 1)]
     check_scores(where, scores)
     return {"sentence1": list(dataset["sentence1"]), "sentence2": list(dataset["sentence2"]), "score": scores}
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from common.data_files import is_file_name, is_hub_spec, load_hub_dataset, parse_hub_spec
+from common.data_files import is_hub_spec, is_local_path, load_hub_dataset, parse_hub_spec
 from common.errors import RunError, UsageError, one_line
 from evaluation.utils.dev_evaluator import is_scored
 from evaluation.utils.scoring.pairs import load_pairs
@@ -65,7 +65,7 @@ def load_development_data(config: TrainingConfig, language: str) -> tuple[Sets, 
             raise UsageError(f"--dev_data: two sets have the name {name!r}: list each set once, or rename one")
         dev[name] = load_dev_dataset(entry)
     paths = [*(name for name in named if name != "none"), *(entry.path for entry in specs.values())]
-    from_hub = any(not is_file_name(path) for path in paths)
+    from_hub = any(not is_local_path(path) for path in paths)
     tests = test | (benchmark_pairs() if from_hub else {})
     dev, checked = without_test_pairs(dev, tests)
     return dev, test, checked
@@ -87,7 +87,7 @@ def load_dev_dataset(entry: DevEntry) -> dict[str, list[Any]]:
 
     from common.data_files import read_rows
 
-    own = is_file_name(entry.path)
+    own = is_local_path(entry.path)
     if own:
         where, dataset = entry.path, read_rows(Path(entry.path))
     else:

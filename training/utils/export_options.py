@@ -18,7 +18,9 @@ FLOAT32, INT8 = "float32", "int8"
 class ExportConfig(Config):
     defaults_file: ClassVar[str] = "export_config.json"
 
-    model_name: Annotated[str | None, Key("the model to export: its folder, or its name on the Hub", path=True)]
+    model_name: Annotated[
+        str | None, Key("the model to export (required): its folder, or its name on the Hub", path=True)
+    ]
     dim: Annotated[int | None, Key("width of the exported embeddings; the model's full width by default", minimum=1)]
     format: Annotated[
         str,
@@ -52,7 +54,8 @@ class ExportConfig(Config):
     allow_pickle: Annotated[
         bool,
         Key(
-            "load pickled weights if a model has no safetensors; a pickle can run any code, so do this only for models that you trust"
+            "load pickled weights, with PyTorch's restricted unpickler, if a model has no safetensors; do this only for models "
+            "that you trust"
         ),
     ]
 

@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from common.data_files import is_file_name
+from common.data_files import is_local_path
 from common.errors import RunError, one_line
 from evaluation.utils.scoring.pairs import load_pairs
 
@@ -66,7 +66,7 @@ def drop_leaks(
     """
     held = {name: [texts for texts in rows.values() if isinstance(texts[0], str)] for name, rows in held_out.items()}
     unchecked: list[str] = []
-    if any(not is_file_name(entry.path) for entry, _ in train.values()):
+    if any(not is_local_path(entry.path) for entry, _ in train.values()):
         for task, subsets in BENCHMARK.items():
             try:
                 _, subsets_of_task, _ = load_pairs(task, None, subsets, [], explicit=False)

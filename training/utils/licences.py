@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Iterable
 
-from common.data_files import is_file_name
+from common.data_files import is_local_path
 from common.errors import one_line
 
 logger = logging.getLogger(__name__)
@@ -20,7 +20,7 @@ NON_COMMERCIAL = re.compile(r"(^|-)nc(-|$)|non-?commercial", re.IGNORECASE)
 
 def licence_of(path: str, revision: str | None = None) -> str:
     """Return the licence in the metadata of a data set's card, as the Hub's identifier; several are joined by commas."""
-    if is_file_name(path):
+    if is_local_path(path):
         return OWN_FILE
     try:
         from huggingface_hub import DatasetCard, hf_hub_download

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 SIMILARITIES = 2**26  # similarities computed at a time: 256 MiB in float32
 ROWS = 2**16  # pairs that a guide scores at a time
-# per anchor; the library finds as many extra candidates for every anchor as any anchor has positives
+# positives of one anchor; for every anchor, the library finds as many extra candidates as the largest number of positives
 MOST_POSITIVES = 100
 
 
@@ -79,9 +79,10 @@ def mine(
 ) -> tuple[dict[str, list[str | None]], dict[str, Any]]:
     """Find negatives for each pair among the positives of all pairs.
 
-    The negatives of an anchor never include the anchor itself, its positives, or another anchor whose positive it is, whatever
-    their spelling (case, punctuation, accents: see :func:`training.utils.leaks.normalise`). If an anchor has several positives,
-    the margins apply to the least similar one. The relative margin is from de Souza P. Moreira et al., 2024, https://arxiv.org/abs/2407.15831.
+    The negatives of an anchor never include the anchor itself, its positives, or another anchor that has it as a positive,
+    whatever their spelling (case, punctuation, accents: see :func:`training.utils.leaks.normalise`). If an anchor has
+    several positives, the margins apply to the least similar one. The relative margin is from de Souza P. Moreira et al.,
+    2024, https://arxiv.org/abs/2407.15831.
 
     Args:
         dataset: Rows of ``anchor`` and ``positive``.
@@ -122,17 +123,27 @@ def mine(
 
 
 def distinct_pairs(dataset: Dataset) -> dict[tuple[str, str], tuple[str, str]]:
-    """Return the distinct pairs of a data set. Texts that differ only in spelling count as one text."""
-    written: dict[str, str] = {}
+    """Return the distinct pairs of a data set.
+
+    Texts that differ only in spelling (see :func:`training.utils.leaks.normalise`) count as one text.
+
+    Returns:
+        The texts of each pair as its first row spells them. In the keys, each text has the spelling of its first occurrence
+        in the data set.
+    """
+    first_spelling: dict[str, str] = {}
     pairs: dict[tuple[str, str], tuple[str, str]] = {}
     for texts in zip(dataset["anchor"], dataset["positive"], strict=True):
-        anchor, positive = (written.setdefault(normalise(text), text) for text in texts)
+        anchor, positive = (first_spelling.setdefault(normalise(text), text) for text in texts)
         pairs.setdefault((anchor, positive), texts)
     return pairs
 
 
 def refused_texts(pairs: Iterable[tuple[str, str]]) -> dict[str, set[str]]:
-    """Return for each anchor the texts, apart from its positives, that cannot be its negatives: itself, and anchors whose positive it is."""
+    """Return for each anchor the texts, apart from its positives, that cannot be its negatives.
+
+    These are the anchor itself and every other anchor that has it as a positive.
+    """
     refused: dict[str, set[str]] = defaultdict(set)
     for anchor, positive in pairs:
         refused[anchor].add(anchor)
@@ -167,8 +178,8 @@ def find_candidates(
     if not used:
         return {}, []
     anchors = list(dict.fromkeys(anchor for anchor, _ in used))
-    among_texts = set(texts)
-    most_refused = max(len(refused[anchor] & among_texts) for anchor in anchors)
+    text_set = set(texts)
+    most_refused = max(len(refused[anchor] & text_set) for anchor in anchors)
     prompts = role_prompts(model)
     model.similarity_fn_name = "cosine"
     random.seed(config.seed)  # the library samples with Python's global generator

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, ClassVar
 
 from common.config import Config
-from common.data_files import is_file_name
+from common.data_files import is_local_path
 from common.errors import UsageError, check_writable
 from common.formats import table_name
 from common.keys import Key
@@ -24,11 +24,15 @@ class MiningConfig(Config):
     defaults_file: ClassVar[str] = "mining_config.json"
 
     model_name: Annotated[
-        str | None, Key("the model that finds the negatives: its folder, or its name on the Hub", path=True)
+        str | None, Key("the model that finds the negatives (required): its folder, or its name on the Hub", path=True)
     ]
     path: Annotated[
         str | None,
-        Key("the pairs: a data set on the Hub, or a file, a folder or a glob of files, as for training", path=True),
+        Key(
+            "the pairs (required), with the columns anchor and positive (docs/options.md lists other recognised names): a data set on the "
+            "Hub, or a file, a folder or a quoted glob of files",
+            path=True,
+        ),
     ]
     name: Annotated[str | None, Key("the configuration (subset) on the Hub")]
     split: Annotated[str, Key("the split on the Hub")]
@@ -106,7 +110,8 @@ class MiningConfig(Config):
     allow_pickle: Annotated[
         bool,
         Key(
-            "load pickled weights if a model has no safetensors; a pickle can run any code, so do this only for models that you trust"
+            "load pickled weights, with PyTorch's restricted unpickler, if a model has no safetensors; do this only for models "
+            "that you trust"
         ),
     ]
 
@@ -140,7 +145,7 @@ def output_file(config: MiningConfig) -> Path:
             or it is the file that contains the pairs.
     """
     data = Path(config.path)
-    stem = table_name(data) if is_file_name(config.path) else "-".join([data.name, *filter(None, [config.name])])
+    stem = table_name(data) if is_local_path(config.path) else "-".join([data.name, *filter(None, [config.name])])
     path = Path(config.output_file or f"output/{stem}-mined.parquet")
     if path.suffix != ".parquet":
         raise UsageError(f"--output_file {path}: its name must end in .parquet")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from common.data_files import is_file_name
+from common.data_files import is_local_path
 from common.errors import UsageError
 from training.utils.options import (
     LOSSES,
@@ -116,7 +116,7 @@ def check_entry(where: str, entry: DatasetEntry) -> None:
             raise UsageError(f"{where}: {key!r} is for {', '.join(losses_with(key))}, but the loss is {entry.loss}")
     if entry.translate is not None and entry.translations is None:
         raise UsageError(f"{where}: 'translate' needs 'translations', the parallel sentences to translate with")
-    if (entry.name is not None or entry.split != "train") and is_file_name(entry.path):
+    if (entry.name is not None or entry.split != "train") and is_local_path(entry.path):
         raise UsageError(f"{where}: 'name' and 'split' are for data sets on the Hub, but {entry.path} is a file")
     if entry.directions is not None and "query_to_doc" not in entry.directions:
         raise UsageError(f"{where}: 'directions' must include query_to_doc, which contrasts the positive pairs")

@@ -95,7 +95,8 @@ class TrainingConfig(Config):
     allow_pickle: Annotated[
         bool,
         Key(
-            "load pickled weights if a model has no safetensors; a pickle can run any code, so do this only for models that you trust"
+            "load pickled weights, with PyTorch's restricted unpickler, if a model has no safetensors; do this only for models "
+            "that you trust"
         ),
     ]
     matryoshka_dims: Annotated[
@@ -230,8 +231,9 @@ class TrainingConfig(Config):
         Key(
             "dev sets for choosing the best checkpoint: none, or one or more of: en, ar (graded pairs: the validation set of STS-B in "
             "English or Arabic); en-ar (translation retrieval: the English-Arabic dev set of Tatoeba); auto (en, or in matryoshka_nli.py "
-            "the set of --language); a file of graded pairs or translations; a Hub data set as path:config:split. If any set comes from "
-            "the Hub, pairs that are also in STS17 (ar-ar, en-ar, en-en), STS22.v2 (ar) or the STS-B test set are removed",
+            "the set of --language); a file of graded pairs or translations; a Hub data set as "
+            "path, path:config or path:config:split (config may be empty; the default split is validation). If any set "
+            "comes from the Hub, pairs that are also in STS17 (ar-ar, en-ar, en-en), STS22.v2 (ar) or the STS-B test set are removed",
             path=True,
         ),
     ]
@@ -268,11 +270,19 @@ class TrainingConfig(Config):
 
 @dataclass
 class MatryoshkaNLIConfig(TrainingConfig):
-    language: Annotated[str, Key("language of the training triplets and the dev set", choices=("en", "ar"))]
+    language: Annotated[
+        str,
+        Key(
+            "language of the training triplets and the dev set; with --train_data, only of the dev set and the model card",
+            choices=("en", "ar"),
+        ),
+    ]
     train_data: Annotated[
         str | None,
         Key(
-            "your own pairs, each with any number of negatives: a CSV, TSV, JSON, JSONL or Parquet file, or a folder or quoted glob of such files, with the columns anchor, positive and optionally negative (or negative_1, negative_2, ...); by default NLI triplets in --language",
+            "your own pairs, each with any number of negatives: a CSV, TSV, JSON, JSONL or Parquet file, a folder or quoted glob of such "
+            "files, or a Hub data set as path, path:config or path:config:split (config may be empty; the default split is train); with the "
+            "columns anchor, positive and optionally negative (or negative_1, negative_2, ...); by default NLI triplets in --language",
             path=True,
         ),
     ]
@@ -341,7 +351,7 @@ class DatasetEntry:
     translations: Annotated[
         str | None,
         Key(
-            "parallel sentences (a file, or a Hub data set as path:config:split) for replacing texts of this data set with their translations, which makes its rows cross-lingual; rows without a translation are dropped",
+            "parallel sentences (a file, or a Hub data set as path, path:config or path:config:split, where config may be empty and the default split is train) for replacing texts of this data set with their translations, which makes its rows cross-lingual; rows without a translation are dropped",
             path=True,
         ),
     ] = None

@@ -131,22 +131,21 @@ def learn_prefix_map(
     train, held_out = embeddings[:learnt_on], embeddings[learnt_on:]
 
     generator = torch.Generator().manual_seed(seed)
-    skew = torch.zeros(
-        width, width, requires_grad=True
-    )  # the exponential of the matrix minus its transpose is a rotation
-    optimizer = torch.optim.Adam([skew], lr=LEARNING_RATE)
+    # exp(free - free.T) is a rotation, whatever the entries of this matrix
+    free = torch.zeros(width, width, requires_grad=True)
+    optimizer = torch.optim.Adam([free], lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
         start = torch.randint(0, max(1, len(train) - 1), (ROWS // 2,), generator=generator)
         batch = train[torch.cat([start, (start + 1).clamp(max=len(train) - 1)]).unique()]
-        errors = similarity_errors(batch @ torch.matrix_exp(skew - skew.T), below)
+        errors = similarity_errors(batch @ torch.matrix_exp(free - free.T), below)
         loss = sum(weight_of[dim] * error for dim, error in zip(below, errors, strict=True))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
     with torch.no_grad():
-        rotation = torch.matrix_exp((skew - skew.T).double())
+        rotation = torch.matrix_exp((free - free.T).double())
         rotation = _order_axes(train.double(), rotation, [*below, width])
         u, _, v = torch.linalg.svd(rotation)  # orthogonal to machine precision
         rotation = u @ v
@@ -189,8 +188,8 @@ def add_prefix_map(
     Raises:
         ValueError: As in :func:`learn_prefix_map`.
     """
-    rows = sample_texts(datasets, MAX_TEXTS, seed)
-    embeddings = model.encode(rows, batch_size=64, show_progress_bar=False, convert_to_tensor=True).float().cpu()
+    texts = sample_texts(datasets, MAX_TEXTS, seed)
+    embeddings = model.encode(texts, batch_size=64, show_progress_bar=False, convert_to_tensor=True).float().cpu()
     prefix_map = learn_prefix_map(embeddings, dims, weights, seed)
     for dim, error in prefix_map.errors_before.items():
         logger.info(

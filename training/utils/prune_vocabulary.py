@@ -18,7 +18,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from common.errors import RunError
-from training.utils.vocabulary import CONTINUES, _backend, _save_as_it_is, _unpadded
+from training.utils.vocabulary import CONTINUES, _backend, _keep_exactly_when_saved, _unpadded
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -106,7 +106,7 @@ def prune_vocabulary(model: SentenceTransformer, texts: Iterable[str], keep_char
     from tokenizers import Tokenizer
 
     model.tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))
-    _save_as_it_is(model)  # save the tokenizer as it is, instead of rebuilding it from the original's files
+    _keep_exactly_when_saved(model)  # otherwise transformers rebuilds it from the original's files
     after = sum(parameter.numel() for parameter in model.parameters())
     logger.info(
         "vocabulary: %d of %d pieces kept, %.1f of %.1f million parameters", len(kept), rows, after / 1e6, before / 1e6

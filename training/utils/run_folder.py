@@ -54,7 +54,7 @@ MAY_CHANGE = {
     "hub_private_repo",
 }
 # entries of a record, other than the configuration, that the weights depend on
-LEARNT_FROM = ("matryoshka_dims", "datasets", "dev_and_test_rows", "processes")
+MUST_MATCH = ("matryoshka_dims", "datasets", "dev_and_test_rows", "processes")
 
 
 def run_folder(config: TrainingConfig, script: str) -> Path:
@@ -181,7 +181,7 @@ def make_record(
     if wanted is not None:
         path = (folder if is_latest(wanted) else Path(wanted).parent) / RECORD
         before = read_record(path) or {}
-        known = [key for key in LEARNT_FROM if key in before]
+        known = [key for key in MUST_MATCH if key in before]
         check_unchanged(path, {key: before[key] for key in known}, {key: record.values[key] for key in known})
     return record
 
@@ -261,12 +261,13 @@ def unlock_run_folder() -> None:
     """Remove the lock of :func:`lock_run_folder`, if this process holds one. It is also released when the process ends."""
     while _locks:
         lock = _locks.pop()
-        # before releasing the lock, because another run may lock the folder at once; it then finds this run's results
+        # Delete the file before releasing the lock: afterwards, another run may have locked it. If another run creates and
+        # locks a new file in between, that does no harm, because that run finds the results of this one.
         Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
 
 
-def write_beginning(record: RunRecord, model: SentenceTransformer, config: TrainingConfig) -> None:
+def write_initial_files(record: RunRecord, model: SentenceTransformer, config: TrainingConfig) -> None:
     """Write the record. A new static model is also saved untrained, as a baseline."""
     if not is_first_process():
         return

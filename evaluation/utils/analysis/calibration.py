@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from common.config import ROOT
-from common.data_files import is_file_name, load_hub_dataset, parse_hub_spec, read_rows, text_columns
+from common.data_files import is_local_path, load_hub_dataset, parse_hub_spec, read_rows, text_columns
 from common.errors import RunError, UsageError
 from common.formats import hash_table
 
@@ -25,7 +25,7 @@ def calibration_file(name: str) -> Path | None:
     """Return the file, folder or glob ``name``, relative to the working directory or to the repository; None for a Hub data set."""
     if not Path(name).exists() and (ROOT / name).is_file():
         return ROOT / name
-    return Path(name) if is_file_name(name) else None
+    return Path(name) if is_local_path(name) else None
 
 
 def calibration_id(name: str) -> str:

@@ -175,24 +175,24 @@ def save_score_panels(path: Path, panels: list[tuple[str, dict[str, Line]]], yla
 
 
 def pareto_plot(
-    of_models: dict[str, list[dict[str, Any]]], front: list[dict[str, Any]], accepted: float, accepted_name: str
+    points_of: dict[str, list[dict[str, Any]]], front: list[dict[str, Any]], accepted: float, accepted_name: str
 ) -> str:
     """Plot score against bytes per vector: a colour for each model, a marker for each precision, a bar from ``low`` to ``high``.
 
     Args:
-        of_models: The points of each model: ``dim, precision, bytes, score, low, high, picked``.
+        points_of: The points of each model: ``dim, precision, bytes, score, low, high, picked``.
         front: The points that no cheaper point beats, joined by a line.
         accepted: The score at which to draw a line, labelled ``accepted_name``.
     """
-    points = [point for of_model in of_models.values() for point in of_model]
+    points = [point for of_model in points_of.values() for point in of_model]
     precisions = list(dict.fromkeys(point["precision"] for point in points))
     with _figure(8, 4.6) as (figure, axes, svg):
         axis = axes[0]
         axis.axhline(accepted, color=INK, alpha=0.6, linestyle=":", linewidth=1.2)
         axis.annotate(accepted_name, (max(p["bytes"] for p in points), accepted), textcoords="offset points",
                       xytext=(0, -10), fontsize=8, ha="right", alpha=0.8)  # fmt: skip
-        for number, (label, of_model) in enumerate(of_models.items()):
-            color, shift = COLORS[number % len(COLORS)], 1 + 0.05 * (number - (len(of_models) - 1) / 2)
+        for number, (label, of_model) in enumerate(points_of.items()):
+            color, shift = COLORS[number % len(COLORS)], 1 + 0.05 * (number - (len(points_of) - 1) / 2)
             axis.scatter([], [], color=color, label=label, s=34)
             for point in of_model:
                 x = point["bytes"] * shift  # models of the same width would cover each other

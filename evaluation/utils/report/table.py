@@ -13,9 +13,9 @@ from evaluation.utils.report.summary import NOTE
 from evaluation.utils.scoring.rows import set_name
 
 LEGEND = (
-    "In brackets: the 95% interval (paired bootstrap). * significantly below the same model's full width (p < 0.05). "
-    "No brackets: the task has no interval."
+    "In brackets: the 95% interval (paired bootstrap). * significantly below the same model's full width (p < 0.05)."
 )
+WITHOUT_INTERVAL = "No brackets: the task has no interval."
 
 
 def markdown_table(table: pd.DataFrame) -> str:
@@ -64,8 +64,9 @@ def write_table(path: Path, table: pd.DataFrame, warning: str = "") -> str:
     Returns:
         The table, with the reasons for missing scores and the legend, but without the heading.
     """
-    text = markdown_table(table) + "".join(f"\n{plain(line)}\n" for line in unscored_lines(table)) + f"\n{LEGEND}\n"
     scored = table[table["score"].notna()]
+    legend = f"{LEGEND} {WITHOUT_INTERVAL}" if scored["ci_low"].isna().any() else LEGEND
+    text = markdown_table(table) + "".join(f"\n{plain(line)}\n" for line in unscored_lines(table)) + f"\n{legend}\n"
     heading = f"# {metric_name(scored)} × 100, by embedding dimension\n\n" + (
         f"{plain(warning)}\n\n" if warning else ""
     )

@@ -1,7 +1,8 @@
 """Every text is encoded once, at full width; each dimension is a view of the result.
 
-The embeddings of a model are stored in one file, which is memory-mapped: a large corpus does not fill the memory, and an interrupted
-evaluation resumes where it stopped.
+The embeddings of a model are stored in memory-mapped files, one for each combination of role and prompt. Therefore a large
+corpus does not fill the memory. Each block is written as soon as it is computed, so an interrupted evaluation resumes where
+it stopped.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ logger = logging.getLogger(__name__)
 CHUNK = 1024  # texts between two writes: at most this many are in memory, or lost in an interruption
 VIEW_FROM = 4096  # texts; up to this many embeddings are copied out of the file, so that the caller can modify them
 DIGEST = "S16"  # 16 bytes per text
-ENTRY = np.dtype([("text", DIGEST), ("row", "<u8")])  # and 8 bytes per embedding, to detect corrupt ones
+# a digest of the text and one of its embedding, which detects corrupt embeddings
+ENTRY = np.dtype([("text", DIGEST), ("embedding", "<u8")])
 PROGRESS_FROM = 500  # texts
 
 
@@ -77,8 +79,8 @@ class EmbeddingStore:
         phases: Adds up the seconds of the phase ``encoding``. The caller may replace it with its own.
 
     Each combination of role (query, document or neither) and prompt has a file of rows, each with ``width`` float32 numbers,
-    and a file with the digests of the texts and rows, in the same order. Rows without a digest, which an interruption can leave,
-    are overwritten. If a row does not match its digest, both files are set aside.
+    and a file with the digests of the texts and of the rows, in the same order. Rows without a digest, which an interruption
+    can leave, are overwritten. If a row does not match its digest, both files are set aside.
     """
 
     def __init__(self, model: SentenceTransformer, folder: Path, batch_size: int = 32, devices: Sequence[str] = ()):
@@ -104,16 +106,16 @@ class EmbeddingStore:
 
     def clear(self) -> None:
         """Remove all embeddings, including those on disk."""
-        for names in self.folder.glob("*.digests"):
-            with FileLock(names.with_suffix(".lock")):
-                names.unlink(missing_ok=True)
-                names.with_suffix(".f32").unlink(missing_ok=True)
+        for digest_path in self.folder.glob("*.digests"):
+            with FileLock(digest_path.with_suffix(".lock")):
+                digest_path.unlink(missing_ok=True)
+                digest_path.with_suffix(".f32").unlink(missing_ok=True)
         self._rows.clear()
 
     def encode(
         self, texts: Iterable[str], dim: int | None = None, prompt: str | None = None, role: str | None = None
     ) -> np.ndarray:
-        """Return the raw prefix of each text's embedding.
+        """Return the first ``dim`` numbers of each text's embedding, not normalised.
 
         Args:
             texts: ``n`` texts; iterated twice if some are new, and never held in memory all at once.
@@ -151,17 +153,17 @@ class EmbeddingStore:
 
     def _load(self, key: str) -> Rows:
         """Return the rows that the files have now; another process may have added some."""
-        names, rows = self.folder / f"{key}.digests", self.folder / f"{key}.f32"
+        digest_path, row_path = self.folder / f"{key}.digests", self.folder / f"{key}.f32"
         state: tuple[int, ...] = (0,)
-        if names.exists() and rows.exists():
-            stats = names.stat(), rows.stat()
+        if digest_path.exists() and row_path.exists():
+            stats = digest_path.stat(), row_path.stat()
             complete = min(stats[0].st_size // ENTRY.itemsize, stats[1].st_size // (4 * self.width))
             state = (complete, *(s.st_ino for s in stats), *(s.st_mtime_ns for s in stats))
         if key not in self._rows or self._rows[key][0] != state:
-            entries = np.fromfile(names, dtype=ENTRY, count=state[0]) if state[0] else np.zeros(0, ENTRY)
+            entries = np.fromfile(digest_path, dtype=ENTRY, count=state[0]) if state[0] else np.zeros(0, ENTRY)
             checked = len(self._rows[key][1]) if key in self._rows and self._rows[key][0][1:3] == state[1:3] else 0
-            if not self._is_intact(rows, entries, checked):
-                for path in (rows, names):
+            if not self._is_intact(row_path, entries, checked):
+                for path in (row_path, digest_path):
                     quarantine(path, "an embedding does not match its digest")
                 return self._load(key)
             self._rows[key] = state, Rows(entries["text"])
@@ -172,7 +174,7 @@ class EmbeddingStore:
         if len(entries) <= checked:
             return True
         stored = np.memmap(path, dtype=np.float32, mode="r", shape=(len(entries), self.width))
-        return all(xxh3_64_intdigest(stored[i]) == entries["row"][i] for i in range(checked, len(entries)))
+        return all(xxh3_64_intdigest(stored[i]) == entries["embedding"][i] for i in range(checked, len(entries)))
 
     def _add(
         self,
@@ -194,20 +196,20 @@ class EmbeddingStore:
         logger.info("encoding %d texts", len(first))
         with (
             filename_in_errors(self.folder / f"{key}.f32"),
-            (self.folder / f"{key}.f32").open("ab") as rows,
-            (self.folder / f"{key}.digests").open("ab") as names,
+            (self.folder / f"{key}.f32").open("ab") as row_file,
+            (self.folder / f"{key}.digests").open("ab") as digest_file,
             tqdm(total=len(first), unit="text", desc="encoding", disable=len(first) < PROGRESS_FROM) as progress,
         ):
-            rows.truncate(known * 4 * self.width)
-            names.truncate(known * ENTRY.itemsize)
+            row_file.truncate(known * 4 * self.width)
+            digest_file.truncate(known * ENTRY.itemsize)
             for chunk, chunk_digests in _chunks(texts, digests, new):
                 block = np.ascontiguousarray(self._forward(encode, chunk, prompt))
-                rows.write(block.tobytes())
-                rows.flush()
+                row_file.write(block.tobytes())
+                row_file.flush()
                 entries = np.empty(len(block), ENTRY)
-                entries["text"], entries["row"] = chunk_digests, [xxh3_64_intdigest(row) for row in block]
-                names.write(entries.tobytes())
-                names.flush()
+                entries["text"], entries["embedding"] = chunk_digests, [xxh3_64_intdigest(row) for row in block]
+                digest_file.write(entries.tobytes())
+                digest_file.flush()
                 self.encoded += len(chunk)
                 progress.update(len(chunk))
 

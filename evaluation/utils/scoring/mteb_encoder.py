@@ -34,7 +34,7 @@ class _Texts:
 
 
 class TruncatedEncoder(AbsEncoder):
-    """An encoder for mteb that returns the raw prefix of each embedding, as ``SentenceTransformer(truncate_dim=dim)`` does.
+    """An encoder for mteb that truncates embeddings without normalising them, as ``SentenceTransformer(truncate_dim=...)`` does.
 
     mteb files results by name, revision and experiment. The dimension is part of the experiment, so that no model or dimension
     ever gets another's score.

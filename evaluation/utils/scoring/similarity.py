@@ -1,7 +1,8 @@
 """Four similarity measures for sentence pairs, and their correlations with gold scores.
 
 A Matryoshka embedding's prefix is the smaller embedding (Kusupati et al., 2022, https://arxiv.org/abs/2205.13147), so
-encoding once, at full width, serves every dimension. Similarities are computed on the raw prefix, as with ``truncate_dim``.
+encoding once, at full width, serves every dimension. Similarities are computed on the prefix, not normalised, as with
+``truncate_dim``.
 """
 
 from __future__ import annotations

@@ -147,15 +147,15 @@ def bootstrap(
     group_of = np.arange(items) * groups // items
     value = statistic(np.ones((items, 1)))[:, 0]
     rng = np.random.default_rng([seed, zlib.crc32(sample.encode())])
-    width = max(1, BLOCK // items)
+    per_block = max(1, BLOCK // items)  # resamples, or groups of the jackknife, in a block
     replicates, jackknife = [], []
-    for start in range(0, resamples, width):
-        columns = min(width, resamples - start)
+    for start in range(0, resamples, per_block):
+        columns = min(per_block, resamples - start)
         drawn = rng.integers(0, items, (items, columns)) * columns + np.arange(columns)
         weights = np.bincount(drawn.ravel(), minlength=items * columns).reshape(items, columns)
         replicates.append(statistic(weights.astype(np.float64)))
-    for start in range(0, groups, width):
-        left_out = np.arange(start, min(start + width, groups))
+    for start in range(0, groups, per_block):
+        left_out = np.arange(start, min(start + per_block, groups))
         jackknife.append(statistic((group_of[:, None] != left_out).astype(np.float64)))
     replicated, jackknifed = np.concatenate(replicates, axis=1), np.concatenate(jackknife, axis=1)
     return [Estimate(float(v), r, j) for v, r, j in zip(value, replicated, jackknifed, strict=True)]

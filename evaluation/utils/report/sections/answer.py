@@ -39,8 +39,8 @@ def build(material: Material) -> Section:
     return section
 
 
-def _bytes(number_of: int) -> str:
-    return f"{number_of:,} byte" + "s" * (number_of != 1)
+def _bytes(count: int) -> str:
+    return f"{count:,} byte" + "s" * (count != 1)
 
 
 def _tolerance(decision: Decision) -> str:
@@ -196,10 +196,10 @@ def _not_counted(material: Material) -> list[str]:
             f"Excluded from the mean, because at least one model has no score or no confidence interval there: {join(others)}."
         )
     if decision.model is not None:
-        has_int8 = [
+        sets_with_int8 = [
             key for key in decision.sets if (decision.model.width, "int8") in decision.model.estimates.get(key, {})
         ]
-        if 0 < len(has_int8) < len(decision.sets):
+        if 0 < len(sets_with_int8) < len(decision.sets):
             paragraphs.append("int8 and binary vectors are not compared here: they are scored only on sets of pairs.")
     return paragraphs
 
@@ -209,7 +209,7 @@ def _plot(material: Material) -> Plot:
     decision = material.decision
     assert decision.model is not None and decision.option is not None
     full = decision.full_score
-    of_models = {
+    points_of = {
         material.label(model): [
             {
                 "dim": option.dim,
@@ -225,9 +225,9 @@ def _plot(material: Material) -> Plot:
         for model in material.models
         if model.options
     }
-    candidates = [p for m in material.models if not m.baseline for p in of_models.get(material.label(m), [])]
+    candidates = [p for m in material.models if not m.baseline for p in points_of.get(material.label(m), [])]
     lowest_accepted = 100 * (full - decision.tolerance)
-    svg = plots.pareto_plot(of_models, pareto_front(candidates), lowest_accepted, f"drop of {_tolerance(decision)}")
+    svg = plots.pareto_plot(points_of, pareto_front(candidates), lowest_accepted, f"drop of {_tolerance(decision)}")
     return Plot("Score against bytes per vector", svg)
 
 

@@ -61,9 +61,9 @@ def build(material: Material) -> Section | None:
         return None
     section.paragraphs.append(
         "Matryoshka training orders the dimensions, so that the first ones (the prefix) can be used alone. The other methods "
-        f"need no such training: principal components (PCA, centred, fitted on {material.calibration}, not on the test sets) "
-        f"and, each averaged over {DRAWS} draws, a random projection and randomly chosen dimensions. In brackets: the score as a percentage of the full-width "
-        "embedding's score (kept, %)."
+        f"need no such training: principal components (PCA, centred, fitted on {material.calibration}, not on the test sets); "
+        f"a random projection; and randomly chosen dimensions. The scores of the last two are means over {DRAWS} draws. In brackets: the "
+        "score as a percentage of the full-width embedding's score (kept, %)."
     )
     section.paragraphs += remarks
     return section

@@ -32,7 +32,7 @@ def build(material: Material) -> Section:
     if any_published:
         section.tables[-1].note += (
             " Published: the best score, the score of GATE-AraBert-v1, and the scores just above and just below the best score measured here, "
-            "all without the models evaluated here. They are in the first column of scores, whatever the width of the model. Each plot shows "
+            "never counting the models evaluated here. They are in the first column of scores, whatever the width of the model. Each plot shows "
             "those within its range as dotted lines."
         )
     return section
