@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -49,6 +49,16 @@ def _close_progress_bars() -> None:
     if "tqdm.std" in sys.modules:
         for bar in list(sys.modules["tqdm.std"].tqdm._instances):
             bar.close()
+
+
+def check_outside(flag: str, folder: Path, models: Iterable[str | None]) -> None:
+    """Raise :class:`UsageError` if a folder to write to is that of one of ``models``, or inside it.
+
+    A model is identified by a hash of its files, so new files would make it another model.
+    """
+    for model in models:
+        if model is not None and Path(model).is_dir() and folder.resolve().is_relative_to(Path(model).resolve()):
+            raise UsageError(f"{flag} {folder} is inside the model's folder {model}: choose a folder outside it")
 
 
 def check_writable(flag: str, folder: Path) -> None:

@@ -7,7 +7,11 @@
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 python=${PYTHON:-$([ -x "$root/.venv/bin/python" ] && echo "$root/.venv/bin/python" || echo python)}
-script=$root/${SCRIPT:-training/matryoshka_nli.py}
+script=${SCRIPT:-training/matryoshka_nli.py}
+[[ $script == /* ]] || script=$root/$script
+for argument in "$@"; do
+    case $argument in -h | --help) exec "$python" "$script" --help ;; esac
+done
 processes=${NPROC_PER_NODE:-$("$python" -c 'import torch; print(max(1, torch.cuda.device_count()))')}
 nodes=${NNODES:-1}
 

@@ -194,6 +194,35 @@ def test_a_second_run_scores_nothing_again_and_intervals_stay(scorer):
     assert [r.ci_low for r in second.rows] == [r.ci_low for r in first.rows]
 
 
+def test_queries_of_another_subset_are_not_in_the_report_and_missing_ones_are_scored_again(scorer, tmp_path):
+    """Such as those of an earlier run, or of a run that was killed before it wrote the queries' scores."""
+    first = everything(scorer, [TinyRetrieval()])
+    files = list((tmp_path / "queries").rglob("TinyRetrieval.json"))
+    assert len(files) == len(DIMS)
+    for path in files:
+        scores = json.loads(path.read_text())
+        path.write_text(json.dumps({"other": scores["default"]}))
+    second = everything(scorer, [TinyRetrieval()])
+    assert {key for key in second.estimates} == {("TinyRetrieval", "default")}
+    assert [(row.score, row.ci_low) for row in second.rows] == [(row.score, row.ci_low) for row in first.rows]
+    assert all(set(json.loads(path.read_text())) == {"default", "other"} for path in files)
+    assert "TinyRetrieval" in write(tmp_path, [second])
+
+
+def test_a_score_of_another_version_of_mteb_is_computed_again(scorer, tmp_path):
+    first = everything(scorer, [TinySTS()])
+    files = list((tmp_path / "mteb").rglob("TinySTS.json"))
+    for path in files:
+        result = json.loads(path.read_text())
+        result["mteb_version"], result["scores"]["test"][0]["main_score"] = "1.0.0", 0.5
+        path.write_text(json.dumps(result))
+    second = everything(scorer, [TinySTS()])
+    assert [(row.score, row.mteb_version) for row in second.rows] == [
+        (row.score, mteb.__version__) for row in first.rows
+    ]
+    assert all(json.loads(path.read_text())["mteb_version"] == mteb.__version__ for path in files)
+
+
 def test_tasks_share_the_embeddings_of_shared_texts(scorer):
     class Again(TinySTS):
         metadata = metadata("TinySTSAgain", "STS", "cosine_spearman")
@@ -275,13 +304,18 @@ def test_subsets_are_chosen_within_a_benchmark_too(call, tiny_model, tmp_path, m
         assert {row["subset"] for row in csv.DictReader(file)} == {"ar-ar"}
 
 
-def test_choosing_tasks():
+def test_choosing_tasks(caplog):
     names = [t.metadata.name for t in choose_tasks(["STS17", "STS22.v2"], None, [], ["ar-ar"], ["ar"])]
     assert names == ["STS17", "STS22.v2"]
     sts17 = choose_tasks(["STS17"], None, ["ara"], [], [])[0]
     assert set(sts17.hf_subsets) == {"ar-ar", "en-ar"}
     benchmark = choose_tasks([], "MTEB(Multilingual, v2)", ["ara"], [], [])
     assert len(benchmark) > 5 and all(set(t.metadata.modalities) == {"text"} for t in benchmark)
+    with pytest.raises(UsageError, match="--tasks: CIFAR10 is not a text task"):
+        choose_tasks(["STS17", "CIFAR10"], None, [], [], [])
+    with caplog.at_level("WARNING"):
+        assert len(choose_tasks(["STS17", "BIOSSES"], None, ["ara"], [], [])) == 1
+    assert "no subset in ara, so not scored: BIOSSES" in caplog.text
     for arguments in ((["STS18"], None, []), ([], "MTEB(Multilingul, v2)", []), ([], None, ["xxx"])):
         with pytest.raises(UsageError):
             choose_tasks(*arguments, [], [])

@@ -447,6 +447,8 @@ def test_mistakes_end_in_one_line_and_overwrite_nothing(fails, tiny_model, pairs
     fails(2, "a dimension must be positive, not 0", MTEB, *of, "--dims", "0")
     fails(2, "a dimension must be positive, not -4", STS, *of, "--task", "STS17", "--dims", "-4")
     fails(2, "64 is duplicated", MTEB, *of, "--dims", "64", "64")
+    inside = ("--model_name", tiny_model, "--output_dir", Path(tiny_model) / "results")
+    fails(2, f"results is inside the model's folder {tiny_model}: choose a folder outside it", MTEB, *inside)
     fails(1, "not found on the Hub", MTEB, "--model_name", "nobody/nothing", *at)
     fails(1, "is a file", MTEB, "--model_name", constant, *at)
     (tmp_path / "empty").mkdir()
@@ -499,6 +501,19 @@ def test_rows_of_others_stay_and_ones_own_are_replaced(tmp_path):
     assert found["a/b", "r1", 64] == (0.3, 0.5)
     assert found["a/b", "r1", 32][0] == 0.4 and found["c/d", "r1", 64][0] == 0.2
     assert ("a/b", "007", 64) in found
+
+
+def test_a_row_whose_score_has_changed_keeps_nothing_of_the_old_one(tmp_path):
+    path = tmp_path / "summary.csv"
+    with_interval = row(cosine_spearman=0.1)
+    with_interval.ci_low, with_interval.ci_high = with_interval.score - 0.1, with_interval.score + 0.1
+    update_summary(path, [with_interval])
+    same, other = row(dot_spearman=0.5), row(dot_spearman=0.5)
+    update_summary(path, [same])
+    assert read_summary(tmp_path)["ci_low"].notna().all()
+    other.score = same.score / 2
+    update_summary(path, [other])
+    assert read_summary(tmp_path)["ci_low"].isna().all() and read_summary(tmp_path)["cosine_spearman"].isna().all()
 
 
 def test_subsets_named_na_are_kept(tmp_path):

@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -28,9 +29,11 @@ from sentence_transformers.sentence_transformer.modules import (
 from tokenizers import Tokenizer
 
 from common.models import identify
-from tests.helpers import ROOT, sentence_model
+from evaluation.utils.scoring.similarity import sts_scores
+from tests.helpers import ROOT, sentence_model, static_model
+from training.utils.export import prefixes
 from training.utils.export_card import loss_table
-from training.utils.export_loss import load_scored_pairs
+from training.utils.export_loss import load_scored_pairs, measure_loss
 from training.utils.onnx_export import portable_tokenizer
 
 EXPORT = "training/export_model.py"
@@ -235,6 +238,20 @@ def test_int8_is_smaller_and_its_loss_is_measured(hub, tiny_model, call, tmp_pat
     assert "64 dimensions" in card.text
 
 
+def test_int8_is_measured_with_the_default_prompt_and_ties_as_an_evaluation_has_them(monkeypatch):
+    model = static_model(prompts={"query": "word1 word2 "})
+    model.default_prompt_name = "query"
+    rows = {"sentence1": [f"word{n} word3" for n in range(20)], "sentence2": [f"word{n % 7} word3" for n in range(20)]}
+    rows["score"] = [float(n % 4) for n in range(20)]
+    plain = SentenceTransformer(modules=list(model))
+    exact = SimpleNamespace(encode=lambda texts: prefixes(plain, texts, 8))
+    monkeypatch.setattr("training.utils.export_loss.OnnxModel", lambda _: exact)
+    [loss] = measure_loss(model, Path("unused"), 8, {"mine": rows})
+    first, second = (model.encode(rows[column])[:, :8] for column in ("sentence1", "sentence2"))
+    expected = 100 * sts_scores(first, second, rows["score"])["cosine_spearman"]
+    assert loss.before == pytest.approx(expected, abs=1e-4) and loss.after == pytest.approx(expected, abs=1e-4)
+
+
 def test_the_pairs_to_measure_int8_on(hub, pairs, tmp_path, caplog):
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
     sets = load_scored_pairs(str(tmp_path / "mine.jsonl"))
@@ -282,6 +299,7 @@ def test_wrong_use_ends_in_one_line(trained, fails, tmp_path):
     fails(2, "--data is for measuring the effect of int8", EXPORT, trained, "--data", "pairs.csv")
     (tmp_path / "there").mkdir()
     fails(2, f"{tmp_path / 'there'} already exists", EXPORT, trained, "--dim", "8", "--output_dir", tmp_path / "there")
+    fails(2, "is inside the model's folder", EXPORT, trained, "--dim", "8", "--output_dir", Path(trained) / "small")
     fails(1, "no such folder", EXPORT, tmp_path / "nothing", "--dim", "8")
     flags = ("--dim", "8", "--format", "onnx", "--weights", "int8", "--output_dir", tmp_path / "out")
     fails(2, "pairs.csv: no such file", EXPORT, trained, *flags, "--data", tmp_path / "pairs.csv")

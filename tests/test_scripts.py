@@ -67,6 +67,21 @@ def test_run_evaluation_passes_its_arguments_on(bash, tmp_path):
     assert done.stdout.splitlines() == [str(ROOT / "evaluation/evaluate_mteb.py"), "--model_name", "a model", *flags]
 
 
+@pytest.mark.parametrize("script", ["training/hybrid_training.py", str(ROOT / "training/hybrid_training.py")])
+def test_run_training_shows_the_help_of_the_script_and_evaluates_nothing(bash, tmp_path, script):
+    done = bash("run_training.sh", "--help", cwd=tmp_path, SCRIPT=script, NPROC_PER_NODE="1")
+    assert done.returncode == 0 and done.stdout.startswith("usage: hybrid_training.py") and done.stderr == ""
+
+
+def test_run_evaluation_with_flags_alone_scores_the_released_model(bash, tmp_path):
+    printer = tmp_path / "python"
+    printer.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
+    printer.chmod(0o755)
+    done = bash("run_evaluation.sh", "--tasks", "STS17", cwd=tmp_path, PYTHON=str(printer))
+    released = "Omartificial-Intelligence-Space/GATE-AraBert-v0"
+    assert done.stdout.splitlines()[1:] == ["--model_name", released, "--tasks", "STS17"]
+
+
 def test_run_evaluation_without_arguments_means_the_released_model(bash, tmp_path):
     done = bash("run_evaluation.sh", cwd=tmp_path)  # the tests' Hub does not have the released model
     assert done.returncode == 1

@@ -10,7 +10,7 @@ import numpy as np
 
 from common.config import as_dict
 from common.dims import fit_dims
-from common.errors import check_writable
+from common.errors import check_outside, check_writable
 from common.models import ModelIdentity, check_devices, identify, unique_identities
 from common.prompts import prompt_name, task_prompt
 from common.records import RunRecord
@@ -45,6 +45,7 @@ def run_evaluation(config: EvalConfig, scorer: Scorer) -> None:
 
     # 1. The models, and whether their results already exist
     check_devices(config.device)
+    check_outside("--output_dir", output_dir, [*config.model_name, config.baseline_model])
     compared = unique_identities([identify(name, config.max_seq_length, config.prompts) for name in config.model_name])
     baselines = (
         []

@@ -10,6 +10,7 @@ import numpy as np
 
 from common.data_files import load_hub_dataset, read_pairs
 from common.errors import RunError
+from evaluation.utils.scoring.similarity import pairwise_similarities
 from evaluation.utils.scoring.statistics import bootstrap, spearman
 from training.utils.data_loading import STS
 from training.utils.export import prefixes
@@ -44,13 +45,21 @@ def load_scored_pairs(data: str | None) -> dict[str, dict[str, list[Any]]]:
 def measure_loss(
     model: SentenceTransformer, folder: Path, dim: int, sets: dict[str, dict[str, list[Any]]]
 ) -> list[Loss]:
-    """Compare the embeddings of an exported folder with the normalised prefixes of ``model`` on each set of pairs."""
+    """Compare the embeddings of an exported folder with the normalised prefixes of ``model`` on each set of pairs.
+
+    Texts get the model's default prompt, as in an evaluation.
+    """
     exported, losses = OnnxModel(folder), []
+    prompt = model.prompts.get(model.default_prompt_name) or ""
+    encoders = (
+        lambda texts: prefixes(model, texts, dim, prompt),
+        lambda texts: exported.encode([prompt + text for text in texts]),
+    )
     for name, pairs in sets.items():
         similarities = []
-        for encode in (lambda texts: prefixes(model, texts, dim), exported.encode):
+        for encode in encoders:
             first, second = (encode(pairs[column]) for column in ("sentence1", "sentence2"))
-            similarities.append((first * second).sum(1))
+            similarities.append(pairwise_similarities(first, second)["cosine"])
         before, after = bootstrap(spearman(np.asarray(pairs["score"], dtype=float), similarities), len(pairs["score"]))
         low, high = (after - before).interval()
         loss = Loss(name, len(pairs["score"]), 100 * before.value, 100 * after.value, 100 * low, 100 * high)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, ClassVar
 
 from common.config import Config
-from common.errors import UsageError, check_writable
+from common.errors import UsageError, check_outside, check_writable
 from common.keys import Key
 
 SENTENCE_TRANSFORMERS, ONNX = "sentence-transformers", "onnx"
@@ -76,7 +76,7 @@ def output_folder(config: ExportConfig, model_name: str, dim: int) -> Path:
     """Return the folder to write: ``output_dir``, or ``output/<model>-<dim>[-onnx[-int8]]``.
 
     Raises:
-        UsageError: The folder exists.
+        UsageError: The folder exists, or is inside the model's folder.
     """
     name = "-".join(
         [
@@ -89,5 +89,6 @@ def output_folder(config: ExportConfig, model_name: str, dim: int) -> Path:
     folder = Path(config.output_dir or f"output/{name}")
     if folder.exists():
         raise UsageError(f"--output_dir {folder} already exists: choose another folder, or remove it")
+    check_outside("--output_dir", folder, [config.model_name])
     check_writable("--output_dir", folder)
     return folder

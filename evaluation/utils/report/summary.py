@@ -28,8 +28,8 @@ COLUMNS = ["model", "revision", "task", "subset", "dim", "n", *METRICS, "dtype",
 def update_summary(path: Path, rows: Iterable[ScoreRow]) -> pd.DataFrame:
     """Add rows to ``summary.csv``: one for each model, revision, precision, task, subset and dimension.
 
-    An existing row gets the new values. It keeps its other values, unless the data has changed or the new row has a note in place of
-    a score. All other rows stay. Several processes may do this at once.
+    An existing row gets the new values. It keeps its other values, unless the data or the score has changed or the new row has a
+    note in place of a score. All other rows stay. Several processes may do this at once.
 
     A file that is not a summary, or is corrupt, is set aside.
 
@@ -46,10 +46,10 @@ def update_summary(path: Path, rows: Iterable[ScoreRow]) -> pd.DataFrame:
             except RunError as error:
                 quarantine(path, str(error), "the rows of other models are only in that file")
             else:
-                before, now = (
-                    part["dataset_revision"].astype(object).fillna("") for part in (old.reindex(new.index), new)
-                )
-                replaced = new.index[new[NOTE].notna() | (before != now)]  # rows whose old values no longer apply
+                known = old.reindex(new.index)
+                before, now = (part["dataset_revision"].astype(object).fillna("") for part in (known, new))
+                other_score = (known["score"] - new["score"]).abs() > 1e-6
+                replaced = new.index[new[NOTE].notna() | (before != now) | other_score]  # old values no longer apply
                 table = new.combine_first(old.drop(index=replaced, errors="ignore"))
                 table.loc[new.index[new[NOTE].isna()], NOTE] = None
         table = table.reset_index().reindex(columns=COLUMNS)

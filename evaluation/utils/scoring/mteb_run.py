@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,19 @@ from common.records import read_json_file
 from evaluation.utils.scoring.embeddings import EmbeddingStore
 from evaluation.utils.scoring.mteb_encoder import TruncatedEncoder
 from evaluation.utils.scoring.mteb_files import AtomicResultCache
-from evaluation.utils.scoring.query_scores import is_retrieval, query_estimates, record_query_scores, save_query_scores
+from evaluation.utils.scoring.query_scores import (
+    has_query_scores,
+    is_retrieval,
+    query_estimates,
+    record_query_scores,
+    save_query_scores,
+)
 from evaluation.utils.scoring.rows import ScoredModel, ScoreRow
 from evaluation.utils.scoring.similarity import METRICS
 from evaluation.utils.scoring.statistics import Estimates
 from evaluation.utils.scoring.task_data import encode_pairs, label_of, size_of, why_unscored
+
+logger = logging.getLogger(__name__)
 
 DIGITS = 6  # as in mteb's result files, so that scores read from them are equal
 
@@ -79,7 +88,10 @@ class MTEBRun:
 
     def query_estimates(self, task: Any) -> Estimates:
         """Estimate the main score of each subset of a retrieval task at each dimension. Empty for other tasks."""
-        return query_estimates(task.metadata.name, {dim: self._queries_file(task, dim) for dim in self.dims})
+        estimates = query_estimates(task.metadata.name, {dim: self._queries_file(task, dim) for dim in self.dims})
+        # the files may also have subsets and splits that earlier runs scored
+        labels = {label_of(task, subset, split) for subset in task.hf_subsets for split in task.eval_splits}
+        return {key: by_dim for key, by_dim in estimates.items() if key[1] in labels}
 
     def _queries_file(self, task: Any, dim: int) -> Path:
         return self.queries_folder / f"embed_dim_{dim}" / f"{task.metadata.name}.json"
@@ -95,13 +107,15 @@ class MTEBRun:
         _rewind(task)
         encoder = self.encoder(dim)
         self.cache.set_aside_corrupt(task, encoder.mteb_model_meta)
-        lacks_queries = is_retrieval(task) and not read_json_file(self._queries_file(task, dim))
+        outdated = self._is_outdated(
+            task, dim, self.cache.load_task_result(task.metadata.name, encoder.mteb_model_meta)
+        )
         try:
             result = mteb.evaluate(
                 encoder,
                 task,
                 cache=self.cache,
-                overwrite_strategy="always" if self.overwrite or lacks_queries else "only-missing",
+                overwrite_strategy="always" if self.overwrite or outdated else "only-missing",
                 encode_kwargs={"batch_size": self.batch_size, "show_progress_bar": False},
                 show_progress_bar=False,
                 co2_tracker=False,
@@ -116,6 +130,26 @@ class MTEBRun:
         if query_scores:
             save_query_scores(self._queries_file(task, dim), query_scores, self.overwrite)
         return result.task_results[0]
+
+    def _is_outdated(self, task: Any, dim: int, known: mteb.TaskResult | None) -> bool:
+        """Return whether a stored result must be computed again: it is from another version of mteb, or lacks its queries' scores."""
+        if known is None:
+            return False
+        if known.mteb_version != mteb.__version__:
+            logger.info(
+                "%s at %d dimensions was scored with mteb %s: scoring it again with %s",
+                task.metadata.name, dim, known.mteb_version, mteb.__version__,
+            )  # fmt: skip
+            return True
+        if not has_query_scores(task):
+            return False
+        known_sets = {
+            label_of(task, entry["hf_subset"], split)
+            for split, entries in known.scores.items()
+            for entry in entries
+            if split in task.eval_splits and entry["hf_subset"] in task.hf_subsets
+        }
+        return not known_sets <= read_json_file(self._queries_file(task, dim)).keys()
 
     def _row(self, task: Any, subset: str, split: str, dim: int, **values: Any) -> ScoreRow:
         return ScoreRow(

@@ -33,6 +33,11 @@ def is_retrieval(task: Any) -> bool:
     return isinstance(task, mteb.abstasks.AbsTaskRetrieval)
 
 
+def has_query_scores(task: Any) -> bool:
+    """Return whether the main score of a task is the mean of its queries' scores."""
+    return is_retrieval(task) and _measure_of_queries(task.metadata.main_score) is not None
+
+
 def record_query_scores(task: Any) -> dict[str, dict[str, float]]:
     """Record each query's main score when mteb evaluates ``task``: mteb passes all of them to ``task_specific_scores``.
 

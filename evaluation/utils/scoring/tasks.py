@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from difflib import get_close_matches
 from typing import Any
 
 from common.errors import RunError, UsageError
 from common.hub import load_from_hub
 from common.keys import suggest
+
+logger = logging.getLogger(__name__)
 
 
 def choose_subsets(wanted: list[str], defaults: list[str], offered: list[str]) -> list[str]:
@@ -72,8 +75,16 @@ def choose_tasks(
     else:
         candidates = _tasks_of_languages(languages)
     tasks = _text_tasks(candidates)
+    if names and benchmark is None:
+        for task in candidates:
+            if set(task.metadata.modalities) != {"text"}:
+                kinds = ", ".join(sorted(task.metadata.modalities))
+                raise UsageError(f"--tasks: {task.metadata.name} is not a text task (its data: {kinds})")
     if languages:
-        tasks = [task for task in tasks if _restrict(task, languages)]
+        without = [task.metadata.name for task in tasks if not _restrict(task, languages)]
+        tasks = [task for task in tasks if task.metadata.name not in without]
+        if without and names and benchmark is None:
+            logger.warning("no subset in %s, so not scored: %s", " or ".join(languages), ", ".join(without))
     if not tasks:
         raise UsageError(
             "no text task matches: check --tasks, --benchmark and --languages (ISO 639-3 codes, such as ara eng)"
