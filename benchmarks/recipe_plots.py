@@ -122,12 +122,12 @@ def agreement_text(lines: list[dict[str, Any]], rows: dict) -> str:
     """Return the lines of :func:`agreement` as a table, and the rank correlation of each kind of dev score with the test."""
     from scipy.stats import spearmanr
 
-    from benchmarks.recipes import table
+    from benchmarks.skeleton import markdown_table
 
     cells = [
         [rows[e["row"]]["label"], str(e["seed"]), *(f"{e[k]:.2f}" for k in ("dev", "reserved", "test"))] for e in lines
     ]
-    text = table(["model", "seed", "dev mean", "reserved mean", "STS17 mean"], cells)
+    text = markdown_table(["model", "seed", "dev mean", "reserved mean", "STS17 mean"], cells)
     reserved = " and ".join(f"`{path}`" for path, _, _ in RESERVED.values())
     text += "\nSpearman × 100, mean over sets and dimensions. "
     text += f"No choices about these recipes were based on the reserved sets, which are the validation splits of {reserved}.\n"

@@ -34,7 +34,7 @@ from benchmarks.recipe_plots import (
     headline_plot,
     kept_plot,
 )
-from benchmarks.skeleton import make_parser, start_record
+from benchmarks.skeleton import make_parser, markdown_table, start_record
 from common.errors import run
 
 if TYPE_CHECKING:
@@ -246,12 +246,6 @@ def as_json(scores: Scores) -> dict:
     }
 
 
-def table(head: list[str], lines: list[list[str]]) -> str:
-    """Return a Markdown table; the first column is text, the others are numbers."""
-    rule = ["---"] + ["---:"] * (len(head) - 1)
-    return "".join(f"| {' | '.join(line)} |\n" for line in [head, rule, *lines])
-
-
 def sign(difference: Estimate) -> str:
     """Return an arrow if a difference is significant."""
     return ("" if difference.p_value() >= 0.05 else " ▲" if difference.value > 0 else " ▼") if difference.value else ""
@@ -280,7 +274,7 @@ def glance(rows: dict, scores: Scores) -> str:
                     cells.append(f"{100 * difference.value:+.1f}{sign(difference)}")
             changes.append([row["label"], *cells])
     columns = [f"{subset} {DIMS[i]}" for subset in (*SUBSETS, "mean") for i in (0, -1)]
-    text = table(["model", "seeds", *columns, "kept"], models)
+    text = markdown_table(["model", "seeds", *columns, "kept"], models)
     text += (
         f"\n{TASK}, Spearman × 100, 250 pairs per subset, {over_seeds(rows)}. ▲ ▼: significantly above or below the model named in "
         f"brackets (paired bootstrap over the pairs, p < 0.05). Kept: the mean at {DIMS[-1]} dimensions, as a percentage of the mean at "
@@ -290,7 +284,7 @@ def glance(rows: dict, scores: Scores) -> str:
         text += f" –: a subset's score at {DIMS[0]} is at most {100 * LOWEST:g}."
     text += "\n"
     if changes:
-        text += "\n" + table(["change to the recipe", *columns], changes)
+        text += "\n" + markdown_table(["change to the recipe", *columns], changes)
         text += "\nPoints gained or lost by each change (one seed, compared with the recipe's mean over its seeds). ▲ ▼: significant.\n"
     return text
 
@@ -313,7 +307,7 @@ def headline(rows: dict, scores: Scores) -> str:
             continue
         cells = [f"{100 * scores[name][subset][i].value:.1f}" for subset in SUBSETS for i in (0, -1)]
         lines.append([row["label"], *cells, share_kept(scores[name])])
-    return table(["model", *[f"{subset} {DIMS[i]}" for subset in SUBSETS for i in (0, -1)], "kept"], lines) + (
+    return markdown_table(["model", *[f"{subset} {DIMS[i]}" for subset in SUBSETS for i in (0, -1)], "kept"], lines) + (
         f"\n{TASK}, Spearman × 100 at {DIMS[0]} and {DIMS[-1]} dimensions, {over_seeds(rows)}. Kept: the mean of the three subsets' scores "
         f"at {DIMS[-1]} dimensions, as a percentage of their mean at {DIMS[0]}. The first {len(PUBLISHED)} rows are published scores "
         "(model cards and mteb's results; multilingual-e5-small with mteb 1.12).\n"
@@ -336,7 +330,7 @@ def every_dimension(rows: dict, scores: Scores) -> str:
                 low, high = estimate.interval()
                 cells.append(f"{100 * estimate.value:.2f} ({100 * low:.1f} to {100 * high:.1f})")
             lines.append([row["label"], str(len(row.get("seeds", [0]))), *cells])
-        text += f"\n**{subset}**\n\n" + table(["model", "seeds", *map(str, DIMS)], lines)
+        text += f"\n**{subset}**\n\n" + markdown_table(["model", "seeds", *map(str, DIMS)], lines)
     return text
 
 
@@ -366,7 +360,7 @@ def dev_table(rows: dict, runs: dict[str, list[dict]]) -> str:
         minutes = np.mean([run["wall_time_s"] for run in summaries]) / 60
         cells = [f"{means[name][kind]:.1f}" if kind in means[name] else "" for kind in kinds]
         lines.append([rows[name]["label"], str(summaries[0]["steps"]), f"{minutes:.0f}", *cells])
-    text = table(["model", "steps", "minutes", *(DEV_SETS.get(kind, kind) for kind in kinds)], lines)
+    text = markdown_table(["model", "steps", "minutes", *(DEV_SETS.get(kind, kind) for kind in kinds)], lines)
     text += "\nSpearman × 100, mean over the seeds and over the dimensions that each model was trained at."
     if translations:
         text += f" {DEV_SETS['translations-en-ar']}: accuracy of finding translations × 100."

@@ -26,8 +26,8 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from benchmarks.recipes import DIMS, ROWS, table
-from benchmarks.skeleton import finish, make_parser, start_record
+from benchmarks.recipes import DIMS, ROWS
+from benchmarks.skeleton import finish, make_parser, markdown_table, start_record
 from common.errors import RunError, run
 
 if TYPE_CHECKING:
@@ -233,7 +233,7 @@ def describe(results: dict, rows: dict, searches: dict[str, list[Search]]) -> st
             label = rows[name]["label"] + (f" (▲▼ {rows[rows[name]['against']]['label']})" if against else "")
             lines.append([label, str(len(rows[name].get("seeds", [0]))), *cells])
         text += f"\n**{TITLES.get(task, task)}**: {what}, {queries} queries {searched}\n\n"
-        text += table(["model", "seeds", *map(str, DIMS)], lines)
+        text += markdown_table(["model", "seeds", *map(str, DIMS)], lines)
     return text
 
 

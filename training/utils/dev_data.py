@@ -12,11 +12,10 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from common.data_files import is_hub_spec, is_local_path, load_hub_dataset, parse_hub_spec
-from common.errors import RunError, UsageError, one_line
+from common.errors import RunError, UsageError
 from evaluation.utils.dev_evaluator import is_scored
-from evaluation.utils.scoring.pairs import load_pairs
 from training.utils.data_loading import TRANSLATIONS, as_graded_pairs, as_translations, load_dev_sets
-from training.utils.leaks import BENCHMARK, normalise
+from training.utils.leaks import benchmark_sets, normalise
 from training.utils.options import DevEntry
 
 if TYPE_CHECKING:
@@ -66,7 +65,7 @@ def load_development_data(config: TrainingConfig, language: str) -> tuple[Sets, 
         dev[name] = load_dev_dataset(entry)
     paths = [*(name for name in named if name != "none"), *(entry.path for entry in specs.values())]
     from_hub = any(not is_local_path(path) for path in paths)
-    tests = test | (benchmark_pairs() if from_hub else {})
+    tests = test | (benchmark_sets("dev pairs")[0] if from_hub else {})
     dev, checked = without_test_pairs(dev, tests)
     return dev, test, checked
 
@@ -97,19 +96,6 @@ def load_dev_dataset(entry: DevEntry) -> dict[str, list[Any]]:
     if set(entry.columns) & set(TRANSLATIONS) if entry.columns else "non_english" in columns:
         return as_translations(where, dataset, own, entry.columns)
     return as_graded_pairs(where, dataset, own, entry.columns)
-
-
-def benchmark_pairs() -> Sets:
-    """Load the benchmark test sets, which must not affect the choice of a checkpoint. A set that cannot be loaded causes a warning."""
-    sets: Sets = {}
-    for task, subsets in BENCHMARK.items():
-        try:
-            _, pairs, _ = load_pairs(task, None, subsets, [], explicit=False)
-        except Exception as error:  # the run does not need this set, so a failure must not end it
-            logger.warning("dev pairs are not compared with %s: %s", task, one_line(error))
-            continue
-        sets |= {task if subset == "default" else f"{task} {subset}": rows for subset, rows in pairs.items()}
-    return sets
 
 
 def without_test_pairs(dev: Sets, tests: Sets) -> tuple[Sets, dict[str, Any]]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from common.data_files import is_local_path
 from common.errors import RunError, one_line
 from evaluation.utils.scoring.pairs import load_pairs
+from evaluation.utils.scoring.rows import set_name
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,6 +45,28 @@ def normalise(text: str) -> str:
     return NON_LETTERS.sub("", letters) or text.strip()
 
 
+def benchmark_sets(compared: str) -> tuple[dict[str, dict[str, list[Any]]], list[str]]:
+    """Load the test sets of ``BENCHMARK``.
+
+    Args:
+        compared: What is compared with them, for the warning about a task that cannot be loaded.
+
+    Returns:
+        The sets by name, and the tasks that could not be loaded.
+    """
+    sets: dict[str, dict[str, list[Any]]] = {}
+    missing: list[str] = []
+    for task, subsets in BENCHMARK.items():
+        try:
+            _, rows_of_subsets, _ = load_pairs(task, None, subsets, [], explicit=False)
+        except Exception as error:  # the run does not need this task, so a failure must not end it
+            logger.warning("%s are not compared with %s: %s", compared, task, one_line(error))
+            missing.append(task)
+            continue
+        sets |= {set_name(task, subset): rows for subset, rows in rows_of_subsets.items()}
+    return sets, missing
+
+
 def drop_leaks(
     train: dict[str, tuple[DatasetEntry, Dataset]], held_out: dict[str, dict[str, list[Any]]], keep: bool
 ) -> tuple[dict[str, Dataset], dict[str, Any]]:
@@ -67,15 +90,8 @@ def drop_leaks(
     held = {name: [texts for texts in rows.values() if isinstance(texts[0], str)] for name, rows in held_out.items()}
     unchecked: list[str] = []
     if any(not is_local_path(entry.path) for entry, _ in train.values()):
-        for task, subsets in BENCHMARK.items():
-            try:
-                _, subsets_of_task, _ = load_pairs(task, None, subsets, [], explicit=False)
-            except Exception as error:  # the run does not need this set, so a failure must not end it
-                logger.warning("training rows are not compared with %s: %s", task, one_line(error))
-                unchecked.append(task)
-                continue
-            for subset, pairs in subsets_of_task.items():
-                held[task if subset == "default" else f"{task} {subset}"] = [pairs["sentence1"], pairs["sentence2"]]
+        sets, unchecked = benchmark_sets("training rows")
+        held |= {name: [rows["sentence1"], rows["sentence2"]] for name, rows in sets.items()}
     sets_of: dict[str, set[str]] = {}
     for name, columns in held.items():
         for text in (text for column in columns for text in column):
