@@ -17,6 +17,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
+from common.data_files import load_hub_dataset
 from tests.helpers import HYBRID, NLI, ROOT, finished, last_state, record_of, triplets, weights_of, write
 
 DEFAULT_DIMS = [768, 512, 256, 128, 64]
@@ -248,6 +249,15 @@ def test_pairs_without_negatives_train_too(call, tmp_path, rows, tiny_model):
     few = "the run has only 2 steps (learning rate still rising from 0: 1): use a smaller --per_device_train_batch_size"
     assert few in done.err
     assert ModelCard.load(tmp_path / "run/final/README.md").data.language is None  # nobody said which it is
+
+
+def test_a_configuration_and_a_split_of_a_hub_data_set(call, hub, tmp_path, tiny_model):
+    flags = ("--dev_data", "none", "--precision", "fp32", "--max_steps", "1", "--output_dir", tmp_path / "run")
+    done = call(NLI, tiny_model, "--train_data", "sentence-transformers/all-nli:triplet:dev", *flags)
+    assert done.code == 0, done.err
+    [data] = json.loads((tmp_path / "run/run.json").read_text())["datasets"].values()
+    expected = load_hub_dataset("sentence-transformers/all-nli", "triplet", "dev")
+    assert data["rows"] == len(expected) and data["columns"] == expected.column_names
 
 
 def test_a_default_dev_set_that_cannot_be_loaded_is_called_one(fails, hub, tmp_path, rows, tiny_model):
