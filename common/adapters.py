@@ -76,8 +76,10 @@ def with_adapter(base: SentenceTransformer, files: ModelFiles) -> SentenceTransf
         weights = _without_head(weights, outer)
         _describe_without_head(config, weights, transformer.auto_model, outer)
     weights = _load_whole_weights(transformer.auto_model, weights)
-    # a task would add a head, and these modules have just been loaded
+    # a task would add a head, and these modules and biases have just been loaded
     config.task_type = config.modules_to_save = None
+    if hasattr(config, "bias"):
+        config.bias = "none"
     adapter = wrap(transformer, config)
     set_weights(adapter, weights, files.source)
     merge(base)

@@ -267,6 +267,28 @@ def test_an_adapter_of_a_causal_language_model(tmp_path, kind, case):
     assert rows - unadapted.get_input_embeddings().num_embeddings == (8 if case == "added tokens" else 0)
 
 
+@pytest.mark.parametrize("bias", ["lora_only", "all"])
+def test_an_adapter_with_biases(base, tmp_path, bias):
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(1)
+    config = LoraConfig(r=2, target_modules=["query"], bias=bias, base_model_name_or_path=str(base))
+    adapted = get_peft_model(AutoModel.from_pretrained(base), config)
+    for name, parameter in adapted.named_parameters():
+        if parameter.requires_grad and "pooler" not in name:
+            torch.nn.init.normal_(parameter.data, std=0.2)
+    adapted.save_pretrained(tmp_path / "adapter")
+    loaded = load_model(str(tmp_path / "adapter"))
+    features = loaded.preprocess(TEXTS)
+    inputs = {name: features[name] for name in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        states = loaded[0].auto_model(**inputs).last_hidden_state
+        expected = adapted.eval()(**inputs).last_hidden_state
+        before = load_model(str(base))[0].auto_model(**inputs).last_hidden_state
+    torch.testing.assert_close(states, expected, rtol=1e-4, atol=1e-5)
+    assert (states - before).abs().max() > 0.01
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
