@@ -272,7 +272,7 @@ def test_an_adapter_with_biases(base, tmp_path, bias):
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(1)
-    config = LoraConfig(r=2, target_modules=["query"], bias=bias, base_model_name_or_path=str(base))
+    config = LoraConfig(r=2, target_modules=["value"], bias=bias, base_model_name_or_path=str(base))
     adapted = get_peft_model(AutoModel.from_pretrained(base), config)
     for name, parameter in adapted.named_parameters():
         if parameter.requires_grad and "pooler" not in name:
