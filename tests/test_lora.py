@@ -16,7 +16,7 @@ from transformers import AutoModel, AutoModelForCausalLM, BertConfig, BertForMas
 from common.errors import RunError
 from common.models import identify, load_model
 from tests.helpers import ROOT
-from tests.tiny_models import SIZES, bert_tokenizer, make_model
+from tests.tiny_models import SIZES, bert_tokenizer, make_model, save_plain
 from training.utils.lora import layer_pattern
 
 STS, NLI = "evaluation/evaluate_sts.py", "training/matryoshka_nli.py"
@@ -379,6 +379,52 @@ def test_the_targets_by_default_are_the_layers_that_repeat(tmp_path, kind, names
     assert all(".0." in name or ".1." in name for name in targets)
 
 
+def test_layers_that_peft_refuses_are_listed_without_its_own(fails, data, tmp_path):
+    """peft adapts no output projection of Mamba, and has wrapped some layers when it finds one."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "state_size": 4}
+    save_plain(bert_tokenizer(), "Mamba", tmp_path / "mamba", **sizes)
+    flags = (
+        "--train_data",
+        data / "pairs.jsonl",
+        "--dev_data",
+        "none",
+        "--lora_r",
+        "2",
+        "--output_dir",
+        tmp_path / "run",
+    )
+    said = fails(
+        1,
+        "error: --lora_r: … the model's linear layers are dt_proj, in_proj, out_proj, x_proj",
+        NLI,
+        tmp_path / "mamba",
+        *flags,
+    )
+    assert said.endswith("x_proj")
+
+
+def test_targets_may_be_part_of_a_path(base, data, call, tmp_path):
+    flags = ("--lora_r", "2", "--lora_target_modules", "0.attention.self.query", "output.dense")
+    flags += (
+        "--train_data",
+        data / "pairs.jsonl",
+        "--dev_data",
+        "none",
+        "--max_steps",
+        "1",
+        "--output_dir",
+        tmp_path / "run",
+    )
+    done = call(NLI, base, *flags, "--per_device_train_batch_size", "8", "--precision", "fp32")
+    assert done.code == 0, done.err
+    names = {
+        key.partition("encoder.layer.")[2].partition(".lora")[0]
+        for key in adapter_weights(tmp_path / "run/final-adapter")
+    }
+    dense = {f"{layer}.{part}output.dense" for layer in (0, 1) for part in ("", "attention.")}
+    assert names == {"0.attention.self.query", *dense}
+
+
 def test_named_targets_are_the_only_ones(base, data, call, tmp_path):
     done = call(
         NLI, base, "--train_data", data / "pairs.jsonl", "--dev_data", "none", "--max_steps", "1", "--lora_r", "2",
@@ -397,8 +443,18 @@ def test_named_targets_are_the_only_ones(base, data, call, tmp_path):
     [
         (
             1,
-            "--lora_target_modules: Target modules {'q_proj'} not found",
+            "--lora_target_modules: the model has no layer called q_proj; its linear layers are dense, key, query, value",
             ("--lora_r", "2", "--lora_target_modules", "q_proj"),
+        ),
+        (
+            1,
+            "--lora_target_modules: the model has no layer called nope, uery; its linear layers are dense, key, query",
+            ("--lora_r", "2", "--lora_target_modules", "query", "nope", "value", "uery"),
+        ),
+        (
+            1,
+            "--lora_target_modules: Target module LayerNorm … the model's linear layers are dense, key, query, value",
+            ("--lora_r", "2", "--lora_target_modules", "query", "LayerNorm"),
         ),
         (2, "--lora_alpha is for LoRA adapters: also set --lora_r", ("--lora_alpha", "8")),
         (2, "--lora_dropout 1.5 would drop all inputs", ("--lora_r", "2", "--lora_dropout", "1.5")),
