@@ -16,7 +16,7 @@ from common.adapters import ADAPTER_CONFIG, base_of, with_adapter
 from common.errors import RunError, UsageError, one_line
 from common.hub import HUB_NAME, explain_hub_error, is_unanswered, look_up, offline, try_again
 from common.model_checks import MissingWeights, check_embedding, check_token_ids, recorded_missing_weights
-from common.model_files import ModelFiles, refuse_pickles
+from common.model_files import ModelFiles, check_modules, refuse_pickles
 from common.model_kinds import no_text, refuse_other_kinds
 from common.precision import warn_if_slow
 from common.prompts import set_prompts
@@ -235,6 +235,7 @@ def load_model(
 
     def load() -> tuple[SentenceTransformer, MissingWeights]:
         files = ModelFiles(identity.source, commit)
+        check_modules(files)
         refuse_other_kinds(files)
         if not allow_pickle:
             refuse_pickles(files)

@@ -300,6 +300,12 @@ def test_an_adapter_with_biases(base, tmp_path, bias):
         ({"base_model_name_or_path": "{folder}"}, "names the adapter itself as the base model"),
         ({"task_type": "SEQ_CLS"}, r"is a cross-encoder .*, according to adapter_config.json \(SEQ_CLS\)"),
         ({"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 2}, "of type PROMPT_TUNING cannot be merged"),
+        ({"peft_type": "NOPE"}, "adapter_config.json has the peft_type 'NOPE', which the installed peft does not know"),
+        ({"r": "four"}, "adapter_config.json has a wrong value, or is not for this base model: '<=' not supported"),
+        (
+            {"target_modules": ["q_proj"]},
+            "has a wrong value, or is not for this base model: Target modules {'q_proj'} not",
+        ),
         ({"r": 3}, "cannot be loaded"),
         ({"target_modules": ["query"]}, "the adapter's weights do not fit its base model: 0 of 4 are missing"),
     ],

@@ -316,6 +316,26 @@ def test_a_model_without_pooling_is_refused(model, tmp_path):
         load_model(str(folder))
 
 
+@pytest.mark.parametrize(
+    ("kind", "name", "module"), [("encoder", "1_Pooling", "Pooling"), ("Dense and Normalize", "2_Dense", "Dense")]
+)
+def test_a_module_without_its_configuration_is_named(model, tmp_path, kind, name, module):
+    folder = shutil.copytree(model(kind), tmp_path / "m")
+    (folder / name / "config.json").unlink()
+    with pytest.raises(
+        RunError, match=f"model {folder} has no {name}/config.json, which its {module} module needs: copy it"
+    ):
+        load_model(str(folder))
+
+
+@pytest.mark.parametrize("content", ['{"a": 1}', '[{"idx": 0}]', '["Pooling"]', '"modules"'])
+def test_modules_that_are_no_list_of_modules_are_refused(model, tmp_path, content):
+    folder = shutil.copytree(model("encoder"), tmp_path / "m")
+    (folder / "modules.json").write_text(content)
+    with pytest.raises(RunError, match="modules.json is not a list of modules, each with a type and a path"):
+        load_model(str(folder))
+
+
 # Limits
 
 
