@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.errors import RunError
+from common.errors import RunError, one_line
 from common.model_files import ModelFiles
 
 if TYPE_CHECKING:
@@ -59,9 +59,13 @@ def with_adapter(base: SentenceTransformer, files: ModelFiles) -> SentenceTransf
     Raises:
         RunError: The adapter cannot be merged, or its weights do not fit this base model.
     """
-    from peft import PeftConfig
+    from peft import PeftConfig, PeftType
     from peft.utils import load_peft_weights
 
+    if (kind := files.object(ADAPTER_CONFIG).get("peft_type")) not in [known.value for known in PeftType]:
+        raise RunError(
+            f"model {files.source}: {ADAPTER_CONFIG} has the peft_type {kind!r}, which the installed peft does not know"
+        )
     if not {"adapter_model.safetensors", "adapter_model.bin"} & files.names:
         raise RunError(f"model {files.source}: the adapter has no weights (adapter_model.safetensors)")
     config = PeftConfig.from_pretrained(files.source, revision=files.revision)
@@ -76,9 +80,16 @@ def with_adapter(base: SentenceTransformer, files: ModelFiles) -> SentenceTransf
         weights = _without_head(weights, outer)
         _describe_without_head(config, weights, transformer.auto_model, outer)
     weights = _load_whole_weights(transformer.auto_model, weights)
-    # a task would add a head, and these modules have just been loaded
+    # a task would add a head, and these modules and biases have just been loaded
     config.task_type = config.modules_to_save = None
-    adapter = wrap(transformer, config)
+    if hasattr(config, "bias"):
+        config.bias = "none"
+    try:
+        adapter = wrap(transformer, config)
+    except (TypeError, ValueError) as error:
+        raise RunError(
+            f"model {files.source}: {ADAPTER_CONFIG} has a wrong value, or is not for this base model: {one_line(error)}"
+        ) from None
     set_weights(adapter, weights, files.source)
     merge(base)
     if "tokenizer_config.json" in files.names:

@@ -18,6 +18,8 @@ from common.script import OURS
 EXIT_FAILURE, EXIT_USAGE, EXIT_SIGNAL = 1, 2, 128
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 FULL = 2**20  # bytes; a disk with less free space counts as full
+# in the messages of errors about files that are not OSErrors: Rust libraries, and torch.save
+DISK_ERRORS = ("(os error ", "PytorchStreamWriter", "unexpected pos ")
 
 
 class RunError(Exception):
@@ -72,10 +74,10 @@ def check_writable(flag: str, folder: Path) -> None:
 
 @contextmanager
 def writing(path: Path, advice: str) -> Iterator[None]:
-    """Turn any failure to write ``path`` into a one-line error that ends with ``advice``.
+    """Turn any failure to write ``path`` into a one-line error, which ends with ``advice`` if the cause is the disk.
 
     On a full disk, Python raises OSError, torch RuntimeError, safetensors SafetensorError and tokenizers a bare Exception.
-    Not all of these messages mention the disk.
+    Not all of these messages mention the disk. Other exceptions are named by their type.
     """
     try:
         yield
@@ -85,8 +87,11 @@ def writing(path: Path, advice: str) -> Iterator[None]:
         logging.getLogger(__name__).debug("traceback:", exc_info=True)
         parent = next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
         full = shutil.disk_usage(parent).free < FULL
-        reason = "no space left on the disk" if full else one_line(error, 160)
-        raise RunError(f"{path} could not be written ({reason}): {advice}") from error
+        if full:
+            raise RunError(f"{path} could not be written (no space left on the disk): {advice}") from error
+        if isinstance(error, OSError) or any(words in str(error) for words in DISK_ERRORS):
+            raise RunError(f"{path} could not be written ({one_line(error, 160)}): {advice}") from error
+        raise RunError(f"{path} could not be written: {type(error).__name__}: {one_line(error, 160)}") from error
 
 
 @contextmanager

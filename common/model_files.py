@@ -16,6 +16,7 @@ PICKLED = {
     "pytorch_model.bin.index.json": "model.safetensors",
     "adapter_model.bin": "adapter_model.safetensors",
 }
+CONFIGURED = (".Pooling", ".WeightedLayerPooling", ".Dense")  # modules that cannot be created without their config.json
 NESTED = ("Router", "Asym")  # modules that contain other modules, in folders of their own
 
 
@@ -81,10 +82,26 @@ def refuse_pickles(files: ModelFiles) -> None:
             known = {f"{folder}/{safe}".lstrip("/"), f"{folder}/{safe}.index.json".lstrip("/")}
             if path in files.names and not known & files.names:
                 raise RunError(
-                    f"model {files.source}: {path} is pickled, and a pickle can contain code: use a revision "
-                    f"with {safe}, convert it (https://huggingface.co/spaces/safetensors/convert), or, if you trust the "
-                    "model's author, add --allow_pickle"
+                    f"model {files.source}: {path} is pickled, and a pickle can contain code: convert it "
+                    f"to {safe} (https://huggingface.co/spaces/safetensors/convert), or, if you trust the model's author, "
+                    "add --allow_pickle"
                 )
+
+
+def check_modules(files: ModelFiles) -> None:
+    """Raise :class:`RunError` if ``modules.json`` is not a list of modules in the model's folder, or a configuration is missing."""
+    if not isinstance(files.modules, list) or not all(
+        isinstance(module, dict) and {"type", "path"} <= module.keys() for module in files.modules
+    ):
+        raise RunError(f"model {files.source}: modules.json is not a list of modules, each with a type and a path")
+    _module_folders(files)
+    for module in files.modules:
+        name = posixpath.normpath(f"{module.get('path') or '.'}/config.json")
+        if str(module["type"]).endswith(CONFIGURED) and name not in files.names:
+            kind = str(module["type"]).rpartition(".")[2]
+            raise RunError(
+                f"model {files.source} has no {name}, which its {kind} module needs: copy it from the original model"
+            )
 
 
 def _names_in(folder: Path) -> set[str]:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from common.adapters import ADAPTER_CONFIG, base_of, with_adapter
 from common.errors import RunError, UsageError, one_line
 from common.hub import HUB_NAME, explain_hub_error, is_unanswered, look_up, offline, try_again
-from common.model_files import ModelFiles, refuse_pickles
+from common.model_checks import MissingWeights, check_embedding, check_token_ids, recorded_missing_weights
+from common.model_files import ModelFiles, check_modules, refuse_pickles
 from common.model_kinds import no_text, refuse_other_kinds
 from common.precision import warn_if_slow
 from common.prompts import set_prompts
@@ -232,25 +233,28 @@ def load_model(
     commit = None if Path(source).is_dir() else identity.commit
     model_kwargs = {"dtype": getattr(torch, dtype)} | ({} if allow_pickle else {"use_safetensors": True})
 
-    def load() -> SentenceTransformer:
+    def load() -> tuple[SentenceTransformer, MissingWeights]:
         files = ModelFiles(identity.source, commit)
+        check_modules(files)
         refuse_other_kinds(files)
         if not allow_pickle:
             refuse_pickles(files)
         if identity.base is not None:
             base = load_model(identity.base.source, identity.base, dtype, device, trust_remote_code, allow_pickle)
-            return with_adapter(base, files)
-        return SentenceTransformer(
-            identity.source,
-            revision=commit,
-            device=device,
-            trust_remote_code=trust_remote_code,
-            model_kwargs=model_kwargs,
-        )
+            return with_adapter(base, files), MissingWeights()
+        with recorded_missing_weights() as missing:
+            model = SentenceTransformer(
+                identity.source,
+                revision=commit,
+                device=device,
+                trust_remote_code=trust_remote_code,
+                model_kwargs=model_kwargs,
+            )
+        return model, missing
 
     try:
         with offline() if identity.cached else nullcontext():
-            model = try_again(load, f"model {source}")
+            model, missing = try_again(load, f"model {source}")
     except RunError:
         raise
     except Exception as error:
@@ -269,6 +273,8 @@ def load_model(
     if dtype != "float32" and model.device.type == "cpu":
         warn_if_slow(f"--dtype {dtype}", model_kwargs["dtype"])
     prepare_text_inputs(model, source, identity.max_seq_length)
+    check_token_ids(model, source)
+    check_embedding(model, source, missing)
     if identity.prompts is not None:
         set_prompts(model, json.loads(identity.prompts))
     return model

@@ -175,7 +175,7 @@ CASES = {
     "model folder that is empty": Case(STS, SCORE + "x.csv --model_name {d}/m", "/m … empty", 1, {"x.csv": THREE, "m/": ""}),
     "model folder of notes": Case(STS, SCORE + "x.csv --model_name {d}/m", "/m … none of modules.json … not a model", 1, {"x.csv": THREE, "m/notes.txt": "a"}),
     "training run as a model": Case(STS, SCORE + "x.csv --model_name {d}/m", "/m … whose model is in … m/final", 1, {"x.csv": THREE, "m/run.json": "{}", "m/final/": ""}),
-    "model with a config that is not JSON": Case(NLI, "{d}/m --dev_data none --output_dir {d}/out --train_data {good_triplets}", "/m … cannot be loaded", 1, {"m/config.json": "{"}),
+    "model with a config that is not JSON": Case(NLI, "{d}/m --dev_data none --output_dir {d}/out --train_data {good_triplets}", "/m … config.json is not valid JSON", 1, {"m/config.json": "{"}),
     "model with modules outside its folder": Case(STS, SCORE + "x.csv --model_name {d}/m", "outside", 1, {"x.csv": THREE, "m/modules.json": '[{"idx": 0, "name": "0", "path": "../../etc", "type": "sentence_transformers.models.Transformer"}]'}),
     "image model": Case(STS, SCORE + "x.csv --model_name {d}/m", "/m … cannot be loaded", 1, {"x.csv": THREE, "m/config.json": '{"model_type": "vit", "architectures": ["ViTModel"]}'}),
     "model name that leaves the folder": Case(STS, SCORE + "x.csv --model_name a/../../b", "a/../../b … no such folder", 1, {"x.csv": THREE}),

@@ -20,6 +20,7 @@ import torch
 from huggingface_hub import ModelCard
 from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Router
 from sentence_transformers.sentence_transformer.modules import (
     BoW,
     Dense,
@@ -31,6 +32,7 @@ from tokenizers import Tokenizer
 from common.models import identify
 from evaluation.utils.scoring.similarity import sts_scores
 from tests.helpers import ROOT, sentence_model, static_model
+from tests.tiny_models import bert_tokenizer, make_model, save_plain
 from training.utils.export import prefixes
 from training.utils.export_card import loss_table
 from training.utils.export_loss import load_scored_pairs, measure_loss
@@ -318,6 +320,41 @@ def test_what_cannot_be_exported_is_refused_in_one_line_and_leaves_nothing(tiny_
     model.save_pretrained(str(tmp_path / "prompted"))
     fails(1, "excludes its prompts from the pooling", EXPORT, tmp_path / "prompted", *flags, "--format", "onnx")
     assert {path.name for path in tmp_path.iterdir()} == {"bag", "prompted"}
+
+
+def test_models_that_do_not_become_one_onnx_graph_are_refused(fails, call, tmp_path):
+    """A router has one encoder for queries and one for documents; the graph of Mamba accepts only texts of one length."""
+    words = bert_tokenizer()
+    torch.manual_seed(3)
+    towers = []
+    for name in ("query", "document"):
+        encoder = SentenceTransformer(str(make_model("encoder", tmp_path / name)), device="cpu")
+        for parameter in encoder.parameters():
+            parameter.data.add_(torch.randn_like(parameter) * 0.05)
+        towers.append(list(encoder.children()))
+        shutil.rmtree(tmp_path / name)
+    router = SentenceTransformer(modules=[Router.for_query_document(*towers)], device="cpu")
+    router.save_pretrained(str(tmp_path / "router"))
+    save_plain(words, "Mamba", tmp_path / "mamba", hidden_size=32, num_hidden_layers=1, state_size=4)
+    flags = ("--dim", DIM, "--output_dir", tmp_path / "out")
+    message = "(Router), but an ONNX file holds only one: use --format sentence-transformers"
+    fails(
+        1,
+        f"router has an encoder for each kind of text {message}",
+        EXPORT,
+        tmp_path / "router",
+        *flags,
+        "--format",
+        "onnx",
+    )
+    message = "mamba: MambaModel cannot be exported to ONNX ( … use --format sentence-transformers"
+    assert "disk" not in fails(1, message, EXPORT, tmp_path / "mamba", *flags, "--format", "onnx")
+    assert {path.name for path in tmp_path.iterdir()} == {"router", "mamba"}
+    assert call(EXPORT, tmp_path / "router", *flags).code == 0
+    both = SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    for encode, original in ((both.encode_query, router.encode_query), (both.encode_document, router.encode_document)):
+        prefix = original(TEXTS)[:, :DIM]
+        np.testing.assert_allclose(encode(TEXTS), prefix / np.linalg.norm(prefix, axis=1, keepdims=True), atol=1e-5)
 
 
 def test_an_export_that_differs_is_refused(trained, fails, tmp_path, monkeypatch):

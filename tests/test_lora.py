@@ -16,7 +16,7 @@ from transformers import AutoModel, AutoModelForCausalLM, BertConfig, BertForMas
 from common.errors import RunError
 from common.models import identify, load_model
 from tests.helpers import ROOT
-from tests.tiny_models import SIZES, bert_tokenizer, make_model
+from tests.tiny_models import SIZES, bert_tokenizer, make_model, save_plain
 from training.utils.lora import layer_pattern
 
 STS, NLI = "evaluation/evaluate_sts.py", "training/matryoshka_nli.py"
@@ -267,6 +267,28 @@ def test_an_adapter_of_a_causal_language_model(tmp_path, kind, case):
     assert rows - unadapted.get_input_embeddings().num_embeddings == (8 if case == "added tokens" else 0)
 
 
+@pytest.mark.parametrize("bias", ["lora_only", "all"])
+def test_an_adapter_with_biases(base, tmp_path, bias):
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(1)
+    config = LoraConfig(r=2, target_modules=["value"], bias=bias, base_model_name_or_path=str(base))
+    adapted = get_peft_model(AutoModel.from_pretrained(base), config)
+    for name, parameter in adapted.named_parameters():
+        if parameter.requires_grad and "pooler" not in name:
+            torch.nn.init.normal_(parameter.data, std=0.2)
+    adapted.save_pretrained(tmp_path / "adapter")
+    loaded = load_model(str(tmp_path / "adapter"))
+    features = loaded.preprocess(TEXTS)
+    inputs = {name: features[name] for name in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        states = loaded[0].auto_model(**inputs).last_hidden_state
+        expected = adapted.eval()(**inputs).last_hidden_state
+        before = load_model(str(base))[0].auto_model(**inputs).last_hidden_state
+    torch.testing.assert_close(states, expected, rtol=1e-4, atol=1e-5)
+    assert (states - before).abs().max() > 0.01
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -278,6 +300,12 @@ def test_an_adapter_of_a_causal_language_model(tmp_path, kind, case):
         ({"base_model_name_or_path": "{folder}"}, "names the adapter itself as the base model"),
         ({"task_type": "SEQ_CLS"}, r"is a cross-encoder .*, according to adapter_config.json \(SEQ_CLS\)"),
         ({"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 2}, "of type PROMPT_TUNING cannot be merged"),
+        ({"peft_type": "NOPE"}, "adapter_config.json has the peft_type 'NOPE', which the installed peft does not know"),
+        ({"r": "four"}, "adapter_config.json has a wrong value, or is not for this base model: '<=' not supported"),
+        (
+            {"target_modules": ["q_proj"]},
+            "has a wrong value, or is not for this base model: Target modules {'q_proj'} not",
+        ),
         ({"r": 3}, "cannot be loaded"),
         ({"target_modules": ["query"]}, "the adapter's weights do not fit its base model: 0 of 4 are missing"),
     ],
@@ -357,6 +385,52 @@ def test_the_targets_by_default_are_the_layers_that_repeat(tmp_path, kind, names
     assert all(".0." in name or ".1." in name for name in targets)
 
 
+def test_layers_that_peft_refuses_are_listed_without_its_own(fails, data, tmp_path):
+    """peft adapts no output projection of Mamba, and has wrapped some layers when it finds one."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "state_size": 4}
+    save_plain(bert_tokenizer(), "Mamba", tmp_path / "mamba", **sizes)
+    flags = (
+        "--train_data",
+        data / "pairs.jsonl",
+        "--dev_data",
+        "none",
+        "--lora_r",
+        "2",
+        "--output_dir",
+        tmp_path / "run",
+    )
+    said = fails(
+        1,
+        "error: --lora_r: … the model's linear layers are dt_proj, in_proj, out_proj, x_proj",
+        NLI,
+        tmp_path / "mamba",
+        *flags,
+    )
+    assert said.endswith("x_proj")
+
+
+def test_targets_may_be_part_of_a_path(base, data, call, tmp_path):
+    flags = ("--lora_r", "2", "--lora_target_modules", "0.attention.self.query", "output.dense")
+    flags += (
+        "--train_data",
+        data / "pairs.jsonl",
+        "--dev_data",
+        "none",
+        "--max_steps",
+        "1",
+        "--output_dir",
+        tmp_path / "run",
+    )
+    done = call(NLI, base, *flags, "--per_device_train_batch_size", "8", "--precision", "fp32")
+    assert done.code == 0, done.err
+    names = {
+        key.partition("encoder.layer.")[2].partition(".lora")[0]
+        for key in adapter_weights(tmp_path / "run/final-adapter")
+    }
+    dense = {f"{layer}.{part}output.dense" for layer in (0, 1) for part in ("", "attention.")}
+    assert names == {"0.attention.self.query", *dense}
+
+
 def test_named_targets_are_the_only_ones(base, data, call, tmp_path):
     done = call(
         NLI, base, "--train_data", data / "pairs.jsonl", "--dev_data", "none", "--max_steps", "1", "--lora_r", "2",
@@ -375,8 +449,18 @@ def test_named_targets_are_the_only_ones(base, data, call, tmp_path):
     [
         (
             1,
-            "--lora_target_modules: Target modules {'q_proj'} not found",
+            "--lora_target_modules: the model has no layer called q_proj; its linear layers are dense, key, query, value",
             ("--lora_r", "2", "--lora_target_modules", "q_proj"),
+        ),
+        (
+            1,
+            "--lora_target_modules: the model has no layer called nope, uery; its linear layers are dense, key, query",
+            ("--lora_r", "2", "--lora_target_modules", "query", "nope", "value", "uery"),
+        ),
+        (
+            1,
+            "--lora_target_modules: Target module LayerNorm … the model's linear layers are dense, key, query, value",
+            ("--lora_r", "2", "--lora_target_modules", "query", "LayerNorm"),
         ),
         (2, "--lora_alpha is for LoRA adapters: also set --lora_r", ("--lora_alpha", "8")),
         (2, "--lora_dropout 1.5 would drop all inputs", ("--lora_r", "2", "--lora_dropout", "1.5")),

@@ -8,13 +8,16 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer
 
 from common.errors import RunError
 from common.models import identify, load_model
 from common.packing import pack
 from common.text_inputs import token_limit
-from tests.tiny_models import OTHER_KINDS, POSITIONS, WORDS, make_model
+from tests.tiny_models import OTHER_KINDS, POSITIONS, SIZES, WORDS, bert_tokenizer, make_model, save_plain
 
 STS, NLI = "evaluation/evaluate_sts.py", "training/matryoshka_nli.py"
 LONG = " ".join(WORDS)  # 60 words: more than any of these models can take
@@ -141,6 +144,195 @@ def test_a_model_without_tokenizer_files_is_refused(tmp_path, kind):
     with pytest.raises(
         RunError, match="its tokenizer has no vocabulary, so all texts would be alike: save the tokenizer"
     ):
+        load_model(str(folder))
+
+
+# Weights, token ids and widths
+
+
+def change_weights(folder, change):
+    """Replace the weights in a folder by ``change(weights)``."""
+    path = folder / "model.safetensors"
+    save_file(change(load_file(path)), path, {"format": "pt"})
+
+
+def change_json(path, **values):
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "message"),
+    [
+        ("encoder", lambda w: {f"_orig_mod.{k}": v for k, v in w.items()}, "lack 37 .*such as embeddings.LayerNorm.bias"),
+        ("encoder", lambda w: {k: v for k, v in w.items() if "layer.1." not in k}, "lack 16 .*encoder.layer.1.attention"),
+        ("encoder", lambda w: {k: v for k, v in w.items() if "word_embeddings" not in k}, "lack 1 .*word_embeddings.weight"),
+        ("encoder of transformers", lambda w: {f"module.{k}": v for k, v in w.items()}, "lack 37 "),
+        ("Qwen3", lambda w: {k: v for k, v in w.items() if "q_norm" not in k}, "lack 2 .*layers.0.self_attn.q_norm.weight"),
+        ("LLaMA", lambda w: {k: v for k, v in w.items() if "norm" not in k}, "lack 5 .*layers.0.input_layernorm.weight"),
+    ],
+)  # fmt: skip
+def test_a_model_whose_files_lack_weights_is_refused(model, tmp_path, kind, change, message):
+    """transformers would fill them with random numbers, and only log that."""
+    folder = shutil.copytree(model(kind), tmp_path / "m")
+    change_weights(folder, change)
+    with pytest.raises(RunError, match=message):
+        load_model(str(folder))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of peft, about the name of the base model
+def test_the_base_of_an_adapter_must_have_all_weights(model, tmp_path):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModel
+
+    base = shutil.copytree(model("encoder"), tmp_path / "base")
+    config = LoraConfig(r=2, target_modules=["query"], base_model_name_or_path=str(base))
+    get_peft_model(AutoModel.from_pretrained(base), config).save_pretrained(tmp_path / "adapter")
+    change_weights(base, lambda weights: {k: v for k, v in weights.items() if "layer.1." not in k})
+    with pytest.raises(RunError, match=f"model {base}: its files lack 16 of its weights"):
+        load_model(str(tmp_path / "adapter"))
+
+
+def test_both_commands_refuse_a_model_with_more_layers_than_weights(fails, model, data, tmp_path):
+    folder = shutil.copytree(model("encoder"), tmp_path / "m")
+    change_json(folder / "config.json", num_hidden_layers=3)
+    message = (
+        "its files lack 16 of its weights, such as encoder.layer.2.attention.output.LayerNorm.bias, which would be"
+    )
+    out = ("--output_dir", tmp_path / "out")
+    fails(1, message, STS, "--model_name", folder, "--data", data / "scored.jsonl", *out)
+    fails(1, message, NLI, folder, "--train_data", data / "pairs.jsonl", "--dev_data", "none", *out)
+
+
+@pytest.mark.parametrize(("kind", "unused"), [("encoder", "pooler."), ("LLaMA", "lm_head.")])
+def test_weights_that_embeddings_do_not_use_may_be_missing(model, tmp_path, kind, unused):
+    folder = shutil.copytree(model(kind), tmp_path / "m")
+    change_weights(folder, lambda weights: {k: v for k, v in weights.items() if not k.startswith(unused)})
+    assert load_model(str(folder)).encode(["word1"]) == pytest.approx(load_model(str(model(kind))).encode(["word1"]))
+
+
+@pytest.mark.parametrize("name", ["BertForMaskedLM", "BertForTokenClassification", "BertForQuestionAnswering"])
+def test_models_without_a_pooler_have_all_weights_that_embeddings_need(tmp_path, name):
+    save_plain(bert_tokenizer(), name, tmp_path, **SIZES, max_position_embeddings=POSITIONS)
+    assert not any("pooler" in key for key in load_file(tmp_path / "model.safetensors"))
+    loaded, again = load_model(str(tmp_path)), load_model(str(tmp_path))
+    assert loaded.encode(["word1 word2"]) == pytest.approx(again.encode(["word1 word2"]), abs=1e-7)
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in loaded.parameters())
+
+
+def test_a_pooler_that_embeddings_use_must_not_be_missing(tmp_path):
+    """The module that loads the transformer may return the output of the pooler as the embedding."""
+    encoder = make_model("encoder", tmp_path / "m")
+    modality = {"text": {"method": "forward", "method_output_name": "pooler_output"}}
+    change_json(
+        encoder / "sentence_bert_config.json", modality_config=modality, module_output_name="sentence_embedding"
+    )
+    (encoder / "modules.json").write_text(json.dumps(json.loads((encoder / "modules.json").read_text())[:1]))
+    assert load_model(str(encoder)).encode(["word1"]).shape == (1, 32)
+    change_weights(encoder, lambda weights: {k: v for k, v in weights.items() if "pooler" not in k})
+    with pytest.raises(RunError, match="lack 2 of its weights, such as pooler.dense.bias"):
+        load_model(str(encoder))
+
+
+def test_loading_leaves_transformers_as_it_was(model):
+    from transformers import PreTrainedModel
+
+    before = PreTrainedModel.__dict__["from_pretrained"]
+    load_model(str(model("encoder")))
+    assert PreTrainedModel.__dict__["from_pretrained"] is before
+
+
+@pytest.mark.parametrize("kind", ["encoder", "Qwen3", "OPT", "static"])
+def test_token_ids_above_the_embedding_table_are_refused(model, tmp_path, kind):
+    folder = shutil.copytree(model(kind), tmp_path / "m")
+    assert load_model(str(folder)).encode(["word59"]).shape == (1, 32)
+    if kind == "static":
+        name = next((folder).rglob("tokenizer.json"))
+        words = Tokenizer.from_file(str(name))
+        rows = words.get_vocab_size()
+        words.add_tokens(["new"])
+        words.save(str(name))
+    else:
+        words = AutoTokenizer.from_pretrained(folder)
+        rows = len(words)
+        words.add_tokens(["new", "newer"])
+        words.save_pretrained(folder)
+    largest = rows if kind == "static" else rows + 1
+    message = f"token ids up to {largest}, but its embedding table has only {rows} rows: .*embeddings.{largest + 1}.,"
+    with pytest.raises(RunError, match=message):
+        load_model(str(folder))
+
+
+def test_both_commands_refuse_token_ids_above_the_table(fails, model, data, tmp_path):
+    folder = shutil.copytree(model("encoder"), tmp_path / "m")
+    key = "embeddings.word_embeddings.weight"
+    change_weights(folder, lambda weights: weights | {key: weights[key][:50].clone()})
+    change_json(folder / "config.json", vocab_size=50)
+    message = "its tokenizer has token ids up to 64, but its embedding table has only 50 rows"
+    out = ("--output_dir", tmp_path / "out")
+    fails(1, message, STS, "--model_name", folder, "--data", data / "scored.jsonl", *out)
+    fails(1, message, NLI, folder, "--train_data", data / "pairs.jsonl", "--dev_data", "none", *out)
+    fails(1, message, "training/export_model.py", folder, "--dim", "8", *out)
+
+
+def test_tables_may_be_larger_than_the_vocabulary_and_ids_may_be_unused(model, tmp_path):
+    """Tables are often rounded up to a multiple of 64; other vocabularies have gaps."""
+    folder = shutil.copytree(model("encoder"), tmp_path / "m")
+    loaded = load_model(str(folder))
+    path = folder / "tokenizer.json"
+    words = json.loads(path.read_text())
+    for word in WORDS[:30]:
+        del words["model"]["vocab"][word]
+    path.write_text(json.dumps(words))
+    assert load_model(str(folder)).encode(["word59"]) == pytest.approx(loaded.encode(["word59"]), abs=1e-6)
+
+
+def test_a_model_without_a_table_of_tokens_is_loaded(tmp_path):
+    """CANINE's ids are code points, which it hashes."""
+    from transformers import CanineConfig, CanineModel, CanineTokenizer
+
+    sizes = SIZES | {"local_transformer_stride": 16, "max_position_embeddings": 64, "downsampling_rate": 4}
+    CanineModel(CanineConfig(**sizes, num_hash_buckets=64, num_hash_functions=4)).save_pretrained(tmp_path)
+    CanineTokenizer(model_max_length=64).save_pretrained(tmp_path)
+    assert load_model(str(tmp_path)).encode(["a word of ours"]).shape == (1, 32)
+
+
+@pytest.mark.parametrize("width", [99, 16])
+def test_a_wrong_width_is_refused_by_all_commands(fails, model, data, tmp_path, width):
+    """The configuration of the pooling was copied from another model."""
+    folder = shutil.copytree(model("encoder"), tmp_path / "m")
+    change_json(folder / "1_Pooling/config.json", embedding_dimension=width)
+    message = f"model {folder} states {width} dimensions, but its embeddings have 32: correct the width"
+    out = ("--output_dir", tmp_path / "out")
+    fails(1, message, STS, "--model_name", folder, "--data", data / "scored.jsonl", "--dims", "16", *out)
+    fails(1, message, NLI, folder, "--train_data", data / "pairs.jsonl", "--dev_data", "none", *out)
+    fails(1, message, "training/export_model.py", folder, "--dim", "8", *out)
+
+
+def test_a_model_without_pooling_is_refused(model, tmp_path):
+    folder = shutil.copytree(model("encoder"), tmp_path / "m")
+    path = folder / "modules.json"
+    path.write_text(json.dumps(json.loads(path.read_text())[:1]))
+    with pytest.raises(RunError, match=f"model {folder} has no pooling module: add one to its modules.json"):
+        load_model(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "module"), [("encoder", "1_Pooling", "Pooling"), ("Dense and Normalize", "2_Dense", "Dense")]
+)
+def test_a_module_without_its_configuration_is_named(model, tmp_path, kind, name, module):
+    folder = shutil.copytree(model(kind), tmp_path / "m")
+    (folder / name / "config.json").unlink()
+    with pytest.raises(
+        RunError, match=f"model {folder} has no {name}/config.json, which its {module} module needs: copy it"
+    ):
+        load_model(str(folder))
+
+
+@pytest.mark.parametrize("content", ['{"a": 1}', '[{"idx": 0}]', '["Pooling"]', '"modules"'])
+def test_modules_that_are_no_list_of_modules_are_refused(model, tmp_path, content):
+    folder = shutil.copytree(model("encoder"), tmp_path / "m")
+    (folder / "modules.json").write_text(content)
+    with pytest.raises(RunError, match="modules.json is not a list of modules, each with a type and a path"):
         load_model(str(folder))
 
 

@@ -11,6 +11,7 @@ from sentence_transformers import SentenceTransformer
 
 from common.errors import RunError
 from tests.helpers import sentence_model, unigram_bert
+from tests.tiny_models import make_model
 from training.utils.prune_vocabulary import count_unknown, prune_vocabulary, used_ids
 
 
@@ -102,6 +103,15 @@ def test_used_ids_are_those_of_the_texts_and_their_word_forms(hub):
 def test_byte_level_bpe_is_refused_in_one_line(hub):
     with pytest.raises(RunError, match="Unigram or WordPiece tokenizer, but this model's is byte-level BPE"):
         prune_vocabulary(sentence_model(hub.root / "models/distilroberta-base"), ["a dog"])
+
+
+def test_a_tokenizer_of_words_is_refused_in_one_line(tmp_path):
+    model = sentence_model(make_model("encoder", tmp_path / "m"))
+    message = (
+        r"--prune_vocabulary needs a Unigram or WordPiece tokenizer, but this model's is WordLevel: remove the flag"
+    )
+    with pytest.raises(RunError, match=message):
+        prune_vocabulary(model, iter(["word1"]))
 
 
 def test_the_key_prunes_the_model_that_is_trained(warm, hub, tmp_path):

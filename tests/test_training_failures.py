@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from common.errors import RunError, writing
 from common.records import write_atomically
 from tests.helpers import HYBRID, NLI, ROOT, classes, finished, triplets, weights_of, write
 from training.utils.checkpoints import checkpoints, why_unusable
@@ -222,6 +223,28 @@ def test_a_file_that_does_not_fit_is_named(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert caught.value.errno == errno.EFBIG and str(path) in str(caught.value)
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "([Errno 122] Disk quota exceeded): free some disk space"),
+        (
+            RuntimeError("[enforce fail] PytorchStreamWriter failed"),
+            "([enforce fail] PytorchStreamWriter failed): free",
+        ),
+        (Exception("File too large (os error 27)"), "(File too large (os error 27)): free some disk space"),
+        (ValueError("the graph is wrong"), ": ValueError: the graph is wrong"),
+        (KeyError("width"), ": KeyError: 'width'"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_only_errors_about_the_disk_advise_to_free_space(tmp_path, error, message):
+    with pytest.raises(RunError) as caught, writing(tmp_path / "file", "free some disk space"):
+        raise error
+    text = str(caught.value)
+    assert text.startswith(f"{tmp_path / 'file'} could not be written") and message in text
+    assert ("free" in text) == ("free" in message)
 
 
 def test_the_final_folder_appears_with_its_complete_card(fails, data, tiny_model, tmp_path, monkeypatch):

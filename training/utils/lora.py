@@ -40,7 +40,9 @@ def add_lora(model: SentenceTransformer, config: TrainingConfig) -> None:
         )
     local = Path(config.model_name).is_dir()
     identity = None if local else identify(config.model_name)
+    _check_names(config.lora_target_modules, transformer.auto_model)
     targets = config.lora_target_modules or layer_pattern(transformer.auto_model)
+    known = _list_of_linear_layers(transformer.auto_model)  # before peft adds its own
     lora = LoraConfig(
         r=config.lora_r,
         lora_alpha=2 * config.lora_r if config.lora_alpha is None else config.lora_alpha,
@@ -53,10 +55,8 @@ def add_lora(model: SentenceTransformer, config: TrainingConfig) -> None:
     try:
         adapter = wrap(transformer, lora)
     except ValueError as error:
-        known = ", ".join(sorted(_names_of_linear_layers(transformer.auto_model)))
-        raise RunError(
-            f"--lora_target_modules: {one_line(error, 120)}; the model's linear layers are {known}"
-        ) from None
+        key = "--lora_target_modules" if config.lora_target_modules else "--lora_r"
+        raise RunError(f"{key}: {one_line(error, 120)}; the model's linear layers are {known}") from None
     trained, total = adapter.get_nb_trainable_parameters()
     logger.info(
         "LoRA of rank %d: %d of %d parameters are trained (%.2f%%)", lora.r, trained, total, 100 * trained / total
@@ -78,6 +78,23 @@ def layer_pattern(transformer: nn.Module) -> str:
             f"the blocks of {type(transformer).__name__} have no linear layers that can be detected: name them with --lora_target_modules"
         )
     return rf".*\.\d+\.(.*\.)?({'|'.join(map(re.escape, names))})"
+
+
+def _check_names(targets: list[str] | None, transformer: nn.Module) -> None:
+    """Refuse names that no layer has. peft refuses them only if none of the names matches."""
+    if not targets or targets == ["all-linear"]:
+        return
+    names = [f".{name}" for name, _ in transformer.named_modules()]
+    unknown = [target for target in targets if not any(name.endswith(f".{target}") for name in names)]
+    if unknown:
+        raise RunError(
+            f"--lora_target_modules: the model has no layer called {', '.join(unknown)}; its linear layers are "
+            f"{_list_of_linear_layers(transformer)}"
+        )
+
+
+def _list_of_linear_layers(transformer: nn.Module) -> str:
+    return ", ".join(sorted(_names_of_linear_layers(transformer)))
 
 
 def _names_of_linear_layers(transformer: nn.Module, repeated: bool = False) -> set[str]:

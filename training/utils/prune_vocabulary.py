@@ -77,9 +77,9 @@ def prune_vocabulary(model: SentenceTransformer, texts: Iterable[str], keep_char
     kind = state["model"].get("type")
     if kind not in ("Unigram", "WordPiece"):
         detail = "byte-level BPE" if kind == "BPE" and "ByteLevel" in json.dumps(state["pre_tokenizer"]) else kind
+        reason = ", whose merges build on each other" if kind == "BPE" else ""
         raise RunError(
-            f"--prune_vocabulary needs a Unigram or WordPiece tokenizer, but this model's is {detail}, whose merges build on "
-            "each other: remove the flag"
+            f"--prune_vocabulary needs a Unigram or WordPiece tokenizer, but this model's is {detail}{reason}: remove the flag"
         )
     transformer = model[0].auto_model
     table = transformer.get_input_embeddings()
