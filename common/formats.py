@@ -30,10 +30,15 @@ SUPPORTED = (
     f"{', '.join(TEXT_FORMATS)} (also gzipped, such as .csv.gz), .parquet, a folder of such files, a glob in quotation marks "
     "('data/train-*.parquet'), or a folder written by save_to_disk of the datasets library"
 )
-SPLITS = ("train", "validation", "dev", "test")
+# a word in the name of a file or folder that says to which split its rows belong, such as in nli_train.csv, valSet.csv, test/0.csv
+SPLIT = re.compile(
+    r"(?<![a-z])(?:(?P<train>train(?:ing)?)|(?P<validation>val(?:id(?:ation)?)?)|(?P<dev>dev(?:elopment)?)"
+    r"|(?P<eval>eval(?:uation)?)|(?P<test>test(?:ing)?))(?:sets?|data)?(?![a-z])"
+)
 OPTIONAL_KEY = re.compile(
     r"negative_\d+"
 )  # keys that a row may lack, because rows may have different numbers of negatives
+CAMEL_CASE = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 
 def suffix_of(path: Path) -> str | None:
@@ -98,17 +103,14 @@ def files_of(path: Path) -> list[Path]:
             raise UsageError(f"{path}: no file matches")
         if unsupported := [file for file in files if suffix_of(file) is None]:
             raise UsageError(f"{unsupported[0]}: not a supported format: use {SUPPORTED}")
+        _refuse_several_splits(f"{path}: the glob matches", folder, files)
     elif path.is_dir():
         files = sorted(
             file for file in path.iterdir() if file.is_file() and suffix_of(file) and file.name[0] not in "._"
         )
         if not files:
             raise UsageError(f"{path}: the folder has no file in a supported format: use {SUPPORTED}")
-        splits = {match[0] for file in files if (match := re.match("|".join(SPLITS), file.name))}
-        if len(splits) > 1:
-            raise UsageError(
-                f"{path}: the folder has files of several splits, {', '.join(sorted(splits))}: select the files of one split with a glob, such as '{path}/{sorted(splits)[-1]}*'"
-            )
+        _refuse_several_splits(f"{path}: the folder has", path, files)
     elif not path.exists():
         raise UsageError(f"{path}: no such file")
     elif suffix_of(path) is None:
@@ -121,6 +123,45 @@ def files_of(path: Path) -> list[Path]:
             f"{path}: files of several formats, {', '.join(endings)}: select the files of one format with a glob"
         )
     return files
+
+
+def split_of(file: Path) -> frozenset[str]:
+    """Return the splits that the name of a file states (rarely more than one), or else those of the innermost folder that states any.
+
+    Args:
+        file: The path relative to the folder that the user named.
+    """
+    for part in reversed(file.parts):
+        words = CAMEL_CASE.sub("_", part).lower()
+        if splits := frozenset(str(match.lastgroup) for match in SPLIT.finditer(words)):
+            return splits
+    return frozenset()
+
+
+def _refuse_several_splits(problem: str, folder: Path, files: list[Path]) -> None:
+    """Raise :class:`UsageError` if the files are those of several splits: nobody trains on test rows on purpose."""
+    first: dict[frozenset[str], Path] = {}
+    for file in files:
+        if splits := split_of(file.relative_to(folder)):
+            first.setdefault(splits, file.relative_to(folder))
+    if len(first) < 2:
+        return
+    names = sorted({name for splits in first for name in splits})
+    example = next((file for splits, file in first.items() if "train" in splits), next(iter(first.values())))
+    raise UsageError(
+        f"{problem} files of several splits, {', '.join(names)} ({', '.join(map(str, list(first.values())[:3]))}): "
+        f"select the files of one split with a glob, such as '{folder}/{_glob_of_split(example)}'"
+    )
+
+
+def _glob_of_split(file: Path) -> str:
+    """Return a glob for the files of the same split as ``file``, such as ``nli_train*`` for nli_train-1.csv."""
+    for place, part in reversed(list(enumerate(file.parts))):
+        if matches := list(SPLIT.finditer(CAMEL_CASE.sub("_", part).lower())):
+            word = matches[-1][0]
+            end = part.lower().rindex(word) + len(word)
+            return "/".join([*file.parts[:place], f"{part[:end]}*", *["*"] * (place < len(file.parts) - 1)])
+    return file.as_posix()
 
 
 def read_table(path: Path) -> Dataset:

@@ -519,7 +519,7 @@ def test_files_that_cannot_be_read_together(tmp_path, hub):
         (
             UsageError,
             "splits",
-            r"files of several splits, test, train: select the files of one split with a glob, such as '.*/splits/train\*'",
+            r"files of several splits, test, train \(test-1.csv, train-1.csv\): select .* with a glob, such as '.*/splits/train\*'",
         ),
         (UsageError, "empty", "no file in a supported format: use .csv, .tsv, .json, .jsonl .* save_to_disk"),
         (UsageError, "none-*.csv", "no file matches"),
@@ -534,6 +534,45 @@ def test_files_that_cannot_be_read_together(tmp_path, hub):
         with pytest.raises(error, match=message) as raised:
             read_rows(tmp_path / name)
         assert type(raised.value) is error and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("names", "example"),
+    [
+        (("train", "val"), "train*"),
+        (("train-1", "valid-1"), "train*"),
+        (("nli_train", "nli_test"), "nli_train*"),
+        (("Train", "Test"), "Train*"),
+        (("NLITest", "NLITrain"), "NLITrain*"),
+        (("dev", "eval"), "dev*"),
+        (("trainset", "testset"), "trainset*"),
+        (("training01", "validation01"), "training*"),
+        (("en.train", "en.development"), "en.train*"),
+        (("test-questions-train", "test-questions-test"), "test-questions-train*"),
+        (("train/0", "test/0"), "train*/*"),
+    ],
+)
+def test_a_folder_or_glob_with_files_of_several_splits_is_refused(tmp_path, hub, names, example):
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_rows(tmp_path / f"{name}.csv", ROWS)
+    for path in (tmp_path, tmp_path / "*.csv") if "/" not in names[0] else (tmp_path / "**/*.csv",):
+        with pytest.raises(UsageError, match="files of several splits") as error:
+            read_rows(path)
+        assert str(error.value).endswith(f"such as '{tmp_path}/{example}'")
+        assert all(f"{name}.csv" in str(error.value) for name in names)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("train-1", "train-2"), ("train", "training_2"), ("train-en", "extra"), ("valid", "val"), ("contest", "trained"), ("a/train", "b/train")],
+)  # fmt: skip
+def test_files_of_one_split_are_read_together(tmp_path, hub, names):
+    folder = tmp_path / "test"  # the name of the folder that the user asks for says nothing about the files in it
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True, parents=True)
+        write_rows(folder / f"{name}.csv", ROWS)
+    assert len(read_rows(folder / "**/*.csv")) == 2 * len(ROWS)
 
 
 def test_a_folder_of_several_saved_splits_asks_which(tmp_path, hub):
