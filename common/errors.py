@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -42,6 +42,18 @@ class Stopped(KeyboardInterrupt):
 def one_line(error: BaseException, limit: int = 300) -> str:
     """Return the text of ``error`` on one line of at most ``limit`` characters, without a final full stop, or its type if it has none."""
     text = " ".join(str(error).split()).removesuffix(".") or type(error).__name__
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def shortened(value: object, limit: int = 100) -> str:
+    """Return ``repr(value)``, cut to ``limit`` characters, for a message."""
+    text = repr(value[: limit + 1] if isinstance(value, str) else value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def listed(names: Iterable[str], limit: int = 200) -> str:
+    """Return names separated by commas, cut to ``limit`` characters, for a message. An empty name is written as ``''``."""
+    text = ", ".join(name or "''" for name in names)
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
