@@ -25,6 +25,7 @@ class Loss:
         required: The columns that the loss reads, in this order, each with its other names in public data sets.
         optional: Further columns that the loss reads if a data set has them.
         keys: The keys of :class:`DatasetEntry` that it supports, in addition to those that every loss supports.
+        varied: A column in which at least two rows must differ, because the loss learns nothing from equal values.
         contrastive: Whether the other rows of a batch are negatives. If so, no two rows of a batch may be false negatives of
             each other, and ``--mini_batch_size`` can embed the batch in parts.
     """
@@ -32,6 +33,7 @@ class Loss:
     required: dict[str, tuple[str, ...]]
     optional: dict[str, tuple[str, ...]] = field(default_factory=dict)
     keys: tuple[str, ...] = ()
+    varied: str | None = None
     contrastive: bool = False
 
     @property
@@ -49,10 +51,10 @@ TRANSLATION = {"translation": ("non_english",)}
 LOSSES = {
     "mnrl": Loss(PAIRS, NEGATIVE, keys=("scale", "directions"), contrastive=True),
     "gist": Loss(PAIRS, NEGATIVE, keys=("scale", "guide"), contrastive=True),
-    "cosent": Loss(SCORED, keys=("scale", "score_range")),
-    "angle": Loss(SCORED, keys=("scale", "score_range")),
+    "cosent": Loss(SCORED, keys=("scale", "score_range"), varied="score"),
+    "angle": Loss(SCORED, keys=("scale", "score_range"), varied="score"),
     "cosine": Loss(SCORED, keys=("score_range",)),
-    "softmax": Loss(CLASSIFIED),
+    "softmax": Loss(CLASSIFIED, varied="label"),
     "distill": Loss(TAUGHT, TRANSLATION, keys=("teacher", "target")),
 }
 TARGETS = ("embeddings", "similarities")
