@@ -212,7 +212,7 @@ class TrainingConfig(Config):
     prompts: Annotated[
         str | dict[str, Any] | None,
         Key(
-            'prompt to put before each text: a string, or a JSON object with a prompt for each column ({"anchor": "query: "}), each data set, or each column of each data set; saved in the model in place of its own '
+            'prompt to put before each text: a string, or a JSON object with a prompt for each column ({"anchor": "query: "}), each data set, or each column of each data set; negatives get the prompt of positive unless negative has one; saved in the model in place of its own '
             "and used for the dev scores; by default the model's own default prompt"
         ),
     ]
