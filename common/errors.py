@@ -52,8 +52,11 @@ def shortened(value: object, limit: int = 100) -> str:
 
 
 def listed(names: Iterable[str], limit: int = 200) -> str:
-    """Return names separated by commas, cut to ``limit`` characters, for a message. An empty name is written as ``''``."""
-    text = ", ".join(name or "''" for name in names)
+    """Return names separated by commas, cut to ``limit`` characters, for a message.
+
+    Names that are empty, or that look like others because of surrounding spaces or invisible marks, are written with ``repr``.
+    """
+    text = ", ".join(name if name and name.isprintable() and name == name.strip() else repr(name) for name in names)
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 

@@ -12,6 +12,7 @@ import math
 import re
 import unicodedata
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -557,6 +558,14 @@ def _aligned(path: Path, rows: list[Any], unit: str, places: list[int] | None = 
             raise RunError(
                 f"{path}, {unit} {number}: the row has none of the keys of the first row, which are {listed(keys[0])}"
             )
+    counts = Counter(name for names in keys for name in names)
+    logger.info(
+        "%s: not every row has a value for %s",
+        path,
+        listed(
+            f"{shortened(name)} ({count} of {len(rows)} rows)" for name, count in counts.items() if count < len(rows)
+        ),
+    )
     return [{name: row.get(name) for name in every} if isinstance(row, dict) else row for row in rows]
 
 

@@ -615,6 +615,7 @@ def test_rows_and_shards_may_lack_keys(tmp_path, hub, caplog):
     with caplog.at_level("INFO"):
         rows = read_rows(tmp_path)
     assert rows[:] == {"anchor": ["a", "b", "c"], "id": [1, None, None], "neg": [None, ["x"], None]}
+    assert "not every row has a value for 'id' (1 of 2 rows), 'neg' (1 of 2 rows)" in caplog.text
     assert "the column 'neg' is not in all of the files, so it has no value in the rows of b.jsonl" in caplog.text
 
 
@@ -630,6 +631,15 @@ def test_spaces_after_a_comma_are_not_part_of_a_field(tmp_path, hub):
     path = tmp_path / "x.csv"
     path.write_text('a, b\n"x, y", "z, ""w"" "\nv,  "u"\n s , t\n')
     assert read_rows(path)[:] == {"a": ["x, y", "v", "s "], "b": ['z, "w" ', "u", "t"]}
+
+
+def test_names_of_columns_may_have_invisible_marks(tmp_path, hub):
+    columns = ["\ufeffAnchor", "positive\u200f", "\u200bneg_1 "]
+    found = load_training_data(entry(write_rows(tmp_path / "x.jsonl", [dict(zip(columns, "abc", strict=True))] * 2)))
+    assert found[0] == {"anchor": "a", "positive": "b", "negative": "c"}
+    path = write_rows(tmp_path / "y.jsonl", [{"\u200fq": "a", "": "b"}])
+    with pytest.raises(RunError, match=r"no column for 'anchor'; the columns are '\\u200fq', ''; map"):
+        load_training_data(entry(path))
 
 
 def test_invisible_marks_around_a_column_name_are_removed(tmp_path, hub):

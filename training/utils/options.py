@@ -145,7 +145,7 @@ class TrainingConfig(Config):
     drop_unusable_rows: Annotated[
         bool,
         Key(
-            "drop rows of your own files that lack a text, label or score, instead of stopping with an error; such rows are always dropped from data sets on the Hub"
+            "drop rows of your own files that lack a text (other than a negative), a label or a score, or whose text is a list in brackets, instead of stopping with an error; such rows are always dropped from data sets on the Hub"
         ),
     ]
     max_seq_length: Annotated[
