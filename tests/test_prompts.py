@@ -87,11 +87,15 @@ def test_a_prompt_of_negatives_is_that_of_each_of_them():
 @pytest.mark.parametrize(
     ("prompts", "of_negatives", "message"),
     [
-        ({"positive": "d: "}, ["d: ", "d: "], "negative_1, negative_2 get the prompt of the positives, 'd: '"),
+        (
+            {"positive": "d: "},
+            ["d: ", "d: "],
+            "the negatives (negative_1, negative_2) get the prompt of the positives, 'd: '",
+        ),
         (
             {"positive": "d: ", "negative_1": "n: "},
             ["n: ", "d: "],
-            "prompts: negative_2 get the prompt of the positives",
+            "prompts: the negatives (negative_2) get the prompt of the positives",
         ),
         ({"positive": "d: ", "negative": ""}, ["", ""], None),
         ({"positive": "d: ", "negative": "n: "}, ["n: ", "n: "], None),

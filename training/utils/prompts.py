@@ -104,7 +104,7 @@ def _by_column(where: str, prompts: Any, columns: list[str], known: list[str]) -
         of_negatives = dict.fromkeys(negatives, prompt)
     if prompt and "negative" not in prompts and (without := [name for name in negatives if name not in prompts]):
         logger.info(
-            '%s: %s get the prompt of the positives, %r; to train with another, set the prompt of "negative"',
+            '%s: the negatives (%s) get the prompt of the positives, %r; to train with another, set the prompt of "negative"',
             where,
             ", ".join(without),
             prompt,
