@@ -7,15 +7,16 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.errors import RunError, UsageError
-from common.formats import hash_table, is_glob, plain_types, read_table, suffix_of
+from common.errors import RunError, UsageError, listed, shortened
+from common.formats import hash_table, is_glob, is_visible, plain_types, read_table, suffix_of
 from common.hub import HUB_NAME, load_from_hub
 
 if TYPE_CHECKING:
     import numpy as np
     from datasets import Dataset
 
-VISIBLE = r"[^\s\p{Z}\p{Cc}\p{Cf}]"  # neither white space nor a zero-width or direction mark
+# matches what is_visible accepts: neither white space nor a zero-width or direction mark
+VISIBLE = r"[^\s\p{Z}\p{Cc}\p{Cf}]"
 LONGEST_NAME = 100  # characters in a subset's name, which is part of the titles of its plots
 
 
@@ -109,6 +110,15 @@ def find_blank(where: str, dataset: Dataset, column: str) -> np.ndarray:
     Raises:
         RunError: The column's type is not text.
     """
+    return ~match_texts(where, dataset, column, VISIBLE)
+
+
+def match_texts(where: str, dataset: Dataset, column: str, pattern: str) -> np.ndarray:
+    """Return a mask of shape ``[rows]``: the rows whose text in a column contains a match of a regular expression.
+
+    Raises:
+        RunError: The column's type is not text.
+    """
     import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -116,10 +126,18 @@ def find_blank(where: str, dataset: Dataset, column: str) -> np.ndarray:
     values = dataset.with_format("arrow")[column]
     values = values if isinstance(values, (pa.Array, pa.ChunkedArray)) else pa.chunked_array([values[:]])
     if pa.types.is_null(values.type):
-        return np.ones(len(dataset), dtype=bool)
+        return np.zeros(len(dataset), dtype=bool)
     if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
-        raise RunError(f"{where}: column {column!r} holds {values.type} instead of text")
-    return pc.fill_null(pc.invert(pc.match_substring_regex(values, VISIBLE)), True).to_numpy(zero_copy_only=False)
+        kind = str(values.type)
+        raise RunError(
+            f"{where}: column {column!r} holds {kind if len(kind) <= 60 else kind[:59] + '…'} instead of text"
+        )
+    return np.array(pc.fill_null(pc.match_substring_regex(values, pattern), False).to_numpy(zero_copy_only=False))
+
+
+def is_text(value: Any) -> bool:
+    """Return whether ``value`` is a string with visible text, as :func:`find_blank` does for a column."""
+    return isinstance(value, str) and any(map(is_visible, value))
 
 
 def text_columns(dataset: Dataset) -> list[str]:
@@ -138,7 +156,7 @@ def check_columns(where: str, dataset: Dataset, columns: list[str]) -> None:
         if column not in existing:
             # a file with fewer columns probably has another separator
             advice = f": rename them to {', '.join(columns)}" if len(existing) >= len(columns) else ""
-            raise RunError(f"{where}: no column {column!r}; the columns are {', '.join(existing)}{advice}")
+            raise RunError(f"{where}: no column {column!r}; the columns are {listed(existing)}{advice}")
 
 
 def finite_number(where: str, row: int, column: str, value: Any) -> float:
@@ -148,7 +166,7 @@ def finite_number(where: str, row: int, column: str, value: Any) -> float:
     except (TypeError, ValueError, OverflowError):
         result = math.nan
     if not math.isfinite(result):
-        raise RunError(f"{where}, row {row}: column {column!r} must be a finite number, not {repr(value)[:60]}")
+        raise RunError(f"{where}, row {row}: column {column!r} must be a finite number, not {shortened(value, 60)}")
     return result
 
 
@@ -176,7 +194,7 @@ def read_pairs(path: Path, check: bool = True) -> dict[str, dict[str, list[Any]]
         zip(subsets, dataset["sentence1"], dataset["sentence2"], dataset["score"], strict=True), 1
     ):
         if subset is not None and not isinstance(subset, str):
-            raise RunError(f"{path}, row {row}: column 'subset' must be text, not {subset!r}")
+            raise RunError(f"{path}, row {row}: column 'subset' must be text, not {shortened(subset, 60)}")
         if not subset or not subset.strip():
             raise RunError(f"{path}, row {row}: column 'subset' is empty")
         if len(subset) > LONGEST_NAME:

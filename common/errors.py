@@ -47,6 +47,21 @@ def one_line(error: BaseException, limit: int = 300) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+def shortened(value: object, limit: int = 100) -> str:
+    """Return ``repr(value)``, cut to ``limit`` characters, for a message."""
+    text = repr(value[: limit + 1] if isinstance(value, str) else value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def listed(names: Iterable[str], limit: int = 200) -> str:
+    """Return names separated by commas, cut to ``limit`` characters, for a message.
+
+    Names that are empty, or that look like others because of surrounding spaces or invisible marks, are written with ``repr``.
+    """
+    text = ", ".join(name if name and name.isprintable() and name == name.strip() else repr(name) for name in names)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
 def _close_progress_bars() -> None:
     if "tqdm.std" in sys.modules:
         for bar in list(sys.modules["tqdm.std"].tqdm._instances):

@@ -8,14 +8,17 @@ import gzip
 import hashlib
 import json
 import logging
+import math
 import re
+import unicodedata
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from common.errors import RunError, UsageError, one_line
+from common.errors import RunError, UsageError, listed, one_line, shortened
 from common.hub import explain_cache_error
 
 if TYPE_CHECKING:
@@ -30,10 +33,13 @@ SUPPORTED = (
     f"{', '.join(TEXT_FORMATS)} (also gzipped, such as .csv.gz), .parquet, a folder of such files, a glob in quotation marks "
     "('data/train-*.parquet'), or a folder written by save_to_disk of the datasets library"
 )
-SPLITS = ("train", "validation", "dev", "test")
-OPTIONAL_KEY = re.compile(
-    r"negative_\d+"
-)  # keys that a row may lack, because rows may have different numbers of negatives
+# a word in the name of a file or folder that says to which split its rows belong, such as in nli_train.csv, valSet.csv, test/0.csv
+SPLIT = re.compile(
+    r"(?<![a-z])(?:(?P<train>train(?:ing)?)|(?P<validation>val(?:id(?:ation)?)?)|(?P<dev>dev(?:elopment)?)"
+    r"|(?P<eval>eval(?:uation)?)|(?P<test>test(?:ing)?))(?:sets?|data)?(?![a-z])"
+)
+AS_ROWS = ": it must hold a list of objects, or one object per line, one for each row (pandas: to_json(path, orient='records', lines=True))"
+CAMEL_CASE = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 
 def suffix_of(path: Path) -> str | None:
@@ -98,17 +104,14 @@ def files_of(path: Path) -> list[Path]:
             raise UsageError(f"{path}: no file matches")
         if unsupported := [file for file in files if suffix_of(file) is None]:
             raise UsageError(f"{unsupported[0]}: not a supported format: use {SUPPORTED}")
+        _refuse_several_splits(f"{path}: the glob matches", folder, files)
     elif path.is_dir():
         files = sorted(
             file for file in path.iterdir() if file.is_file() and suffix_of(file) and file.name[0] not in "._"
         )
         if not files:
             raise UsageError(f"{path}: the folder has no file in a supported format: use {SUPPORTED}")
-        splits = {match[0] for file in files if (match := re.match("|".join(SPLITS), file.name))}
-        if len(splits) > 1:
-            raise UsageError(
-                f"{path}: the folder has files of several splits, {', '.join(sorted(splits))}: select the files of one split with a glob, such as '{path}/{sorted(splits)[-1]}*'"
-            )
+        _refuse_several_splits(f"{path}: the folder has", path, files)
     elif not path.exists():
         raise UsageError(f"{path}: no such file")
     elif suffix_of(path) is None:
@@ -121,6 +124,45 @@ def files_of(path: Path) -> list[Path]:
             f"{path}: files of several formats, {', '.join(endings)}: select the files of one format with a glob"
         )
     return files
+
+
+def split_of(file: Path) -> frozenset[str]:
+    """Return the splits that the name of a file states (rarely more than one), or else those of the innermost folder that states any.
+
+    Args:
+        file: The path relative to the folder that the user named.
+    """
+    for part in reversed(file.parts):
+        words = CAMEL_CASE.sub("_", part).lower()
+        if splits := frozenset(str(match.lastgroup) for match in SPLIT.finditer(words)):
+            return splits
+    return frozenset()
+
+
+def _refuse_several_splits(problem: str, folder: Path, files: list[Path]) -> None:
+    """Raise :class:`UsageError` if the files are those of several splits: nobody trains on test rows on purpose."""
+    first: dict[frozenset[str], Path] = {}
+    for file in files:
+        if splits := split_of(file.relative_to(folder)):
+            first.setdefault(splits, file.relative_to(folder))
+    if len(first) < 2:
+        return
+    names = sorted({name for splits in first for name in splits})
+    example = next((file for splits, file in first.items() if "train" in splits), next(iter(first.values())))
+    raise UsageError(
+        f"{problem} files of several splits, {', '.join(names)} ({', '.join(map(str, list(first.values())[:3]))}): "
+        f"select the files of one split with a glob, such as '{folder}/{_glob_of_split(example)}'"
+    )
+
+
+def _glob_of_split(file: Path) -> str:
+    """Return a glob for the files of the same split as ``file``, such as ``nli_train*`` for nli_train-1.csv."""
+    for place, part in reversed(list(enumerate(file.parts))):
+        if matches := list(SPLIT.finditer(CAMEL_CASE.sub("_", part).lower())):
+            word = matches[-1][0]
+            end = part.lower().rindex(word) + len(word)
+            return "/".join([*file.parts[:place], f"{part[:end]}*", *["*"] * (place < len(file.parts) - 1)])
+    return file.as_posix()
 
 
 def read_table(path: Path) -> Dataset:
@@ -138,17 +180,27 @@ def read_table(path: Path) -> Dataset:
     if len(files) == 1:
         return _read_file(files[0])
     parts = [_read_file(file) for file in files]
+    every = dict.fromkeys(name for part in parts for name in part.column_names)
     for file, part in zip(files, parts, strict=True):
-        odd = set(part.column_names) ^ set(parts[0].column_names)
-        if odd := {name for name in odd if not OPTIONAL_KEY.fullmatch(name)}:
+        if not set(part.column_names) & set(parts[0].column_names):
             raise RunError(
-                f"{file}: the column {sorted(odd)[0]!r} is not in all of the files (compared with {files[0].name}): "
+                f"{file}: the file has none of the columns of {files[0].name}, which are {listed(parts[0].column_names)}: "
                 "give all files the same columns"
+            )
+    for name in every:  # like a key that some rows of a JSONL file lack
+        if lacking := [file.name for file, part in zip(files, parts, strict=True) if name not in part.column_names]:
+            logger.info(
+                "%s: the column %r is not in all of the files, so it has no value in the rows of %s",
+                path,
+                name,
+                listed(lacking),
             )
     try:
         return concatenate_datasets(_with_equal_numbers(parts))
     except (ValueError, TypeError) as error:  # columns with different types
-        raise RunError(f"{path}: the files cannot be joined ({one_line(error, 160)})") from None
+        raise RunError(
+            f"{path}: the files cannot be joined ({one_line(error, 160)}): use one type for a column in all files"
+        ) from None
 
 
 def _with_equal_numbers(parts: list[Dataset]) -> list[Dataset]:
@@ -217,23 +269,51 @@ def _read_file(path: Path) -> Dataset:
             raise RunError(f"{path}: not a readable gzip file ({one_line(error, 120)})") from None
         try:
             dataset = Dataset.from_list(rows) if rows else None
-        except (pa.ArrowException, OverflowError) as error:
-            raise RunError(f"{path}: {_mixed_column(rows) or one_line(error, 160)}") from None
+        except (pa.ArrowException, OverflowError):
+            try:
+                rows = _without_nan(rows)
+                dataset = Dataset.from_list(rows)
+            except (pa.ArrowException, OverflowError) as error:
+                raise RunError(f"{path}: {_mixed_column(rows) or one_line(error, 160)}") from None
     if dataset is None or len(dataset) == 0:
         raise RunError(f"{path}: the file has no rows")
     return dataset
 
 
+def _without_nan(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Replace NaN by None in the columns that hold texts or lists: pandas writes NaN where a text is missing."""
+    of_texts = {column for row in rows for column, value in row.items() if isinstance(value, str | list)}
+
+    def value_of(value: Any) -> Any:
+        if isinstance(value, list):
+            return [value_of(item) for item in value] if any(isinstance(item, str) for item in value) else value
+        return None if isinstance(value, float) and math.isnan(value) else value
+
+    return [{column: value_of(value) if column in of_texts else value for column, value in row.items()} for row in rows]
+
+
 def _mixed_column(rows: list[dict[str, Any]]) -> str | None:
     """Name the first column that mixes types, and the first row whose value differs in type; None if no column does."""
-    kinds = {str: "text", bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
     first: dict[str, str] = {}
     for number, row in enumerate(rows, 1):
         for column, value in row.items():
-            kind = kinds.get(type(value))
-            if kind is not None and first.setdefault(column, kind) != kind:
-                return f"column {column!r} holds {first[column]} and, in row {number}, {kind}: use one type in all rows"
+            for place, kind in _kinds(f"column {column!r}", value):
+                if first.setdefault(place, kind) != kind:
+                    return f"{place} holds {first[place]} and, in row {number}, {kind}: use one type in all rows"
+                if type(value) is int and not -(2**63) <= value < 2**63:
+                    return f"{place} holds, in row {number}, an integer of more than 64 bits: correct it, or write it as text"
     return None
+
+
+def _kinds(place: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Yield the kind of a value, and those of the values in a list or object, each with its place; nulls have none."""
+    kinds = {str: "text", bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
+    if type(value) in kinds:
+        yield place, kinds[type(value)]
+    for item in value if isinstance(value, list) else ():
+        yield from _kinds(place if place.endswith(", in its lists,") else f"{place}, in its lists,", item)
+    for key, item in value.items() if isinstance(value, dict) else ():
+        yield from _kinds(f"{place}, key {shortened(key)},", item)
 
 
 @contextmanager
@@ -329,13 +409,18 @@ def not_utf8(path: Path) -> str:
 
 
 def read_csv(path: Path, delimiter: str = ",") -> list[dict[str, str]]:
-    """Read the rows of a file with a header line, whose fields may be quoted."""
+    """Read the rows of a file with a header line, whose fields may be quoted. Spaces after a comma are not part of the field."""
     csv.field_size_limit(2**31 - 1)
     with _open(path, newline="") as file:
-        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        reader = csv.reader(file, delimiter=delimiter, strict=True, skipinitialspace=delimiter == ",")
         rows: list[dict[str, str]] = []
         try:
             header = _header(path, next(reader, []))
+            if len(header) == 1 and (other := next((mark for mark in ";\t|" if mark in header[0]), None)):
+                raise RunError(
+                    f"{path}, line 1: the header is one field, {shortened(header[0])}: separate the fields with "
+                    f"{'tabs' if delimiter != ',' else 'commas'}, not {'tabs' if other == chr(9) else repr(other)}"
+                )
             for row in reader:
                 if not row:
                     continue
@@ -387,10 +472,29 @@ def _read_quoted(path: Path, reason: str) -> list[dict[str, str]]:
 
 
 def _header(path: Path, fields: list[str]) -> list[str]:
-    header = [name.strip() for name in fields]
-    if len(set(header)) != len(header):
-        raise RunError(f"{path}, line 1: a column name is duplicated")
+    header = [plain_name(name) for name in fields]
+    if twice := next((name for name in header if header.count(name) > 1), None):
+        raise RunError(f"{path}, line 1: the column name {shortened(twice)} is duplicated: rename one of the columns")
+    if header.count("") > 1:
+        raise RunError(
+            f"{path}, line 1: {header.count('')} of the {len(header)} columns have no name: name or remove them"
+        )
     return header
+
+
+def plain_name(name: str) -> str:
+    """Return a column's name without surrounding white space and invisible marks, such as those of the writing direction."""
+    start, end = 0, len(name)
+    while start < end and not is_visible(name[start]):
+        start += 1
+    while end > start and not is_visible(name[end - 1]):
+        end -= 1
+    return name[start:end]
+
+
+def is_visible(character: str) -> bool:
+    """Return whether a character is neither white space nor a zero-width or direction mark."""
+    return unicodedata.category(character) not in ("Zs", "Zl", "Zp", "Cc", "Cf")
 
 
 def read_json(path: Path) -> list[dict[str, Any]]:
@@ -409,26 +513,59 @@ def read_json(path: Path) -> list[dict[str, Any]]:
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """Read the rows of a file with one JSON object per line."""
     places, rows = [], []
-    with _open(path) as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                where = f"{path}, line {number}"
-                rows.append(_row(where, _parse(where, line)))
-                places.append(number)
+    try:
+        with _open(path) as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    where = f"{path}, line {number}"
+                    rows.append(_row(where, _parse(where, line)))
+                    places.append(number)
+    except RunError:
+        if len(rows) == 0 and _is_one_object(path):
+            raise RunError(f"{path}: the file holds a single object{AS_ROWS}") from None
+        raise
+    if len(rows) == 1 and _is_table(rows[0]):
+        raise RunError(f"{path}: the file holds a single object{AS_ROWS}")
     return _aligned(path, rows, "line", places)
 
 
+def _is_one_object(path: Path) -> bool:
+    """Return whether a file is a single JSON object on several lines."""
+    try:
+        with _open(path) as file:
+            text = file.read().strip()
+        return "\n" in text and isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _is_table(row: dict[str, Any]) -> bool:
+    """Return whether an object is a table: an object for each column, as pandas writes, or one list of rows."""
+    values = list(row.values())
+    rows = values[0] if len(values) == 1 and isinstance(values[0], list) else []
+    return any(values) and (all(isinstance(value, dict) for value in values) or isinstance((*rows, None)[0], dict))
+
+
 def _aligned(path: Path, rows: list[Any], unit: str, places: list[int] | None = None) -> list[Any]:
-    """Give all rows the same keys: a negative that a row lacks becomes null."""
+    """Give all rows the same keys: a key that a row lacks becomes null. Whoever reads a column checks that it has values."""
     keys = [row.keys() if isinstance(row, dict) else () for row in rows]
     if all(names == keys[0] for names in keys):
         return rows
     every = list(dict.fromkeys(name for names in keys for name in names))
-    optional = {name for name in every if OPTIONAL_KEY.fullmatch(name)}
     for index, names in enumerate(keys):
-        if isinstance(rows[index], dict) and (odd := (set(names) ^ set(keys[0])) - optional):
+        if isinstance(rows[index], dict) and keys[0] and not set(names) & set(keys[0]):
             number = places[index] if places else index + 1
-            raise RunError(f"{path}, {unit} {number}: the key {sorted(odd)[0]!r} is not in every row")
+            raise RunError(
+                f"{path}, {unit} {number}: the row has none of the keys of the first row, which are {listed(keys[0])}"
+            )
+    counts = Counter(name for names in keys for name in names)
+    logger.info(
+        "%s: not every row has a value for %s",
+        path,
+        listed(
+            f"{shortened(name)} ({count} of {len(rows)} rows)" for name, count in counts.items() if count < len(rows)
+        ),
+    )
     return [{name: row.get(name) for name in every} if isinstance(row, dict) else row for row in rows]
 
 

@@ -7,8 +7,10 @@ import logging
 
 import pytest
 import torch
+from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 
+from common.data_files import find_blank, is_text
 from common.errors import RunError
 from tests.helpers import write_dataset
 from training.utils.data_loading import load_training_data
@@ -59,6 +61,106 @@ def test_lists_written_as_text_are_refused(tmp_path, hub, cells):
     # text in brackets is not necessarily a list of texts
     dataset = load(tmp_path, [pair(0, negative="[sic] a [b]"), pair(1, negative="[1]")])
     assert dataset["negative"][:] == ["[sic] a [b]", "[1]"]
+
+
+@pytest.mark.parametrize("column", ["anchor", "positive", "negative"])
+@pytest.mark.parametrize("cell", ['["x", null]', '[{"text": "x"}]', "['x', None]", '[["x"]]', ' ["a\\d"] '])
+def test_a_list_written_as_text_in_some_rows_is_refused(tmp_path, hub, column, cell):
+    rows = [pair(i, negative=f"n{i}") for i in range(30)]
+    rows[24][column] = cell
+    with pytest.raises(RunError, match=f"row 25: column '{column}' holds a list written as text, .*; correct the row"):
+        load(tmp_path, rows)
+    found = load(tmp_path, rows, drop=True)
+    assert found["anchor"][:] == [f"a{i}" for i in range(30) if i != 24]
+    for row in rows[:16]:
+        row[column] = cell
+    with pytest.raises(RunError, match=f"row 1: column '{column}' holds lists written as text, such as"):
+        load(tmp_path, rows, drop=True)
+
+
+@pytest.mark.parametrize("cell", ["[1, 2]", "[[0.5], [1]]", "[x]", "[a] and [b]", '{"a": "b"}', "[" * 5000 + "]"])
+def test_other_text_in_brackets_is_text(tmp_path, hub, cell):
+    assert load(tmp_path, [pair(0, negative=cell), pair(1, negative="n")])["negative"][:] == [cell, "n"]
+
+
+@pytest.mark.parametrize("name", ["neg_1", "hard_negative_1", "negative-1", "Hard Negatives 1", "negative1", "neg1"])
+def test_numbered_negatives_have_many_names(tmp_path, hub, name):
+    rows = [{**pair(i), name.replace("1", "10"): f"m{i}", name: f"n{i}"} for i in range(2)]
+    assert load(tmp_path, rows)[0] == {"anchor": "a0", "positive": "p0", "negative_1": "n0", "negative_2": "m0"}
+
+
+def test_unused_columns_that_look_like_negatives_are_named_in_a_warning(tmp_path, hub, caplog):
+    rows = [pair(i, neg_text="x", negative_a=["y"], neg_scores=[0.5], negation="z", hard_neg="w") for i in range(2)]
+    assert load(tmp_path, rows).column_names == ["anchor", "positive"]
+    assert "the name suggests negatives: neg_text, negative_a, hard_neg; rename" in caplog.text
+    caplog.clear()
+    load(tmp_path, rows, columns={"anchor": "anchor", "positive": "positive"})
+    assert "suggests" not in caplog.text
+
+
+def test_of_two_columns_that_fit_a_role_the_used_one_is_named(tmp_path, hub, caplog):
+    rows = [
+        {"query": f"q{i}", "answer": "Paris", "pos": [f"p{i}"], "neg": ["n"], "contradiction": "c"} for i in range(2)
+    ]
+    found = load(tmp_path, rows)
+    assert found[:] == {"anchor": ["q0", "q1"], "positive": ["p0", "p1"], "negative": ["n", "n"]}
+    assert "2 columns fit 'positive'; 'pos' is used, and 'answer' is not" in caplog.text
+    assert "2 columns fit 'negative'; 'neg' is used, and 'contradiction' is not" in caplog.text
+    caplog.clear()
+    load(tmp_path, rows, columns={"anchor": "query", "positive": "answer"})
+    load(tmp_path, [{"premise": "a", "hypothesis": "b", "label": i} for i in range(2)], "softmax")
+    assert not caplog.records
+    rows = [{"sentence1": "a", "sentence2": "b", "label": 1 - i, "Score": i} for i in range(2)]
+    assert load(tmp_path, rows, "cosent")["score"][:] == [0, 1]
+    assert "2 columns fit 'score'; 'Score' is used, and 'label' is not" in caplog.text
+
+
+@pytest.mark.parametrize("blank", [None, "", "\u200b\u200f"])
+@pytest.mark.parametrize("name", ["negative", "negative_1", "contradiction"])
+def test_a_row_without_its_only_negative_is_a_pair(tmp_path, hub, caplog, name, blank):
+    rows = [pair(i, **{name: None if i == 0 else blank if i == 2 else f"n{i}"}) for i in range(4)]
+    write_dataset(hub.root / f"datasets/someone/{tmp_path.name.split('[')[0]}", {"default": {"train": rows}})
+    with caplog.at_level(logging.INFO):
+        for found in (
+            load(tmp_path, rows),
+            load_training_data(DatasetEntry(f"someone/{tmp_path.name.split('[')[0]}", "mnrl")),
+        ):
+            assert found["anchor"][:] == ["a0", "a1", "a2", "a3"] and found["negative"][:] == ["", "n1", "", "n3"]
+    assert caplog.text.count("2 of 4 rows have no negative and are used as pairs") == 2
+    assert load(tmp_path, [pair(i, **{name: blank}) for i in range(4)]).column_names == ["anchor", "positive"]
+    with pytest.raises(RunError, match="holds int64 instead of text"):
+        load(tmp_path, [pair(i, **{name: 5}) for i in range(4)])
+
+
+def test_rows_may_lack_keys_that_nobody_reads_and_their_negatives(tmp_path, hub, caplog):
+    rows = [{"query": "a", "pos": ["p"], "neg": ["n"]}, {"query": "b", "pos": ["q"], "source": "x"}]
+    with caplog.at_level(logging.INFO):
+        assert load(tmp_path, rows)["negative"][:] == ["n", ""]
+    assert "1 of 2 rows have no negative" in caplog.text
+    with pytest.raises(RunError, match="row 2: column 'positive' holds no text"):
+        load(tmp_path, [rows[0], {"query": "b", "neg": ["q"]}])
+    with pytest.raises(RunError, match="row 3: column 'positive' has no value"):
+        load(tmp_path, [pair(0), pair(1), {"anchor": "b"}])
+
+
+def test_invisible_texts_in_lists_are_empty(tmp_path, hub, caplog):
+    rows = [{"query": "a", "pos": ["p", "\u200f"], "neg": ["\u200b"]}, {"query": "b", "pos": ["q"], "neg": ["n"]}]
+    with pytest.raises(RunError, match="row 1: column 'positive' holds an empty text"):
+        load(tmp_path, rows)
+    assert load(tmp_path, rows, drop=True)[:] == {"anchor": ["a", "b"], "positive": ["p", "q"], "negative": ["", "n"]}
+    assert "removed 2 empty texts" in caplog.text
+
+
+def test_a_text_in_a_list_is_empty_exactly_if_it_is_empty_in_a_column():
+    texts = [chr(code) for code in range(0x3100) if not 0xD800 <= code < 0xE000] + [
+        "\ufeff",
+        "\U000e0001",
+        "",
+        "a\u200b",
+        None,
+    ]
+    blank = find_blank("x", Dataset.from_dict({"text": texts}), "text")
+    assert [is_text(text) for text in texts] == (~blank).tolist()
 
 
 def test_a_negative_that_is_its_own_positive_is_counted(tmp_path, hub, caplog):
@@ -148,12 +250,44 @@ def test_lists_with_scores_do_not_say_which_texts_are_positive(tmp_path, hub):
         load(tmp_path, rows)
 
 
-@pytest.mark.parametrize("values", [(0, 1), (0.0, 1.0), ("0", "1"), (False, True)], ids=str)
-def test_pairs_with_label_0_are_removed_and_counted(tmp_path, hub, caplog, values):
+@pytest.mark.parametrize("columns", [None, {"anchor": "anchor", "positive": "positive"}], ids=["found", "named"])
+@pytest.mark.parametrize("name", ["label", "labels", "Label"])
+@pytest.mark.parametrize(
+    "values", [(0, 1), (0.0, 1.0), ("0", "1"), (False, True), ("False", "True"), ("false", "true")], ids=str
+)
+def test_pairs_with_label_0_are_removed_and_counted(tmp_path, hub, caplog, values, name, columns):
     with caplog.at_level(logging.INFO):
-        found = load(tmp_path, [pair(i, label=values[i % 2]) for i in range(7)])
+        found = load(tmp_path, [pair(i, **{name: values[i % 2]}) for i in range(7)], columns=columns)
     assert found[:] == {"anchor": ["a1", "a3", "a5"], "positive": ["p1", "p3", "p5"]}
     assert "3 of 7 rows have the label 1 and are kept as positive pairs; 4 with label 0 are removed" in caplog.text
+
+
+@pytest.mark.parametrize("missing", [None, -1, "-1", ""])
+@pytest.mark.parametrize("columns", [None, {"anchor": "anchor", "positive": "positive"}], ids=["found", "named"])
+def test_a_missing_label_says_nothing_about_the_other_labels(tmp_path, hub, caplog, missing, columns):
+    """Naming the columns must not turn the rows with label 0 into positive pairs."""
+    labels = ["1", "0", missing, "1"] if isinstance(missing, str) else [1, 0, missing, 1]
+    rows = [pair(i, label=label) for i, label in enumerate(labels)]
+    with pytest.raises(RunError, match="row 3: column 'label' "):
+        load(tmp_path, rows, columns=columns)
+    assert load(tmp_path, rows, columns=columns, drop=True)["anchor"][:] == ["a0", "a3"]
+    assert "1 of 4 rows are unusable and removed: 1 without a label (missing or -1)" in caplog.text
+    assert "whatever its" not in caplog.text
+
+
+@pytest.mark.parametrize("name", ["Label", "Score", "labels"])
+def test_graded_labels_that_are_not_read_are_named_in_a_warning(tmp_path, hub, caplog, name):
+    columns = {"anchor": "anchor", "positive": "positive"}
+    assert len(load(tmp_path, [pair(i, **{name: i / 2}) for i in range(3)], columns=columns)) == 3
+    assert f"every row is used as a positive pair, whatever its {name}" in caplog.text
+
+
+@pytest.mark.parametrize("loss", ["cosent", "angle"])
+def test_scores_that_are_all_the_same_teach_nothing(tmp_path, hub, loss):
+    rows = [{"sentence1": f"a{i}", "sentence2": f"b{i}", "score": 4} for i in range(3)]
+    with pytest.raises(RunError, match=f"every score is the same; {loss} learns from scores that differ"):
+        load(tmp_path, rows, loss, score_range=[1, 5])
+    assert load(tmp_path, rows, "cosine", score_range=[1, 5])["score"][:] == [0.75] * 3
 
 
 def test_labels_under_a_contrastive_loss_that_are_no_0_or_1(tmp_path, hub, caplog):
@@ -191,7 +325,7 @@ def test_columns_that_are_not_used_are_named(tmp_path, hub, caplog, loss, row, u
 SOFT = ("softmax", [{"premise": f"a{i}", "hypothesis": f"b{i}", "label": i % 2} for i in range(6)])
 SCORED = ("cosent", [{"sentence1": f"a{i}", "sentence2": f"b{i}", "score": i / 6} for i in range(6)])
 PAIRS = ("mnrl", [pair(i) for i in range(6)])
-TRIPLETS = ("mnrl", [pair(i, negative=f"n{i}") for i in range(6)])
+LABELLED = ("mnrl", [pair(i, label=1) for i in range(6)])
 LISTS = ("mnrl", [{"anchor": f"a{i}", "positive": [f"p{i}", f"q{i}"]} for i in range(6)])
 
 
@@ -205,8 +339,24 @@ LISTS = ("mnrl", [{"anchor": f"a{i}", "positive": [f"p{i}", f"q{i}"]} for i in r
         (SCORED, "score", None, "'score' has no value", "1 without 'score'"),
         (SCORED, "score", float("nan"), "'score' must be a finite number, not nan", "1 without 'score'"),
         (PAIRS, "positive", None, "'positive' has no value", "1 without 'positive'"),
-        (TRIPLETS, "negative", "", "'negative' is empty", "1 without 'negative'"),
+        (
+            PAIRS,
+            "positive",
+            '["p", null]',
+            "'positive' holds a list written as text, '[",
+            "1 with a list written as text in 'positive'",
+        ),
+        (
+            SCORED,
+            "sentence2",
+            "['a']",
+            "'sentence2' holds a list written as text",
+            "1 with a list written as text in 'sentence2'",
+        ),
+        (LABELLED, "label", None, "'label' has no value", "1 without a label (missing or -1)"),
+        (LABELLED, "label", -1, "'label' must be 1 (positive pair) or 0, not -1", "1 without a label (missing or -1)"),
         (LISTS, "positive", ["p", ""], "'positive' holds an empty text", "1 empty texts"),
+        (LISTS, "positive", ["p", "\u200f"], "'positive' holds an empty text", "1 empty texts"),
         (LISTS, "positive", [], "'positive' holds no text", "1 empty texts or lists"),
     ],
 )

@@ -103,7 +103,8 @@ GOOD = "sentence1,sentence2,score\na,b,1\nc,d,2\ne,f,3\n"
         ("x.csv", GOOD + "a,b\n", "line 5: 2 fields, but the header has 3"),
         ("x.csv", GOOD + "a,b,1,2\n", "line 5: 4 fields, but the header has 3"),
         ("x.csv", GOOD + '"a,b,1\n', "line 5: unexpected end of data"),
-        ("x.csv", "score,sentence1,sentence2,score\n1,a,b,2\n", "line 1: a column name is duplicated"),
+        ("x.csv", "score,sentence1,sentence2,score\n1,a,b,2\n", "line 1: the column name 'score' is duplicated"),
+        ("x.csv", "sentence1,sentence2,score,,\na,b,1,,\n", "line 1: 2 of the 5 columns have no name"),
         ("x.csv", GOOD.encode("utf-16"), "line 1: not UTF-8 text (byte 0xff); convert the file to UTF-8"),
         ("x.csv", (20_000 * GOOD + "é,b,1\n").encode("latin-1"), "line 80001: not UTF-8 text (byte 0xe9)"),
         (
@@ -111,7 +112,9 @@ GOOD = "sentence1,sentence2,score\na,b,1\nc,d,2\ne,f,3\n"
             GOOD.replace("sentence2", "second"),
             "no column 'sentence2'; the columns are sentence1, second, score: rename them to sentence1, sentence2, score",
         ),
-        ("x.csv", GOOD.replace(",", ";"), "no column 'sentence1'; the columns are sentence1;sentence2;score"),
+        ("x.csv", GOOD.replace(",", ";"), "line 1: the header is one field, 'sentence1;sentence2;score': separate"),
+        ("x.csv", GOOD.replace(",", ";").replace("a;", "a, b, c;"), "separate the fields with commas, not ';'"),
+        ("x.csv", GOOD.replace(",", "\t"), "separate the fields with commas, not tabs"),
         ("x.csv", GOOD + "a,b,high\n", "row 4: column 'score' must be a finite number, not 'high'"),
         ("x.csv", GOOD + "a,b,nan\n", "row 4: column 'score' must be a finite number, not 'nan'"),
         ("x.csv", GOOD + "a,b,inf\n", "row 4: column 'score' must be a finite number, not 'inf'"),
@@ -124,7 +127,21 @@ GOOD = "sentence1,sentence2,score\na,b,1\nc,d,2\ne,f,3\n"
         ("x.tsv", GOOD, "no column 'sentence1'"),
         ("x.jsonl", '{"sentence1": "a"', "line 1: not valid JSON"),
         ("x.jsonl", '{"sentence1": "a"}\n[1]\n', "line 2: must be a JSON object"),
-        ("x.jsonl", '{"a": "b"}\n{"c": "d"}\n', "line 2: the key 'a' is not in every row"),
+        ("x.jsonl", '{"a": "b"}\n{"c": "d"}\n', "line 2: the row has none of the keys of the first row, which are a"),
+        ("x.jsonl", '{"a": ["b"]}\n{"a": ["c", 5]}\n', "column 'a', in its lists, holds text and, in row 2, a number"),
+        ("x.jsonl", '{"a": {"x": 1}}\n{"a": {"x": "s"}}\n', "column 'a', key 'x', holds a number and, in row 2, text"),
+        (
+            "x.jsonl",
+            '{"a": 1}\n{"a": ' + str(2**70) + "}\n",
+            "column 'a' holds, in row 2, an integer of more than 64 bits",
+        ),
+        (
+            "x.json",
+            '{"sentence1": {"0": "a", "1": "b"}, "sentence2": {"0": "a", "1": "b"}}',
+            "holds a single object: it must",
+        ),
+        ("x.json", '{"data": [{"sentence1": "a"}]}', "holds a single object: it must hold a list of objects"),
+        ("x.json", '{\n"data": [{"sentence1": "a"}]}', "holds a single object: it must hold a list of objects"),
         ("x.jsonl", '{"a": "b"}\n{"a": 1}\n', "x.jsonl: column 'a' holds text and, in row 2, a number: use one type"),
         ("x.jsonl", '{"a": "b"}\n{"a": ["c"]}\n', "x.jsonl: column 'a' holds text and, in row 2, a list: use one type"),
         ("x.jsonl", '{"a": "b"}\n{"a": "\\ud800"}\n', "line 2: 'a' is not valid Unicode (a lone surrogate)"),
@@ -519,21 +536,60 @@ def test_files_that_cannot_be_read_together(tmp_path, hub):
         (
             UsageError,
             "splits",
-            r"files of several splits, test, train: select the files of one split with a glob, such as '.*/splits/train\*'",
+            r"files of several splits, test, train \(test-1.csv, train-1.csv\): select .* with a glob, such as '.*/splits/train\*'",
         ),
         (UsageError, "empty", "no file in a supported format: use .csv, .tsv, .json, .jsonl .* save_to_disk"),
         (UsageError, "none-*.csv", "no file matches"),
         (UsageError, "x.csv.zip", r"not a supported format: use .csv, .tsv, .json, .jsonl \(also gzipped"),
-        (RunError, "other", "b.csv: the column 'score' is not in all of the files"),
+        (RunError, "other", "b.csv: the file has none of the columns of a.csv, which are sentence1, sentence2, score"),
         (RunError, "bad.csv.gz", "not a readable gzip file"),
         (RunError, "cut.csv.gz", "not a readable gzip file"),
-        (RunError, "object.json", "line 1: not valid JSON"),
+        (RunError, "object.json", "the file holds a single object: it must hold a list of objects"),
         (RunError, "numbers.json", "row 1: must be a JSON object"),
         (RunError, "broken", "not a readable save_to_disk folder"),
     ):
         with pytest.raises(error, match=message) as raised:
             read_rows(tmp_path / name)
         assert type(raised.value) is error and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("names", "example"),
+    [
+        (("train", "val"), "train*"),
+        (("train-1", "valid-1"), "train*"),
+        (("nli_train", "nli_test"), "nli_train*"),
+        (("Train", "Test"), "Train*"),
+        (("NLITest", "NLITrain"), "NLITrain*"),
+        (("dev", "eval"), "dev*"),
+        (("trainset", "testset"), "trainset*"),
+        (("training01", "validation01"), "training*"),
+        (("en.train", "en.development"), "en.train*"),
+        (("test-questions-train", "test-questions-test"), "test-questions-train*"),
+        (("train/0", "test/0"), "train*/*"),
+    ],
+)
+def test_a_folder_or_glob_with_files_of_several_splits_is_refused(tmp_path, hub, names, example):
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_rows(tmp_path / f"{name}.csv", ROWS)
+    for path in (tmp_path, tmp_path / "*.csv") if "/" not in names[0] else (tmp_path / "**/*.csv",):
+        with pytest.raises(UsageError, match="files of several splits") as error:
+            read_rows(path)
+        assert str(error.value).endswith(f"such as '{tmp_path}/{example}'")
+        assert all(f"{name}.csv" in str(error.value) for name in names)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("train-1", "train-2"), ("train", "training_2"), ("train-en", "extra"), ("valid", "val"), ("contest", "trained"), ("a/train", "b/train")],
+)  # fmt: skip
+def test_files_of_one_split_are_read_together(tmp_path, hub, names):
+    folder = tmp_path / "test"  # the name of the folder that the user asks for says nothing about the files in it
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True, parents=True)
+        write_rows(folder / f"{name}.csv", ROWS)
+    assert len(read_rows(folder / "**/*.csv")) == 2 * len(ROWS)
 
 
 def test_a_folder_of_several_saved_splits_asks_which(tmp_path, hub):
@@ -551,6 +607,53 @@ def test_shards_may_hold_integers_or_decimals_and_different_numbers_of_negatives
     (tmp_path / "b.jsonl").write_text('{"anchor": "b", "negative_1": "y", "negative_2": "z", "score": 4.5}\n')
     rows = read_rows(tmp_path)
     assert rows["score"][:] == [4.0, 4.5] and rows["negative_2"][:] == [None, "z"]
+
+
+def test_rows_and_shards_may_lack_keys(tmp_path, hub, caplog):
+    (tmp_path / "a.jsonl").write_text('{"anchor": "a", "id": 1}\n{"anchor": "b", "neg": ["x"]}\n')
+    (tmp_path / "b.jsonl").write_text('{"anchor": "c"}\n')
+    with caplog.at_level("INFO"):
+        rows = read_rows(tmp_path)
+    assert rows[:] == {"anchor": ["a", "b", "c"], "id": [1, None, None], "neg": [None, ["x"], None]}
+    assert "not every row has a value for 'id' (1 of 2 rows), 'neg' (1 of 2 rows)" in caplog.text
+    assert "the column 'neg' is not in all of the files, so it has no value in the rows of b.jsonl" in caplog.text
+
+
+def test_nan_is_a_missing_text_and_a_number_elsewhere(tmp_path, hub):
+    """pandas writes NaN where a text is missing."""
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"a": "x", "b": ["y"], "c": NaN}\n{"a": NaN, "b": NaN, "c": 1}\n')
+    rows = read_rows(path)
+    assert rows["a"][:] == ["x", None] and rows["b"][:] == [["y"], None] and math.isnan(rows["c"][0])
+
+
+def test_spaces_after_a_comma_are_not_part_of_a_field(tmp_path, hub):
+    path = tmp_path / "x.csv"
+    path.write_text('a, b\n"x, y", "z, ""w"" "\nv,  "u"\n s , t\n')
+    assert read_rows(path)[:] == {"a": ["x, y", "v", "s "], "b": ['z, "w" ', "u", "t"]}
+
+
+def test_names_of_columns_may_have_invisible_marks(tmp_path, hub):
+    columns = ["\ufeffAnchor", "positive\u200f", "\u200bneg_1 "]
+    found = load_training_data(entry(write_rows(tmp_path / "x.jsonl", [dict(zip(columns, "abc", strict=True))] * 2)))
+    assert found[0] == {"anchor": "a", "positive": "b", "negative": "c"}
+    path = write_rows(tmp_path / "y.jsonl", [{"\u200fq": "a", "": "b"}])
+    with pytest.raises(RunError, match=r"no column for 'anchor'; the columns are '\\u200fq', ''; map"):
+        load_training_data(entry(path))
+
+
+def test_invisible_marks_around_a_column_name_are_removed(tmp_path, hub):
+    path = tmp_path / "x.csv"
+    path.write_text("\u200fanchor\u200b, positive\u00a0\na,b\n")
+    assert read_rows(path).column_names == ["anchor", "positive"]
+
+
+def test_long_types_and_values_are_cut(tmp_path, hub):
+    path = tmp_path / "x.jsonl"
+    path.write_text(json.dumps({"anchor": {str(i): "a" for i in range(3000)}, "positive": "b"}) + "\n")
+    with pytest.raises(RunError, match="column 'anchor' holds struct<0: string, .*… instead of text") as error:
+        load_training_data(entry(path))
+    assert len(str(error.value)) < len(str(path)) + 150
 
 
 @pytest.mark.parametrize("name", ["[en]", "a*b"])

@@ -52,6 +52,16 @@ def test_rows_that_share_a_sentence_are_removed(caplog):
     assert caplog.messages == ["mine: 2 of 5 rows share sentences with dev (2) and are removed"]
 
 
+@pytest.mark.parametrize(("loss", "column"), [("cosent", "score"), ("angle", "score"), ("softmax", "label")])
+def test_the_remaining_scores_or_labels_must_differ(loss, column):
+    """The losses learn nothing from equal ones."""
+    dataset = rows(["one", "a man walks", "two"], **{column: [0, 1, 0]})
+    train = {"mine": (DatasetEntry("mine.csv", loss), dataset)}
+    with pytest.raises(RunError, match=f"mine: every {column} is the same, after removing .* add --keep_leaks"):
+        drop_leaks(train, HELD, keep=False)
+    assert drop_leaks(train, HELD, keep=True)[0]["mine"] is dataset
+
+
 def test_they_may_be_kept_and_are_counted_all_the_same(caplog):
     dataset = rows(["one", "a man walks", "two"])
     with caplog.at_level(logging.INFO):

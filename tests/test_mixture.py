@@ -122,6 +122,26 @@ def test_with_gradient_cache_too(call, tiny_model, hub, tmp_path, monkeypatch):
     assert all(any(f"loss_{name}_self" in entry for entry in history) for name in ENTRIES)
 
 
+def test_data_sets_may_be_named_like_attributes_of_a_module(call, tiny_model, tmp_path):
+    """ "train" and "eval" are natural names; one with "bias" in it must not end the weight decay."""
+    rows = [{"anchor": f"the man {i}", "positive": f"man number {i}"} for i in range(16)]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("\n".join(map(json.dumps, rows)))
+    names = ("unbiased", "train", "eval", "type", "half", "pop", "keys", "add_module", "loss", "0")
+    config, weights = tmp_path / "mixture.json", []
+    for mixture in (names, [f"x{place}" for place in range(len(names))]):
+        datasets = {name: {"path": str(data), "loss": "mnrl"} for name in mixture}
+        config.write_text(json.dumps({"datasets": datasets, "training_arguments": {"weight_decay": 0.5}}))
+        flags = ("--config", config, "--dev_data", "none", "--max_steps", str(len(names)), "--precision", "fp32")
+        flags += ("--matryoshka_dims", "16", "--per_device_train_batch_size", "8", "--learning_rate", "1e-2")
+        flags += ("--multi_dataset_batch_sampler", "round_robin", "--output_dir", tmp_path / mixture[0])
+        done = call(HYBRID, tiny_model, *flags)
+        assert done.code == 0, done.err
+        weights.append(load_file(tmp_path / mixture[0] / "final/model.safetensors"))
+    for name, weight in weights[1].items():
+        torch.testing.assert_close(weights[0][name], weight, rtol=0, atol=0, msg=name)
+
+
 @pytest.mark.parametrize(
     ("code", "message", "entry"),
     [

@@ -84,6 +84,54 @@ def test_a_prompt_of_negatives_is_that_of_each_of_them():
     assert given == {"negative_1": "d: ", "negative_2": "d: "}
 
 
+@pytest.mark.parametrize(
+    ("prompts", "of_negatives", "message"),
+    [
+        (
+            {"positive": "d: "},
+            ["d: ", "d: "],
+            "the negatives (negative_1, negative_2) get the prompt of the positives, 'd: '",
+        ),
+        (
+            {"positive": "d: ", "negative_1": "n: "},
+            ["n: ", "d: "],
+            "prompts: the negatives (negative_2) get the prompt of the positives",
+        ),
+        ({"positive": "d: ", "negative": ""}, ["", ""], None),
+        ({"positive": "d: ", "negative": "n: "}, ["n: ", "n: "], None),
+        ({"positive": "d: ", "negative_1": "m: ", "negative_2": "n: "}, ["m: ", "n: "], None),
+        ({"anchor": "q: "}, [None, None], None),
+    ],
+)
+def test_negatives_are_documents_as_positives_are(caplog, prompts, of_negatives, message):
+    """A prompt that only the positives have would tell them apart from the negatives."""
+    with caplog.at_level("INFO"):
+        given, *_ = chosen(prompts, {"data": dataset("anchor", "positive", "negative_1", "negative_2")})
+    assert [given.get(f"negative_{number}") for number in (1, 2)] == of_negatives
+    assert given.get("positive") == prompts.get("positive") and given.get("anchor") == prompts.get("anchor")
+    assert message in caplog.text if message else "prompt of the positives" not in caplog.text
+
+
+def test_negatives_of_each_data_set_get_the_prompt_of_its_positives():
+    datasets = {"one": dataset("anchor", "positive", "negative"), "two": dataset("anchor", "positive", "negative")}
+    given, *_ = chosen({"one": {"positive": "d: "}, "two": {"anchor": "q: "}}, datasets)
+    assert given == {"one": {"positive": "d: ", "negative": "d: "}, "two": {"anchor": "q: "}}
+
+
+@pytest.mark.parametrize(
+    "prompts", [{"pairs": {"anchor": "q: ", "positive": "d: "}}, {"anchor": "q: ", "positive": "d: "}]
+)
+def test_a_mixture_of_one_data_set_may_have_prompts_by_data_set(prompts):
+    given, kept, _ = chosen(prompts, {"pairs": dataset("anchor", "positive")})
+    assert given == {"anchor": "q: ", "positive": "d: "} and kept == {"query": "q: ", "document": "d: "}
+    given, *_ = chosen({"pairs": "q: "}, {"pairs": dataset("anchor", "positive")})
+    assert given == {"anchor": "q: ", "positive": "q: "}
+    given, *_ = chosen({"anchor": "q: "}, {"anchor": dataset("anchor", "positive")})  # the name of a column, too
+    assert given == {"anchor": "q: "}
+    with pytest.raises(UsageError, match="no data set 'anchor'; choose from pairs"):
+        chosen({"pairs": "q: ", "anchor": "d: "}, {"pairs": dataset("anchor", "positive")})
+
+
 def test_the_prompt_of_documents_is_that_of_the_positives():
     """The second sentence of a graded pair is no document, whatever its prompt."""
     datasets = {"pairs": dataset("anchor", "positive", "negative"), "graded": dataset("sentence1", "sentence2")}

@@ -16,16 +16,18 @@ from common.data_files import (
     read_pairs,
     read_rows,
 )
-from common.errors import RunError, UsageError
+from common.errors import RunError, UsageError, listed
 from common.formats import table_name
 from training.utils.batches import negative_columns
 from training.utils.columns import (
     LABELS,
     SCORES,
+    check_varied,
     class_numbers,
     drop_unusable,
     expand,
     map_columns,
+    named,
     scale_scores,
     select_columns,
     warn_of_own_negatives,
@@ -97,23 +99,22 @@ def load_training_data(
     if LOSSES[entry.loss].contrastive:
         dataset = expand(where, dataset, unused, refuse)
         warn_of_own_negatives(where, dataset)
-        if not negative_columns(dataset.column_names) and (
-            ignored := [name for name in unused if name in (*LABELS, *SCORES)]
-        ):
-            logger.warning("%s: every row is used as a positive pair, whatever its %s", where, ", ".join(ignored))
+        if not negative_columns(dataset.column_names) and (ignored := named(unused, (*LABELS, *SCORES))):
+            logger.warning("%s: every row is used as a positive pair, whatever its %s", where, listed(ignored))
     if len(dataset) < 2:
         raise RunError(f"{where}: {'one usable row' if len(dataset) else 'no usable row'}; training needs at least 2")
     if "score" in dataset.column_names:
         dataset = _with_column(dataset, "score", scale_scores(where, dataset["score"], entry))
     if "label" in dataset.column_names:
         dataset = _with_column(dataset, "label", class_numbers(where, dataset["label"]))
+    check_varied(where, dataset, entry.loss)
     assert isinstance(dataset, Dataset)
     logger.info(
         "%s: %d rows of %s; %s",
         where,
         len(dataset),
         ", ".join(dataset.column_names),
-        f"columns not used: {', '.join(unused)}" if unused else "every column is used",
+        f"columns not used: {listed(unused)}" if unused else "every column is used",
     )
     return dataset
 

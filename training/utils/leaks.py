@@ -16,6 +16,7 @@ from common.data_files import is_local_path
 from common.errors import RunError, one_line
 from evaluation.utils.scoring.pairs import load_pairs
 from evaluation.utils.scoring.rows import set_name
+from training.utils.columns import check_varied
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,6 +28,9 @@ logger = logging.getLogger(__name__)
 
 # The test sets usually reported for Arabic and English models: their names in mteb, and their subsets
 BENCHMARK = {"STS17": ["ar-ar", "en-ar", "en-en"], "STS22.v2": ["ar"], "STSBenchmark": []}
+REMOVED = (
+    ", after removing the rows that share sentences with the dev and test sets; to keep such rows, add --keep_leaks"
+)
 ROWS = 65_536  # rows looked up at a time
 # the vowel signs of Devanagari, Thai and other scripts from India to Cambodia, without which different words look the same
 VOWEL_SIGNS = "".join(chr(code) for code in range(0x0900, 0x1800) if unicodedata.category(chr(code)).startswith("M"))
@@ -85,7 +89,7 @@ def drop_leaks(
         the sets that could not be checked.
 
     Raises:
-        RunError: Fewer than two rows of a data set remain.
+        RunError: Fewer than two rows of a data set remain, or all remaining scores or labels are equal.
     """
     held = {name: [texts for texts in rows.values() if isinstance(texts[0], str)] for name, rows in held_out.items()}
     unchecked: list[str] = []
@@ -98,10 +102,11 @@ def drop_leaks(
             sets_of.setdefault(normalise(text), set()).add(name)
 
     kept, counts = {}, {}
-    for name, (_, dataset) in train.items():
+    for name, (entry, dataset) in train.items():
         leaks, counts[name] = find_leaks(dataset, sets_of, held)
         kept[name] = dataset
         if not leaks.any():
+            check_varied(name, dataset, entry.loss)
             continue
         logger.info(
             "%s: %d of %d rows share sentences with %s and are %s",
@@ -117,6 +122,7 @@ def drop_leaks(
                 raise RunError(
                     f"{name}: fewer than 2 rows remain after removing those that share sentences with the dev and test sets; to keep such rows, add --keep_leaks"
                 )
+        check_varied(name, kept[name], entry.loss, "" if keep else REMOVED)
     return kept, {"kept": keep, "rows": counts, "not_checked": unchecked}
 
 

@@ -44,7 +44,7 @@ class MiningConfig(Config):
     drop_unusable_rows: Annotated[
         bool,
         Key(
-            "drop rows of your own files that lack a text, instead of stopping with an error; such rows are always dropped from data sets on the Hub"
+            "drop rows of your own files that lack a text, or whose text is a list in brackets, instead of stopping with an error; such rows are always dropped from data sets on the Hub"
         ),
     ]
     output_file: Annotated[

@@ -98,7 +98,7 @@ def check_mixture(config: HybridConfig) -> None:
     for name, entry in config.datasets.items():
         if not name or "." in name:
             raise UsageError(
-                f"'datasets': the name {name!r} must not be empty or contain a dot, because a module of the loss has this name"
+                f"'datasets': the name {name!r} must not be empty or contain a dot, because it begins the names of the loss's parameters"
             )
         check_entry(f"'datasets.{name}'", entry)
         if "guide" in LOSSES[entry.loss].keys and config.model_name == STATIC:

@@ -25,6 +25,7 @@ class Loss:
         required: The columns that the loss reads, in this order, each with its other names in public data sets.
         optional: Further columns that the loss reads if a data set has them.
         keys: The keys of :class:`DatasetEntry` that it supports, in addition to those that every loss supports.
+        varied: A column in which at least two rows must differ, because the loss learns nothing from equal values.
         contrastive: Whether the other rows of a batch are negatives. If so, no two rows of a batch may be false negatives of
             each other, and ``--mini_batch_size`` can embed the batch in parts.
     """
@@ -32,6 +33,7 @@ class Loss:
     required: dict[str, tuple[str, ...]]
     optional: dict[str, tuple[str, ...]] = field(default_factory=dict)
     keys: tuple[str, ...] = ()
+    varied: str | None = None
     contrastive: bool = False
 
     @property
@@ -49,10 +51,10 @@ TRANSLATION = {"translation": ("non_english",)}
 LOSSES = {
     "mnrl": Loss(PAIRS, NEGATIVE, keys=("scale", "directions"), contrastive=True),
     "gist": Loss(PAIRS, NEGATIVE, keys=("scale", "guide"), contrastive=True),
-    "cosent": Loss(SCORED, keys=("scale", "score_range")),
-    "angle": Loss(SCORED, keys=("scale", "score_range")),
+    "cosent": Loss(SCORED, keys=("scale", "score_range"), varied="score"),
+    "angle": Loss(SCORED, keys=("scale", "score_range"), varied="score"),
     "cosine": Loss(SCORED, keys=("score_range",)),
-    "softmax": Loss(CLASSIFIED),
+    "softmax": Loss(CLASSIFIED, varied="label"),
     "distill": Loss(TAUGHT, TRANSLATION, keys=("teacher", "target")),
 }
 TARGETS = ("embeddings", "similarities")
@@ -144,7 +146,7 @@ class TrainingConfig(Config):
     drop_unusable_rows: Annotated[
         bool,
         Key(
-            "drop rows of your own files that lack a text, label or score, instead of stopping with an error; such rows are always dropped from data sets on the Hub"
+            "drop rows of your own files that lack a text (other than a negative), a label or a score, or whose text is a list in brackets, instead of stopping with an error; such rows are always dropped from data sets on the Hub"
         ),
     ]
     max_seq_length: Annotated[
@@ -211,7 +213,7 @@ class TrainingConfig(Config):
     prompts: Annotated[
         str | dict[str, Any] | None,
         Key(
-            'prompt to put before each text: a string, or a JSON object with a prompt for each column ({"anchor": "query: "}), each data set, or each column of each data set; saved in the model in place of its own '
+            'prompt to put before each text: a string, or a JSON object with a prompt for each column ({"anchor": "query: "}), each data set, or each column of each data set; negatives get the prompt of positive unless negative has one; saved in the model in place of its own '
             "and used for the dev scores; by default the model's own default prompt"
         ),
     ]

@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from common.data_files import text_columns
-from common.errors import UsageError
+from common.errors import UsageError, shortened
 from common.keys import suggest
 from common.prompts import DOCUMENT, QUERY, document_prompt
 from training.utils.options import TrainingConfig
@@ -71,7 +71,8 @@ def _by_dataset(prompts: str | dict[str, Any], columns: dict[str, list[str]]) ->
     """Return, for each data set, the prompt of each column that has one."""
     if isinstance(prompts, str):
         return {name: dict.fromkeys(names, prompts) for name, names in columns.items()}
-    if len(columns) > 1 and any(key in columns for key in prompts):
+    known = list(dict.fromkeys(column for names in columns.values() for column in names))
+    if any(key in columns and (len(columns) > 1 or key not in known) for key in prompts):
         if unknown := [key for key in prompts if key not in columns]:
             raise UsageError(
                 f"prompts: no data set {unknown[0]!r}; choose from {', '.join(columns)}{suggest(unknown[0], columns)}"
@@ -79,23 +80,35 @@ def _by_dataset(prompts: str | dict[str, Any], columns: dict[str, list[str]]) ->
         return {
             name: _by_column(f"prompts.{name}", prompts.get(name, {}), columns[name], columns[name]) for name in columns
         }
-    known = list(dict.fromkeys(column for names in columns.values() for column in names))
     return {name: _by_column("prompts", prompts, names, known) for name, names in columns.items()}
 
 
 def _by_column(where: str, prompts: Any, columns: list[str], known: list[str]) -> dict[str, str]:
-    """Return the prompt of each column that has one. The key ``negative`` also applies to negative_1, negative_2 and so on."""
+    """Return the prompt of each column that has one. The key ``negative`` also applies to negative_1, negative_2 and so on.
+
+    Without it, negatives get the prompt of the positives, because both are documents: a prompt that only positives have would
+    tell them apart from negatives.
+    """
     if isinstance(prompts, str):
         return dict.fromkeys(columns, prompts)
     if not isinstance(prompts, dict):
-        raise UsageError(f"{where} must be a string or an object, not {prompts!r}")
+        raise UsageError(f"{where} must be a string or an object, not {shortened(prompts)}")
     negatives = [column for column in columns if column.startswith("negative")]
     for key, prompt in prompts.items():
         if key not in known and not (key == "negative" and negatives):
             raise UsageError(f"{where}: no column {key!r}; choose from {', '.join(known)}{suggest(key, known)}")
         if not isinstance(prompt, str):
-            raise UsageError(f"{where}: {key!r} must be a string, not {prompt!r}")
-    of_negatives = dict.fromkeys(negatives, prompts["negative"]) if "negative" in prompts else {}
+            raise UsageError(f"{where}: {key!r} must be a string, not {shortened(prompt)}")
+    of_negatives = {}
+    if (prompt := prompts.get("negative", prompts.get("positive"))) is not None:
+        of_negatives = dict.fromkeys(negatives, prompt)
+    if prompt and "negative" not in prompts and (without := [name for name in negatives if name not in prompts]):
+        logger.info(
+            '%s: the negatives (%s) get the prompt of the positives, %r; to train with another, set the prompt of "negative"',
+            where,
+            ", ".join(without),
+            prompt,
+        )
     return of_negatives | {column: prompts[column] for column in columns if column in prompts}
 
 

@@ -162,6 +162,20 @@ class MatryoshkaTrainer(SentenceTransformerTrainer):
         self._sampler.set_epoch(kwargs["epoch"])
         super()._run_epoch(**kwargs)
 
+    def get_optimizer_cls_and_kwargs(self, *args: Any, **kwargs: Any):
+        """Number the losses while the library lists their parameters as those of one module.
+
+        Attributes of a module, such as "train", "eval" and "type", cannot be names of its parts, and a name such as "unbiased" would
+        exempt all parameters from weight decay, as those of a bias are.
+        """
+        losses = self.loss
+        try:
+            if isinstance(losses, dict):
+                self.loss = {str(place): loss for place, loss in enumerate(losses.values())}
+            return super().get_optimizer_cls_and_kwargs(*args, **kwargs)
+        finally:
+            self.loss = losses
+
     def training_step(self, *args: Any, **kwargs: Any):
         loss = super().training_step(*args, **kwargs)
         if self.args.world_size > 1 and self.accelerator.sync_gradients:
