@@ -65,8 +65,9 @@ def check_token_ids(model: SentenceTransformer, source: str) -> None:
         rows = _rows(module)
         if rows is not None and (largest := _largest_id(module)) >= rows:
             raise RunError(
-                f"model {source}: its tokenizer has token ids up to {largest}, but its embedding table has only {rows} rows: "
-                f"add the missing rows, in transformers with resize_token_embeddings({largest + 1}), and save the model again"
+                f"model {source}: its tokenizer has token ids up to {largest}, but its embedding table has only {rows} "
+                f"rows: add the missing rows, in transformers with resize_token_embeddings({largest + 1}), and save the "
+                "model again"
             )
 
 
@@ -118,8 +119,8 @@ def check_embedding(model: SentenceTransformer, source: str, missing: MissingWei
             parameter.requires_grad_(False)
     if used:
         raise RunError(
-            f"model {source}: its files lack {len(used)} of its weights, such as {used[0]}, which would be random: the file is "
-            "incomplete, its weights have other names, or config.json is not this model's"
+            f"model {source}: its files lack {len(used)} of its weights, such as {used[0]}, which would be random: the "
+            "file is incomplete, its weights have other names, or config.json is not this model's"
         )
     width, stated = embeddings[0].shape[-1], model.get_embedding_dimension()
     if width != stated:

@@ -89,7 +89,7 @@ def refuse_pickles(files: ModelFiles) -> None:
 
 
 def check_modules(files: ModelFiles) -> None:
-    """Raise :class:`RunError` if ``modules.json`` is not a list of modules in the model's folder, or a configuration is missing."""
+    """Raise :class:`RunError` if ``modules.json`` is not a list of modules, or a module lacks its configuration."""
     if not isinstance(files.modules, list) or not all(
         isinstance(module, dict) and {"type", "path"} <= module.keys() for module in files.modules
     ):

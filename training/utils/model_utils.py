@@ -30,8 +30,9 @@ MAY_BE_TRANSLATIONS = (("anchor", "positive"), ("sentence", "translation"))
 def load_base_model(config: TrainingConfig, *datasets: Dataset) -> SentenceTransformer:
     """Load the model to start from, or create static embeddings from the training texts.
 
-    A transformer without pooling gets mean pooling, or that of the last token if it is a decoder. ``--extend_vocabulary`` initialises new word pieces from translations in
-    the training data. ``--lora_r`` adds an adapter and freezes all other weights.
+    A transformer without pooling gets mean pooling, or that of the last token if it is a decoder. ``--extend_vocabulary``
+    initialises new word pieces from translations in the training data. ``--lora_r`` adds an adapter and freezes all
+    other weights.
 
     Raises:
         RunError: The model cannot be loaded, has no trainable weights, or does not support a key.

@@ -173,7 +173,8 @@ def export_graph(model: SentenceTransformer, path: Path, identity: ModelIdentity
 def not_exportable(model: SentenceTransformer, identity: ModelIdentity, error: BaseException) -> RunError:
     kind = type(getattr(model[0], "auto_model", model[0])).__name__
     return RunError(
-        f"model {identity.source}: {kind} cannot be exported to ONNX ({one_line(error, 160)}): use --format sentence-transformers"
+        f"model {identity.source}: {kind} cannot be exported to ONNX ({one_line(error, 160)}): "
+        "use --format sentence-transformers"
     )
 
 

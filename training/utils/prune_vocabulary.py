@@ -79,7 +79,8 @@ def prune_vocabulary(model: SentenceTransformer, texts: Iterable[str], keep_char
         detail = "byte-level BPE" if kind == "BPE" and "ByteLevel" in json.dumps(state["pre_tokenizer"]) else kind
         reason = ", whose merges build on each other" if kind == "BPE" else ""
         raise RunError(
-            f"--prune_vocabulary needs a Unigram or WordPiece tokenizer, but this model's is {detail}{reason}: remove the flag"
+            f"--prune_vocabulary needs a Unigram or WordPiece tokenizer, but this model's is {detail}{reason}: "
+            "remove the flag"
         )
     transformer = model[0].auto_model
     table = transformer.get_input_embeddings()
