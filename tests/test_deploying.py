@@ -108,10 +108,14 @@ def test_two_stage_search(run_section, place):
     pytest.importorskip("usearch", reason="usearch is not installed")
     names, out = run_section("Two-stage search")
     assert len(out.splitlines()) == 10
-    everything = names["search"](QUERY, count=10, shortlist=len(names["sentences"]))
-    assert [score for score, _ in everything] == pytest.approx([score for score, _ in nearest(place, 10)], abs=1e-5)
     index, sentences = names["index"], names["sentences"]
     vector = names["model"].encode(QUERY, normalize_embeddings=True)
+    # the index is approximate: it may miss a few sentences even if asked for all
+    reached = {sentences[key] for key in index.search(vector[:64], len(sentences)).keys.astype(int)}
+    assert len(reached) > 0.9 * len(set(sentences))
+    best = names["search"](QUERY, count=10, shortlist=len(sentences))
+    expected = [score for score, sentence in nearest(place, len(sentences)) if sentence in reached][:10]
+    assert [score for score, _ in best] == pytest.approx(expected, abs=1e-5)
     shortlist = {sentences[key] for key in index.search(vector[:64], 20).keys.astype(int)}
     assert {sentence for _, sentence in names["search"](QUERY, count=20, shortlist=20)} == shortlist
 
