@@ -78,6 +78,7 @@ def test_a_run_leaves_a_table_and_a_record(call, tmp_path):
     assert result["coverage"] >= 70  # 7 or more of 20 intervals at 95% miss with a probability of 1 in 30,000
 
 
+@pytest.mark.slow
 def test_a_script_measures_in_a_new_process(warm, tmp_path):
     flags = ("--sizes", "200", "--width", "16", "--dims", "16", "8", "--words", "5", "--output_dir", tmp_path)
     done = warm("benchmarks/eval_memory.py", *flags)

@@ -112,6 +112,7 @@ def test_rows_are_dealt_in_equal_parts():
     assert deal(list(range(6)), 3) == [[0, 1], [2, 3], [4, 5]]
 
 
+@pytest.mark.slow
 def test_a_mixture_trains_on_every_row_that_two_processes_can_share(tmp_path, tiny_model):
     """Steps need not be full, and rows with different numbers of negatives have steps of their own."""
     anchors = [

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Router
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
@@ -14,7 +15,7 @@ from common.config import load_config
 from common.errors import UsageError
 from tests.helpers import NLI, static_model, write
 from training.utils.options import MatryoshkaNLIConfig
-from training.utils.training_arguments import check_training_arguments, loader_arguments
+from training.utils.training_arguments import check_training_arguments, loader_arguments, make_training_arguments
 
 
 @pytest.fixture(autouse=True)
@@ -124,3 +125,14 @@ def test_each_gpu_gets_loaders_from_its_share_of_the_cores(gpu, cores, processes
     arguments = loader_arguments()
     assert arguments.pop("accelerator_config", None) == ({"non_blocking": True} if gpu else None)
     assert arguments == {"dataloader_num_workers": loaders, "dataloader_persistent_workers": gpu}
+
+
+@pytest.mark.parametrize(("chosen", "expected"), [({}, False), ({"dataloader_drop_last": True}, True)])
+def test_several_processes_drop_incomplete_batches_only_on_request(tmp_path, monkeypatch, chosen, expected):
+    """sentence-transformers would always set it. Our samplers give every process the same number of rows."""
+    monkeypatch.setattr("training.utils.training_arguments.get_world_size", lambda: 2)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"training_arguments": chosen}))
+    config = load_config(MatryoshkaNLIConfig, "", ["--config", str(file)], positional="model_name")
+    arguments = make_training_arguments(config, tmp_path / "run", torch.float32, None)
+    assert arguments.dataloader_drop_last is expected
