@@ -324,6 +324,7 @@ def test_a_file_that_exists_is_kept_unless_overwritten(tiny_model, groups, fails
     out.write_text("mine")
     flags = (MINE, tiny_model, "--path", path, "--dev_data", "none", "--output_file", out)
     fails(2, f"--output_file {out} already exists … --overwrite", *flags)
+    fails(2, f"--name and --split are for data sets on the Hub, but {path} is a file", *flags, "--split", "dev")
     fails(1, "no pair has a negative … range_max", *flags, "--overwrite", "--max_score", "-1")
     assert out.read_text() == "mine" and len(list(tmp_path.iterdir())) == 2
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -122,6 +122,8 @@ def check_mining(config: MiningConfig) -> None:
         raise UsageError("MODEL is missing: set it to the model's folder or its name on the Hub")
     if not config.path:
         raise UsageError("--path is missing: set it to the pairs, which can be a data set on the Hub or a file")
+    if (config.is_set("name") or config.is_set("split")) and is_local_path(config.path):
+        raise UsageError(f"--name and --split are for data sets on the Hub, but {config.path} is a file")
     if config.num_negatives > config.range_max - config.range_min:
         raise UsageError(
             f"--num_negatives {config.num_negatives} is above the {max(0, config.range_max - config.range_min)} candidates between --range_min {config.range_min} and --range_max {config.range_max}: lower it, or raise --range_max"
