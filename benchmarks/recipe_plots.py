@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from benchmarks.skeleton import markdown_table
+
 # Published STS17 scores at full width of models with 384 dimensions and 12 layers (model cards and the MTEB leaderboard)
 PUBLISHED = {
     "Arabic-MiniLM-L12-v2-all-nli-triplet": {"ar-ar": 81.1, "en-ar": 78.1, "en-en": 85.9},
@@ -121,8 +123,6 @@ def agreement(per_seed: dict[str, list[dict[str, Any]]], runs: dict[str, list[di
 def agreement_text(lines: list[dict[str, Any]], rows: dict) -> str:
     """Return the lines of :func:`agreement` as a table, and the rank correlation of each kind of dev score with the test."""
     from scipy.stats import spearmanr
-
-    from benchmarks.skeleton import markdown_table
 
     cells = [
         [rows[e["row"]]["label"], str(e["seed"]), *(f"{e[k]:.2f}" for k in ("dev", "reserved", "test"))] for e in lines

@@ -121,8 +121,8 @@ def _describe_without_head(config: Any, weights: dict[str, Tensor], transformer:
 
     The modules to adapt are read from the weights: they may be configured as all linear layers, or as a regular expression.
     """
-    modules = (_module_and_rest(transformer, key) for key in weights)
-    config.target_modules = {name for name, rest in modules if not rest.startswith(("token_adapter", *WHOLE))}
+    parts = _split_names(weights, transformer).values()
+    config.target_modules = {module for module, rest in parts if not rest.startswith(("token_adapter", *WHOLE))}
     config.exclude_modules = None
     for patterns in ("rank_pattern", "alpha_pattern"):
         if values := getattr(config, patterns, None):
@@ -131,26 +131,27 @@ def _describe_without_head(config: Any, weights: dict[str, Tensor], transformer:
 
 def _load_whole_weights(transformer: PreTrainedModel, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Load the weights that an adapter replaces, such as an embedding table with added tokens. Returns the other weights."""
-    replaced = {}
-    for key, value in weights.items():
-        name, rest = _module_and_rest(transformer, key)
-        if rest.startswith(WHOLE):
-            replaced[key] = f"{name}.{rest.removeprefix('base_layer.')}", value
-    for name, value in replaced.values():
+    whole = {key: parts for key, parts in _split_names(weights, transformer).items() if parts[1].startswith(WHOLE)}
+    for key, (module, rest) in whole.items():
+        name, value = f"{module}.{rest.removeprefix('base_layer.')}", weights[key]
         parameter = transformer.get_parameter(name)
         if parameter is transformer.get_input_embeddings().weight and len(value) != len(parameter):
             transformer.resize_token_embeddings(len(value), mean_resizing=False)
             parameter = transformer.get_parameter(name)
         parameter.data.copy_(value)
-    return {key: value for key, value in weights.items() if key not in replaced}
+    return {key: value for key, value in weights.items() if key not in whole}
 
 
-def _module_and_rest(transformer: PreTrainedModel, key: str) -> tuple[str, str]:
-    """Split a weight's name in an adapter into the module of the transformer that it belongs to, and the rest."""
-    parts = key.removeprefix(IN_ADAPTER).split(".")
-    modules = dict(transformer.named_modules())
-    length = next(n for n in range(len(parts), -1, -1) if ".".join(parts[:n]) in modules)
-    return ".".join(parts[:length]), ".".join(parts[length:])
+def _split_names(weights: dict[str, Tensor], transformer: PreTrainedModel) -> dict[str, tuple[str, str]]:
+    """Split the name of each of an adapter's weights into the module of the transformer that it belongs to, and the rest."""
+    modules = {name for name, _ in transformer.named_modules()}
+
+    def split(key: str) -> tuple[str, str]:
+        parts = key.removeprefix(IN_ADAPTER).split(".")
+        length = next(n for n in range(len(parts), -1, -1) if ".".join(parts[:n]) in modules)
+        return ".".join(parts[:length]), ".".join(parts[length:])
+
+    return {key: split(key) for key in weights}
 
 
 def _with_modules(base: SentenceTransformer, files: ModelFiles) -> SentenceTransformer:

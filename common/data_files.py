@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.errors import RunError, UsageError, listed, shortened
+from common.errors import RunError, UsageError, cut, listed, shortened
 from common.formats import hash_table, is_glob, is_visible, plain_types, read_table, suffix_of
 from common.hub import HUB_NAME, load_from_hub
 
@@ -128,10 +128,7 @@ def match_texts(where: str, dataset: Dataset, column: str, pattern: str) -> np.n
     if pa.types.is_null(values.type):
         return np.zeros(len(dataset), dtype=bool)
     if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
-        kind = str(values.type)
-        raise RunError(
-            f"{where}: column {column!r} holds {kind if len(kind) <= 60 else kind[:59] + '…'} instead of text"
-        )
+        raise RunError(f"{where}: column {column!r} holds {cut(str(values.type), 60)} instead of text")
     return np.array(pc.fill_null(pc.match_substring_regex(values, pattern), False).to_numpy(zero_copy_only=False))
 
 

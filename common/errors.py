@@ -41,16 +41,21 @@ class Stopped(KeyboardInterrupt):
         self.number = number
 
 
+def cut(text: str, limit: int) -> str:
+    """Return ``text``, or its first ``limit`` - 1 characters and an ellipsis if it is longer than ``limit``."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
 def one_line(error: BaseException, limit: int = 300) -> str:
     """Return the text of ``error`` on one line of at most ``limit`` characters, without a final full stop, or its type if it has none."""
     text = " ".join(str(error).split()).removesuffix(".") or type(error).__name__
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    return cut(text, limit)
 
 
 def shortened(value: object, limit: int = 100) -> str:
     """Return ``repr(value)``, cut to ``limit`` characters, for a message."""
     text = repr(value[: limit + 1] if isinstance(value, str) else value)
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    return cut(text, limit)
 
 
 def listed(names: Iterable[str], limit: int = 200) -> str:
@@ -59,7 +64,7 @@ def listed(names: Iterable[str], limit: int = 200) -> str:
     Names that are empty, or that look like others because of surrounding spaces or invisible marks, are written with ``repr``.
     """
     text = ", ".join(name if name and name.isprintable() and name == name.strip() else repr(name) for name in names)
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    return cut(text, limit)
 
 
 def _close_progress_bars() -> None:

@@ -209,7 +209,7 @@ def explain_hub_error(error: BaseException, repository: str) -> str:
             "or a copy of the data set in Parquet, and use that file instead"
         )
     if type(chain[0]).__name__.startswith("DatasetGeneration"):  # its own text says nothing of the cause
-        return f"its files cannot be read as a table ({one_line(chain[min(1, len(chain) - 1)], 200)})"
+        return f"its files cannot be read as a table ({one_line(chain[1] if len(chain) > 1 else error, 200)})"
     if isinstance(chain[0], (ValueError, OSError)) or type(chain[0]).__module__.startswith("datasets."):
         return one_line(chain[0], 200)
     raise chain[0]

@@ -34,14 +34,14 @@ def pair(i: int, **more) -> dict:
 @pytest.mark.parametrize("loss", ["mnrl", "gist"])
 def test_numbered_negatives_are_all_used_in_the_order_of_their_numbers(tmp_path, hub, loss):
     numbers = (10, 2, 1)
-    found = load(tmp_path, [pair(i) | {f"negative_{n}": f"n{i}-{n}" for n in numbers} for i in range(3)], loss)
-    assert found.column_names == ["anchor", "positive", "negative_1", "negative_2", "negative_3"]
-    assert [found[f"negative_{place}"][0] for place in (1, 2, 3)] == ["n0-1", "n0-2", "n0-10"]
+    dataset = load(tmp_path, [pair(i) | {f"negative_{n}": f"n{i}-{n}" for n in numbers} for i in range(3)], loss)
+    assert dataset.column_names == ["anchor", "positive", "negative_1", "negative_2", "negative_3"]
+    assert [dataset[f"negative_{place}"][0] for place in (1, 2, 3)] == ["n0-1", "n0-2", "n0-10"]
 
 
 def test_a_column_negative_comes_before_the_numbered_ones(tmp_path, hub):
-    found = load(tmp_path, [pair(i, negative_1=f"m{i}", negative=f"n{i}") for i in range(2)])
-    assert found[0] == {"anchor": "a0", "positive": "p0", "negative_1": "n0", "negative_2": "m0"}
+    dataset = load(tmp_path, [pair(i, negative_1=f"m{i}", negative=f"n{i}") for i in range(2)])
+    assert dataset[0] == {"anchor": "a0", "positive": "p0", "negative_1": "n0", "negative_2": "m0"}
 
 
 def test_capitals_in_the_names_of_negatives_do_not_matter(tmp_path, hub):
@@ -70,8 +70,8 @@ def test_a_list_written_as_text_in_some_rows_is_refused(tmp_path, hub, column, c
     rows[24][column] = cell
     with pytest.raises(RunError, match=f"row 25: column '{column}' holds a list written as text, .*; correct the row"):
         load(tmp_path, rows)
-    found = load(tmp_path, rows, drop=True)
-    assert found["anchor"][:] == [f"a{i}" for i in range(30) if i != 24]
+    dataset = load(tmp_path, rows, drop=True)
+    assert dataset["anchor"][:] == [f"a{i}" for i in range(30) if i != 24]
     for row in rows[:16]:
         row[column] = cell
     with pytest.raises(RunError, match=f"row 1: column '{column}' holds lists written as text, such as"):
@@ -102,8 +102,8 @@ def test_of_two_columns_that_fit_a_role_the_used_one_is_named(tmp_path, hub, cap
     rows = [
         {"query": f"q{i}", "answer": "Paris", "pos": [f"p{i}"], "neg": ["n"], "contradiction": "c"} for i in range(2)
     ]
-    found = load(tmp_path, rows)
-    assert found[:] == {"anchor": ["q0", "q1"], "positive": ["p0", "p1"], "negative": ["n", "n"]}
+    dataset = load(tmp_path, rows)
+    assert dataset[:] == {"anchor": ["q0", "q1"], "positive": ["p0", "p1"], "negative": ["n", "n"]}
     assert "2 columns fit 'positive'; 'pos' is used, and 'answer' is not" in caplog.text
     assert "2 columns fit 'negative'; 'neg' is used, and 'contradiction' is not" in caplog.text
     caplog.clear()
@@ -121,11 +121,11 @@ def test_a_row_without_its_only_negative_is_a_pair(tmp_path, hub, caplog, name, 
     rows = [pair(i, **{name: None if i == 0 else blank if i == 2 else f"n{i}"}) for i in range(4)]
     write_dataset(hub.root / f"datasets/someone/{tmp_path.name.split('[')[0]}", {"default": {"train": rows}})
     with caplog.at_level(logging.INFO):
-        for found in (
+        for dataset in (
             load(tmp_path, rows),
             load_training_data(DatasetEntry(f"someone/{tmp_path.name.split('[')[0]}", "mnrl")),
         ):
-            assert found["anchor"][:] == ["a0", "a1", "a2", "a3"] and found["negative"][:] == ["", "n1", "", "n3"]
+            assert dataset["anchor"][:] == ["a0", "a1", "a2", "a3"] and dataset["negative"][:] == ["", "n1", "", "n3"]
     assert caplog.text.count("2 of 4 rows have no negative and are used as pairs") == 2
     assert load(tmp_path, [pair(i, **{name: blank}) for i in range(4)]).column_names == ["anchor", "positive"]
     with pytest.raises(RunError, match="holds int64 instead of text"):
@@ -179,9 +179,9 @@ def test_negatives_that_a_row_lacks_are_empty_and_last(tmp_path, hub, absent):
         pair(0, negative_1="x", negative_2=absent, negative_3="y"),
         pair(1, negative_1=absent, negative_2=absent, negative_3=absent),
     ]
-    found = load(tmp_path, rows)
-    assert found.column_names == ["anchor", "positive", "negative_1", "negative_2"]
-    assert found["negative_1"][:] == ["x", ""] and found["negative_2"][:] == ["y", ""]
+    dataset = load(tmp_path, rows)
+    assert dataset.column_names == ["anchor", "positive", "negative_1", "negative_2"]
+    assert dataset["negative_1"][:] == ["x", ""] and dataset["negative_2"][:] == ["y", ""]
 
 
 def test_lists_of_fixed_length_are_lists(tmp_path, hub):
@@ -218,8 +218,8 @@ def test_capitals_in_the_names_of_columns_do_not_matter(tmp_path, hub):
 
 
 def test_keys_of_numbered_negatives_may_be_missing(tmp_path, hub):
-    found = load(tmp_path, [pair(0, negative_1="x"), pair(1, negative_1="x", negative_2="y")])
-    assert found["negative_2"][:] == ["", "y"]
+    dataset = load(tmp_path, [pair(0, negative_1="x"), pair(1, negative_1="x", negative_2="y")])
+    assert dataset["negative_2"][:] == ["", "y"]
 
 
 @pytest.mark.parametrize("names", [("positive", "negative"), ("positives", "negatives"), ("pos", "neg")])
@@ -250,20 +250,20 @@ def test_lists_with_scores_do_not_say_which_texts_are_positive(tmp_path, hub):
         load(tmp_path, rows)
 
 
-@pytest.mark.parametrize("columns", [None, {"anchor": "anchor", "positive": "positive"}], ids=["found", "named"])
+@pytest.mark.parametrize("columns", [None, {"anchor": "anchor", "positive": "positive"}], ids=["recognised", "mapped"])
 @pytest.mark.parametrize("name", ["label", "labels", "Label"])
 @pytest.mark.parametrize(
     "values", [(0, 1), (0.0, 1.0), ("0", "1"), (False, True), ("False", "True"), ("false", "true")], ids=str
 )
 def test_pairs_with_label_0_are_removed_and_counted(tmp_path, hub, caplog, values, name, columns):
     with caplog.at_level(logging.INFO):
-        found = load(tmp_path, [pair(i, **{name: values[i % 2]}) for i in range(7)], columns=columns)
-    assert found[:] == {"anchor": ["a1", "a3", "a5"], "positive": ["p1", "p3", "p5"]}
+        dataset = load(tmp_path, [pair(i, **{name: values[i % 2]}) for i in range(7)], columns=columns)
+    assert dataset[:] == {"anchor": ["a1", "a3", "a5"], "positive": ["p1", "p3", "p5"]}
     assert "3 of 7 rows have the label 1 and are kept as positive pairs; 4 with label 0 are removed" in caplog.text
 
 
 @pytest.mark.parametrize("missing", [None, -1, "-1", ""])
-@pytest.mark.parametrize("columns", [None, {"anchor": "anchor", "positive": "positive"}], ids=["found", "named"])
+@pytest.mark.parametrize("columns", [None, {"anchor": "anchor", "positive": "positive"}], ids=["recognised", "mapped"])
 def test_a_missing_label_says_nothing_about_the_other_labels(tmp_path, hub, caplog, missing, columns):
     """Naming the columns must not turn the rows with label 0 into positive pairs."""
     labels = ["1", "0", missing, "1"] if isinstance(missing, str) else [1, 0, missing, 1]
@@ -370,8 +370,8 @@ def test_a_row_that_lacks_a_value(tmp_path, hub, caplog, data, column, value, me
     write_dataset(hub.root / f"datasets/someone/{tmp_path.name.replace('[', '')}", {"default": {"train": rows}})
     hub_entry = DatasetEntry(f"someone/{tmp_path.name.replace('[', '')}", loss)
     whole = len(load(tmp_path, data[1], loss))
-    for found in (load(tmp_path, rows, loss, drop=True), load_training_data(hub_entry)):
-        assert len(found) == whole - {"p": 1}.get(
+    for dataset in (load(tmp_path, rows, loss, drop=True), load_training_data(hub_entry)):
+        assert len(dataset) == whole - {"p": 1}.get(
             (value or [""])[0] if isinstance(value, list) else "", 2 if value == [] else 1
         )
     assert caplog.text.count(removed) == 2

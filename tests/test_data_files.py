@@ -76,8 +76,8 @@ def test_byte_order_mark_and_windows_line_ends(tmp_path, hub, suffix):
 
 def test_subsets_are_kept_apart(tmp_path, hub):
     rows = [{"subset": "ab"[i % 2], **row} for i, row in enumerate(ROWS + ROWS)]
-    found = read_pairs(write_rows(tmp_path / "pairs.jsonl", rows))
-    assert {name: pairs["score"] for name, pairs in found.items()} == {
+    sets = read_pairs(write_rows(tmp_path / "pairs.jsonl", rows))
+    assert {name: pairs["score"] for name, pairs in sets.items()} == {
         "a": [0.5, 0.0, 0.5, 0.0],
         "b": [1.0, 0.25, 1.0, 0.25],
     }
@@ -209,12 +209,12 @@ def test_any_rows_are_read_or_refused_in_one_line(tmp_path, hub, rows):
     path = tmp_path / "any.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     try:
-        found = read_pairs(path)
+        sets = read_pairs(path)
     except RunError as error:
         assert str(path) in str(error) and len(str(error).splitlines()) == 1
     else:
-        assert sum(len(pairs["score"]) for pairs in found.values()) == len(rows)
-        for pairs in found.values():
+        assert sum(len(pairs["score"]) for pairs in sets.values()) == len(rows)
+        for pairs in sets.values():
             assert all(text.strip() for text in (*pairs["sentence1"], *pairs["sentence2"]))
             assert all(math.isfinite(score) for score in pairs["score"]) and len(set(pairs["score"])) > 1
 
@@ -251,9 +251,9 @@ def entry(path, loss="mnrl", **more):
 
 def test_triplets_come_in_the_order_of_the_roles(tmp_path, hub):
     rows = [{"negative": f"n{i}", "id": i, "positive": f"p{i}", "anchor": f"a{i}"} for i in range(4)]
-    found = load_training_data(entry(write_rows(tmp_path / "x.csv", rows)), max_train_samples=3)
-    assert found.column_names == ["anchor", "positive", "negative"]
-    assert found[:] == {"anchor": ["a0", "a1", "a2"], "positive": ["p0", "p1", "p2"], "negative": ["n0", "n1", "n2"]}
+    dataset = load_training_data(entry(write_rows(tmp_path / "x.csv", rows)), max_train_samples=3)
+    assert dataset.column_names == ["anchor", "positive", "negative"]
+    assert dataset[:] == {"anchor": ["a0", "a1", "a2"], "positive": ["p0", "p1", "p2"], "negative": ["n0", "n1", "n2"]}
 
 
 @pytest.mark.parametrize(
@@ -274,8 +274,8 @@ def test_columns_of_public_data_sets_are_known(columns, loss, roles):
 
 def test_columns_may_be_named(tmp_path, hub):
     path = write_rows(tmp_path / "x.jsonl", [{"q": "a", "d": "b", "anchor": "c"}, {"q": "d", "d": "e", "anchor": "f"}])
-    found = load_training_data(entry(path, columns={"anchor": "q", "positive": "d"}))
-    assert found[:] == {"anchor": ["a", "d"], "positive": ["b", "e"]}
+    dataset = load_training_data(entry(path, columns={"anchor": "q", "positive": "d"}))
+    assert dataset[:] == {"anchor": ["a", "d"], "positive": ["b", "e"]}
     with pytest.raises(
         UsageError, match="'columns' names 'achor', but the loss reads anchor, positive, negative, label"
     ):
@@ -298,16 +298,16 @@ def test_scores_are_brought_to_0_and_1(tmp_path, hub):
     path = write_rows(
         tmp_path / "x.csv", [{**row, "score": score} for row, score in zip(ROWS, (1, 5, 2, 3), strict=True)]
     )
-    found = load_training_data(entry(path, "cosent", score_range=[1, 5]))
-    assert found["score"][:] == [0.0, 1.0, 0.25, 0.5]
+    dataset = load_training_data(entry(path, "cosent", score_range=[1, 5]))
+    assert dataset["score"][:] == [0.0, 1.0, 0.25, 0.5]
     with pytest.raises(RunError, match="row 2: the score 5 is outside 0..1; set 'score_range' for this data set"):
         load_training_data(entry(path, "cosent"))
 
 
 def test_classes(tmp_path, hub):
     rows = [{"premise": "a", "hypothesis": "b", "label": label} for label in (0, 2, 1)]
-    found = load_training_data(entry(write_rows(tmp_path / "x.csv", rows), "softmax"))
-    assert found["label"][:] == [0, 2, 1]
+    dataset = load_training_data(entry(write_rows(tmp_path / "x.csv", rows), "softmax"))
+    assert dataset["label"][:] == [0, 2, 1]
     for labels, message in (
         ((0, -1), "row 2: column 'label' must be a non-negative integer"),
         ((0, 0.5), "row 2: column 'label' must be a non-negative integer"),
@@ -336,9 +336,9 @@ def test_training_data_that_is_too_little_or_blank(tmp_path, hub):
 
 
 def test_data_sets_of_the_hub(hub, groups):
-    found = load_training_data(entry("sentence-transformers/all-nli", name="triplet"), 5)
-    assert found.column_names == ["anchor", "positive", "negative"]
-    assert found["negative"][:] == [group["contradiction_en"] for group in groups[:5]]
+    dataset = load_training_data(entry("sentence-transformers/all-nli", name="triplet"), 5)
+    assert dataset.column_names == ["anchor", "positive", "negative"]
+    assert dataset["negative"][:] == [group["contradiction_en"] for group in groups[:5]]
     dev, test = load_dev_sets(["auto"], "en")
     assert list(dev) == ["sts-dev"] and list(test) == ["sts-test"]
     assert len(dev["sts-dev"]["score"]) == 40 and max(dev["sts-dev"]["score"]) == 1
@@ -379,8 +379,8 @@ def test_two_dev_sets_of_one_name(hub, tmp_path):
 def test_revisions(hub, tmp_path):
     path = write_rows(tmp_path / "x.csv", ROWS)
     assert dataset_revision(str(path), read_rows(path)) == hashlib.sha1(path.read_bytes()).hexdigest()
-    found = load_hub_dataset("sentence-transformers/stsb", None, "validation")
-    revision = dataset_revision("sentence-transformers/stsb", found)
+    dataset = load_hub_dataset("sentence-transformers/stsb", None, "validation")
+    revision = dataset_revision("sentence-transformers/stsb", dataset)
     assert any(f"/stsb/resolve/{revision}/" in request for request in hub.requests)
 
 
@@ -635,8 +635,8 @@ def test_spaces_after_a_comma_are_not_part_of_a_field(tmp_path, hub):
 
 def test_names_of_columns_may_have_invisible_marks(tmp_path, hub):
     columns = ["\ufeffAnchor", "positive\u200f", "\u200bneg_1 "]
-    found = load_training_data(entry(write_rows(tmp_path / "x.jsonl", [dict(zip(columns, "abc", strict=True))] * 2)))
-    assert found[0] == {"anchor": "a", "positive": "b", "negative": "c"}
+    dataset = load_training_data(entry(write_rows(tmp_path / "x.jsonl", [dict(zip(columns, "abc", strict=True))] * 2)))
+    assert dataset[0] == {"anchor": "a", "positive": "b", "negative": "c"}
     path = write_rows(tmp_path / "y.jsonl", [{"\u200fq": "a", "": "b"}])
     with pytest.raises(RunError, match=r"no column for 'anchor'; the columns are '\\u200fq', ''; map"):
         load_training_data(entry(path))

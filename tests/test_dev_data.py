@@ -136,12 +136,12 @@ def test_translations_are_compared_in_blocks(monkeypatch):
     first, noise = draw.normal(size=(2, 50, 4))
     texts = [f"text {row % 45}" for row in range(50)]  # some texts occur twice
     arguments = (first, first + noise, texts, texts[::-1])
-    whole = dev_evaluator.translations_found(*arguments)
+    whole = dev_evaluator.translation_hits(*arguments)
     unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in arguments[:2]]
     nearest = (unit[0] @ unit[1].T).argmax(axis=1)
     assert whole[0].tolist() == [texts[::-1][row] == texts[::-1][near] for row, near in enumerate(nearest)]
     monkeypatch.setattr(dev_evaluator, "ROWS", 7)
-    for in_blocks, hits in zip(dev_evaluator.translations_found(*arguments), whole, strict=True):
+    for in_blocks, hits in zip(dev_evaluator.translation_hits(*arguments), whole, strict=True):
         assert in_blocks.tolist() == hits.tolist() and 0 < hits.sum() < 50
 
 

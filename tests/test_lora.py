@@ -136,8 +136,8 @@ def test_peft_itself_loads_the_adapter(run, base):
     inputs = {name: features[name] for name in ("input_ids", "attention_mask")}
     adapted = PeftModel.from_pretrained(AutoModel.from_pretrained(base), run / "final-adapter")
     with torch.no_grad():
-        found, expected = (m(**inputs).last_hidden_state for m in (adapted.eval(), ours[0].auto_model))
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        states, expected = (m(**inputs).last_hidden_state for m in (adapted.eval(), ours[0].auto_model))
+    torch.testing.assert_close(states, expected, rtol=1e-4, atol=1e-5)
 
 
 # Adapters as models
@@ -203,6 +203,12 @@ def test_an_adapter_brings_its_pooling_tokenizer_and_prompts(run, tmp_path):
     assert loaded.encode(TEXTS) == pytest.approx(expected, abs=1e-5)
 
 
+def inputs_of(model: SentenceTransformer) -> dict[str, torch.Tensor]:
+    """The tokens of ``TEXTS``, as arguments of the transformer alone."""
+    features = model.preprocess(TEXTS)
+    return {name: features[name] for name in ("input_ids", "attention_mask")}
+
+
 def test_an_adapter_of_a_model_with_a_head(tmp_path):
     """Its weights are named after the transformer's attribute in that model: ``bert.``, ``model.``."""
     from peft import LoraConfig, get_peft_model
@@ -218,12 +224,11 @@ def test_an_adapter_of_a_model_with_a_head(tmp_path):
     adapted = get_peft_model(BertForMaskedLM.from_pretrained(tmp_path / "base"), config)
     adapted.save_pretrained(tmp_path / "adapter")
     loaded = load_model(str(tmp_path / "adapter"))
-    features = loaded.preprocess(TEXTS)
-    inputs = {name: features[name] for name in ("input_ids", "attention_mask")}
+    inputs = inputs_of(loaded)
     with torch.no_grad():
-        found = loaded[0].auto_model(**inputs).last_hidden_state
+        states = loaded[0].auto_model(**inputs).last_hidden_state
         expected = adapted.eval().get_base_model().bert(**inputs).last_hidden_state
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(states, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["Qwen3", "OPT"])
@@ -253,8 +258,7 @@ def test_an_adapter_of_a_causal_language_model(tmp_path, kind, case):
             torch.nn.init.normal_(parameter.data, std=0.2)
     adapted.save_pretrained(tmp_path / "adapter")
     loaded = load_model(str(tmp_path / "adapter"))
-    features = loaded.preprocess(TEXTS)
-    inputs = {name: features[name] for name in ("input_ids", "attention_mask")}
+    inputs = inputs_of(loaded)
     unadapted = load_model(str(base))[0].auto_model
     with torch.no_grad():
         states = loaded[0].auto_model(**inputs).last_hidden_state
@@ -279,8 +283,7 @@ def test_an_adapter_with_biases(base, tmp_path, bias):
             torch.nn.init.normal_(parameter.data, std=0.2)
     adapted.save_pretrained(tmp_path / "adapter")
     loaded = load_model(str(tmp_path / "adapter"))
-    features = loaded.preprocess(TEXTS)
-    inputs = {name: features[name] for name in ("input_ids", "attention_mask")}
+    inputs = inputs_of(loaded)
     with torch.no_grad():
         states = loaded[0].auto_model(**inputs).last_hidden_state
         expected = adapted.eval()(**inputs).last_hidden_state

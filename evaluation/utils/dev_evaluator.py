@@ -94,7 +94,7 @@ class MatryoshkaEvaluator(BaseEvaluator):
                 statistic = spearman(rows["score"], [pairwise_similarities(*prefix)["cosine"] for prefix in prefixes])
             else:
                 texts = rows["source"], rows["target"]
-                statistic = mean([np.mean(translations_found(*prefix, *texts), axis=0) for prefix in prefixes])
+                statistic = mean([np.mean(translation_hits(*prefix, *texts), axis=0) for prefix in prefixes])
             estimates.append(paired_mean(bootstrap(statistic, len(first), sample=f"dev {name}")))
         return mean_estimate(estimates)
 
@@ -148,11 +148,11 @@ def translation_accuracy(
     Returns:
         ``src2trg_accuracy``, ``trg2src_accuracy`` and ``mean_accuracy``, each from 0 to 1.
     """
-    forth, back = (float(found.mean()) for found in translations_found(first, second, source, target))
+    forth, back = (float(hits.mean()) for hits in translation_hits(first, second, source, target))
     return {"src2trg_accuracy": forth, "trg2src_accuracy": back, "mean_accuracy": (forth + back) / 2}
 
 
-def translations_found(
+def translation_hits(
     first: np.ndarray, second: np.ndarray, source: Sequence[str], target: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return whether the nearest text in the other language is the translation, for each source text and for each target text.
@@ -165,10 +165,10 @@ def translations_found(
     """
     first, second = (x / np.linalg.norm(x, axis=1, keepdims=True).clip(1e-12) for x in (first, second))
 
-    def found(queries: np.ndarray, answers: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+    def hits(queries: np.ndarray, answers: np.ndarray, texts: Sequence[str]) -> np.ndarray:
         nearest = np.concatenate(
             [(queries[start : start + ROWS] @ answers.T).argmax(axis=1) for start in range(0, len(queries), ROWS)]
         )
         return np.array([text == texts[row] for text, row in zip(texts, nearest, strict=True)])
 
-    return found(first, second, target), found(second, first, source)
+    return hits(first, second, target), hits(second, first, source)

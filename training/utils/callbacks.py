@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from common.errors import EXIT_FAILURE, EXIT_SIGNAL, RunError, Stopped, end_at_once_next_time, on_signal
+from common.errors import EXIT_FAILURE, EXIT_SIGNAL, RunError, Stopped, cut, end_at_once_next_time, on_signal
 from evaluation.utils.dev_evaluator import MatryoshkaEvaluator
 from training.utils.checkpoints import describe_last_checkpoint, resume_command, why_unusable
 from training.utils.losses import loss_parameters
@@ -292,8 +292,7 @@ class FiniteCheck(TrainerCallback):
                 offsets = inputs.get(key.removesuffix("input_ids") + "offsets")
                 first = ids[0] if offsets is None else ids[: offsets[1]] if len(offsets) > 1 else ids
                 decoded = self.trainer.model.tokenizer.decode(first.tolist(), skip_special_tokens=True)
-                text = " ".join(decoded.split())
-                texts.append(repr(text if len(text) <= 60 else text[:59] + "…"))
+                texts.append(repr(cut(" ".join(decoded.split()), 60)))
         return texts
 
 

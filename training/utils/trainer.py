@@ -253,7 +253,7 @@ class MatryoshkaTrainer(SentenceTransformerTrainer):
         """Restore from a checkpoint the sums of the losses since the last report."""
         loss, self._globalstep_last_logged = self.loss_report.load(checkpoint / LOG_STATE, self.args.device)
         self._tr_loss += loss
-        self._total_loss_scalar -= float(loss)  # from steps before those by which transformers divides the total loss
+        self._total_loss_scalar -= loss  # from steps before those by which transformers divides the total loss
 
     def _load_from_checkpoint(self, checkpoint_path: str, *args: Any) -> None:
         if adapter_of(self.model) is None:
